@@ -1,0 +1,151 @@
+"""fps_attention and attend: the custom operator "fpsgen::attention" with its fake kernel and straight-through
+gradient.
+
+Legend: B batch, L tokens, H heads, D head dim. Public tensors are [B, L, H, D]. The gradient treats every cast as the
+identity (straight-through) and is that of exact softmax attention at the de-quantized q, k, v over the same key
+tiles, which is how arXiv 2506.04648, section 3 trains. The LSE carries no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from fpsgen.attention.backward import attention_gradient
+from fpsgen.attention.methods import AttentionPlan
+from fpsgen.attention.reference import attention_reference
+from fpsgen.attention.tiles import Size3, Window
+
+
+class UnsupportedDeviceError(RuntimeError):
+    """This device cannot run the method; two lines: what is wrong, how to mend it."""
+
+
+@torch.library.custom_op("fpsgen::attention", mutates_args=())
+def _attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    grid: list[int],
+    tile: list[int],
+    window: list[int],
+    granularity: int,
+    method: str,
+    impl: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    plan = _plan(grid, tile, window, granularity, method, impl)
+    if plan.kernel(q.device) != "triton":
+        at = plan.tensors("cpu")
+        return attention_reference(q, k, v, at.layout, at.lists, plan.fp8, plan.granularity)
+    if plan.fp8 and q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 9):
+        major, minor = torch.cuda.get_device_capability(q.device)
+        raise UnsupportedDeviceError(
+            f"FP8 attention needs compute capability 8.9; {torch.cuda.get_device_name(q.device)} has {major}.{minor}.\n"
+            'Use method="sta" or "bf16" here.'
+        )
+    from fpsgen.attention.kernels import attention_triton
+
+    return attention_triton(q, k, v, plan.tensors(q.device), plan.fp8, plan.granularity)
+
+
+@_attention.register_fake
+def _(q, k, v, grid, tile, window, granularity, method, impl):
+    batch, length, heads, _ = q.shape
+    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(
+        (batch, heads, length), dtype=torch.float32
+    )
+
+
+@torch.library.custom_op("fpsgen::attention_backward", mutates_args=())
+def _attention_backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    grid: list[int],
+    tile: list[int],
+    window: list[int],
+    granularity: int,
+    method: str,
+    impl: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return attention_gradient(grad, q, k, v, _plan(grid, tile, window, granularity, method, impl))
+
+
+@_attention_backward.register_fake
+def _(grad, q, k, v, grid, tile, window, granularity, method, impl):
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+
+
+def _plan(grid, tile, window, granularity, method, impl) -> AttentionPlan:
+    return AttentionPlan(tuple(grid), tuple(tile), tuple(window), granularity, method, impl)
+
+
+def _save(ctx, inputs, output):
+    q, k, v, *ctx.plan = inputs
+    ctx.save_for_backward(q, k, v)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_out, _grad_lse):
+    nothing = (None,) * 6
+    if grad_out is None:
+        return (None, None, None, *nothing)
+    q, k, v = ctx.saved_tensors
+    return (*torch.ops.fpsgen.attention_backward(grad_out, q, k, v, *ctx.plan), *nothing)
+
+
+torch.library.register_autograd("fpsgen::attention", _backward, setup_context=_save)
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan, return_lse: bool = False):
+    """Attention by a prepared plan; q, k, v [B, L, H, D] already in tile order, and so is the result.
+
+    Returns out [B, L, H, D] in q's dtype, with return_lse also LSE fp32 [B, H, L] (natural logarithm). Differentiable
+    in q, k, v; traceable by torch.compile(fullgraph=True). Raises ValueError for shapes that do not fit the plan's
+    grid and UnsupportedDeviceError for FP8 on GPUs older than compute capability 8.9.
+    """
+    if q.dim() != 4 or q.shape[1] != plan.tiling.num_tokens or k.shape != q.shape or v.shape != q.shape:
+        raise ValueError(
+            f"q, k, v are {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} for the grid {plan.grid}.\n"
+            "Give three tensors [B, L, H, D] of one shape with L = T*H*W."
+        )
+    if plan.kernel(q.device) == "sdpa" and not return_lse:
+        return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+    out, lse = torch.ops.fpsgen.attention(
+        q, k, v, list(plan.grid), list(plan.tile), list(plan.window), plan.granularity, plan.method, plan.impl
+    )
+    return (out, lse) if return_lse else out
+
+
+def fps_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    grid: Size3,
+    method: str = "fps",
+    tile: str | Size3 = "fit",
+    window: Window = "all",
+    granularity: int = 1,
+    ordered: bool = False,
+    return_lse: bool = False,
+    impl: str = "auto",
+):
+    """FP8 tile-sparse self-attention over a video's token grid.
+
+    q, k, v: [B, L, H, D], L = T*H*W in raster order (tile order with ordered=True), any float dtype, one device.
+    grid: (T, H, W) in tokens. method, tile, window, granularity, impl: see AttentionPlan. Returns out [B, L, H, D] in
+    q's dtype, in the order of the input; with return_lse also LSE fp32 [B, H, L] (natural logarithm). Raises
+    ValueError and UnsupportedDeviceError as attend.
+    """
+    plan = AttentionPlan(tuple(grid), tile, window, granularity, method, impl)
+    if ordered or (plan.dense and not plan.fp8):  # dense bf16 does not depend on the order
+        return attend(q, k, v, plan, return_lse)
+    at = plan.tensors(q.device)
+    if q.dim() == 4 and q.shape[1] == len(at.order) and k.shape == q.shape == v.shape:
+        q, k, v = (x.index_select(1, at.order) for x in (q, k, v))
+    out, lse = attend(q, k, v, plan, return_lse=True)
+    out = out.index_select(1, at.inverse)
+    return (out, lse.index_select(2, at.inverse)) if return_lse else out

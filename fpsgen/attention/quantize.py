@@ -1,0 +1,111 @@
+"""FP8 (E4M3) and INT8 rules for attention inputs, in plain torch on any device.
+
+Q and K carry one fp32 scale per group of consecutive kernel blocks (tile order), V one per channel: scale = amax /
+448. P has a fixed scale, see reference.py. Source: arXiv 2506.04648, section 3; that FP8 means E4M3 follows from its
+448. Casts never rely on what a device does beyond the range: values are clamped first. NaN stays in its scale group.
+Legend: B batch, L tokens, H heads, D head dim, N kernel blocks; x is [B, L, H, D] in tile order, any float dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from fpsgen.attention.tiles import BlockLayout
+
+E4M3_MAX = 448.0
+INT8_MAX = 127.0
+AMAX_FLOOR = 2.0**-100  # keeps the scale of an all-zero group above zero and its inverse finite
+
+
+def round_e4m3(x: torch.Tensor) -> torch.Tensor:
+    """fp32 values rounded to the nearest E4M3 value (ties to even), still fp32; overwrites and returns x.
+
+    |x| must be at most 448. Equals x.to(float8_e4m3fn).float(), which is several times slower on CPU. Adding 1.5 *
+    2^20 times the element's own power of two pushes all but three mantissa bits out of the fp32 mantissa; below 2^-6
+    the step is 2^-9.
+    """
+    magic = x.view(torch.int32).bitwise_and(0x7F800000).clamp_(min=(127 - 6) << 23).view(torch.float32)
+    magic.mul_(1.5 * 2**20)
+    return x.add_(magic).sub_(magic)
+
+
+def _group_scale(x: torch.Tensor, layout: BlockLayout, granularity: int, top: float) -> torch.Tensor:
+    """fp32 [B, N, H]: amax over each group of `granularity` consecutive blocks, over `top`."""
+    if granularity < 1:
+        raise ValueError(
+            f"granularity is {granularity}.\nGive the number of kernel blocks that share a scale, 1 or more."
+        )
+    rows = torch.linalg.vector_norm(x, ord=float("inf"), dim=-1, dtype=torch.float32)  # [B, L, H]
+    blocks = rows[:, layout.rows.to(x.device).flatten()].unflatten(1, layout.rows.shape).amax(2)  # [B, N, H]
+    groups = min(granularity, layout.num_blocks)
+    if groups > 1:
+        padded = F.pad(blocks, (0, 0, 0, -layout.num_blocks % groups))
+        amax = padded.unflatten(1, (-1, groups)).amax(2)
+        blocks = amax.repeat_interleave(groups, 1)[:, : layout.num_blocks]
+    return blocks.clamp(min=AMAX_FLOOR) * (1.0 / top)
+
+
+def _per_token(scale: torch.Tensor, layout: BlockLayout) -> torch.Tensor:
+    """[B, H, N] -> [B, L, H, 1]."""
+    return scale.transpose(1, 2)[:, layout.token_block.to(scale.device), :, None]
+
+
+def scale_blocks(x: torch.Tensor, layout: BlockLayout, granularity: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """x over its block scales, clamped but not yet rounded (fp32 [B, L, H, D]), and the scales (fp32 [B, H, N])."""
+    scale = _group_scale(x, layout, granularity, E4M3_MAX).transpose(1, 2).contiguous()
+    return (x.float() * (1.0 / _per_token(scale, layout))).clamp_(-E4M3_MAX, E4M3_MAX), scale
+
+
+def scale_channels(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """v over its channel scales, clamped but not yet rounded (fp32 [B, L, H, D]), and the scales (fp32 [B, H, D])."""
+    amax = torch.linalg.vector_norm(v, ord=float("inf"), dim=1, dtype=torch.float32)
+    scale = amax.clamp(min=AMAX_FLOOR) * (1.0 / E4M3_MAX)
+    return (v.float() * (1.0 / scale[:, None])).clamp_(-E4M3_MAX, E4M3_MAX), scale
+
+
+def quantize_blocks(x: torch.Tensor, layout: BlockLayout, granularity: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """float8_e4m3fn [B, L, H, D] and fp32 scales [B, H, N], one scale per `granularity` consecutive blocks."""
+    scaled, scale = scale_blocks(x, layout, granularity)
+    return scaled.to(torch.float8_e4m3fn), scale
+
+
+def quantize_channels(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """float8_e4m3fn [B, L, H, D] and fp32 scales [B, H, D], one scale per channel over all tokens."""
+    scaled, scale = scale_channels(v)
+    return scaled.to(torch.float8_e4m3fn), scale
+
+
+def quantize_blocks_int8(
+    x: torch.Tensor, layout: BlockLayout, granularity: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 [B, L, H, D] in [-127, 127] and fp32 scales [B, H, N] = amax / 127 (the rule of SageAttention, arXiv
+    2410.02367).
+
+    int8 has no NaN: a group that holds one becomes 0 with a NaN scale.
+    """
+    scale = _group_scale(x, layout, granularity, INT8_MAX).transpose(1, 2).contiguous()
+    levels = (x.float() * (1.0 / _per_token(scale, layout))).nan_to_num_(0.0).round_().clamp_(-INT8_MAX, INT8_MAX)
+    return levels.to(torch.int8), scale
+
+
+def dequantize_blocks(x: torch.Tensor, scale: torch.Tensor, layout: BlockLayout) -> torch.Tensor:
+    """fp32 [B, L, H, D] from E4M3 or int8 values and block scales [B, H, N]."""
+    return x.float() * _per_token(scale, layout)
+
+
+def dequantize_channels(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """fp32 [B, L, H, D] from E4M3 values and channel scales [B, H, D]."""
+    return x.float() * scale[:, None]
+
+
+def fake_quantize(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: BlockLayout, granularity: int = 1
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k, v as FP8 attention sees them: quantized and de-quantized, fp32 [B, L, H, D]."""
+    out = []
+    for x in (q, k):
+        scaled, scale = scale_blocks(x, layout, granularity)
+        out.append(round_e4m3(scaled).mul_(_per_token(scale, layout)))
+    scaled, scale = scale_channels(v)
+    return out[0], out[1], round_e4m3(scaled).mul_(scale[:, None])

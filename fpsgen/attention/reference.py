@@ -1,0 +1,93 @@
+"""Tile-sparse attention in plain torch: what the kernels must compute, and the path that CPUs take.
+
+Softmax runs in base 2: x = q.k * D^-0.5 * log2(e). With FP8, m = ceil(max x) over the row's keys, P = 2^(x - m) * 448
+(so at most 448) rounded to E4M3, and the row sum adds the *rounded* P, so V = 1 gives O = 1. An integer m makes the
+rescaling of a running maximum an exact shift of the exponent, so P's rounding does not depend on the order in which
+keys are visited (but for values that underflow), and kernel and reference agree far below E4M3's own error.
+Everything else is fp32.
+
+Legend: B batch, L tokens (tile order), H heads, D head dim, R query rows, S key rows. Source: arXiv 2506.04648,
+section 3.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fpsgen.attention.quantize import E4M3_MAX, fake_quantize, round_e4m3
+from fpsgen.attention.tiles import BlockLayout, TileLists
+
+LOG2_E = math.log2(math.e)
+CHUNK = 3 << 17  # scores held at once; a few hundred thousand stay in a CPU's cache
+
+
+def _rows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, fp8: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of rows [n, R, D] over keys [n, S, D]; query carries the softmax scale. Returns out, LSE (base 2)."""
+    score = torch.bmm(query, key.mT)  # [n, R, S]
+    top = score.amax(-1, keepdim=True)
+    if fp8:
+        top.ceil_()
+    top.masked_fill_(top == -math.inf, 0.0)
+    shift = math.log2(E4M3_MAX) if fp8 else 0.0
+    weight = score.sub_(top - shift).exp2_()
+    if fp8:
+        weight = round_e4m3(weight.clamp_(max=E4M3_MAX))
+    total = weight.sum(-1, keepdim=True)
+    out = torch.bmm(weight, value).div_(total.clamp(min=torch.finfo(total.dtype).tiny))
+    return out, (total.log2() + top - shift).squeeze(-1)
+
+
+def _tokens(tiles: tuple[int, ...], first: list[int]) -> torch.Tensor | slice:
+    """Token rows of ascending tiles: a slice where they are neighbours (no copy), else an index."""
+    if tiles[-1] - tiles[0] + 1 == len(tiles):
+        return slice(first[tiles[0]], first[tiles[-1] + 1])
+    return torch.cat([torch.arange(first[u], first[u + 1]) for u in tiles])
+
+
+def attention_reference(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: BlockLayout,
+    lists: TileLists,
+    fp8: bool,
+    granularity: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of q, k, v [B, L, H, D] (tile order) over the key tiles in `lists`.
+
+    Returns out [B, L, H, D] in q's dtype and LSE fp32 [B, H, L] (natural logarithm). Rows without a key: out 0, LSE
+    -inf. fp8: quantize as quantize.py says, `granularity` blocks to a scale. Query tiles with equal lists are
+    computed together.
+    """
+    batch, length, heads, dim = q.shape
+    if length != layout.tiling.num_tokens or k.shape != q.shape or v.shape != q.shape:
+        raise ValueError(
+            f"q, k, v are {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} for the grid {layout.tiling.grid}.\n"
+            "Give three tensors [B, L, H, D] of one shape with L = T*H*W."
+        )
+    full = fake_quantize(q, k, v, layout, granularity) if fp8 else (q.float(), k.float(), v.float())
+    query, key, value = (x.transpose(1, 2).reshape(batch * heads, length, dim) for x in full)
+    query = query * (dim**-0.5 * LOG2_E)
+    out = query.new_zeros(batch * heads, length, dim)
+    lse = query.new_full((batch * heads, length), -math.inf)
+    first = [0, *layout.tiling.sizes().long().cumsum(0).tolist()]
+    share = len(lists.groups)
+    if share not in (1, heads, batch * heads):
+        raise ValueError(f"lists have {share} groups.\nGive 1, {heads} (heads) or {batch * heads} (batch x heads).")
+    for g, groups in enumerate(lists.groups):
+        pick = slice(None) if share == 1 else slice(g, None, share)  # B*H rows are batch-major: head g is every H-th
+        for queries, keys in groups:
+            if not keys:
+                continue
+            columns = _tokens(keys, first)
+            some_key, some_value = key[pick, columns], value[pick, columns]
+            rows = _tokens(queries, first)
+            rows = torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+            step = max(16, CHUNK // (some_key.shape[0] * some_key.shape[1]))
+            for part in rows.split(step):
+                at = slice(int(part[0]), int(part[-1]) + 1) if int(part[-1] - part[0]) + 1 == len(part) else part
+                out[pick, at], lse[pick, at] = _rows(query[pick, at], some_key, some_value, fp8)
+    out = out.view(batch, heads, length, dim).transpose(1, 2).to(q.dtype).contiguous()
+    return out, lse.view(batch, heads, length).mul_(math.log(2.0))
