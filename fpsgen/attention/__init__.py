@@ -1,7 +1,7 @@
 """FP8, tile-sparse attention for video token grids (independent implementation of arXiv 2506.04648).
 
-The names below load their module, and with it torch, on first use: schedules are pure Python, and the command line judges them
-before torch is imported.
+The names below load their module, and with it torch, on first use: schedules are pure Python, and the command line
+judges them before torch is imported.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The command line. Nothing here imports torch at module level, so that help and usage errors come at once."""

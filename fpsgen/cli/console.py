@@ -1,0 +1,131 @@
+"""The two streams. stdout carries results and nothing else; everything that speaks to a person goes to stderr.
+
+Text that came from outside is written as it is, never as markup, with its control characters made visible.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback as tb
+import warnings as py_warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, TextIO
+
+from fpsgen.errors import FpsgenError
+
+SCHEMA = "fpsgen/1"
+
+
+def prepare_streams() -> None:
+    """Make both streams safe to write to: closed ones swallow, characters that they lack are escaped."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def is_terminal(stream: IO[str] | None = None) -> bool:
+    """Whether to draw: a terminal that can, and nobody asked for plain lines."""
+    stream = stream or sys.stderr
+    plain = os.environ.get("TERM") == "dumb" or bool(os.environ.get("CI"))
+    return stream.isatty() and not plain
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Foreign text for a message: white space as single blanks, control characters as \\x1b, not too long."""
+    text = "".join(ch if ch.isprintable() else f"\\x{ord(ch):02x}" for ch in " ".join(text.split()))
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    print(one_line(text, 2000), file=sys.stderr, flush=True)
+
+
+def warning(text: str) -> None:
+    """A warning on stderr."""
+    _labelled("warning:", text, "33")
+
+
+def error(problem: FpsgenError) -> None:
+    """The two lines of an error on stderr."""
+    _labelled("error:", problem.message, "1;31")
+    _labelled("fix:", problem.remedy, "1;32")
+
+
+def traceback() -> None:
+    """The traceback of the exception being handled, on stderr (--debug)."""
+    tb.print_exc()
+
+
+def print_json(
+    command: str,
+    results: list[dict[str, Any]] | None = None,
+    warnings: list[str] | None = None,
+    error: FpsgenError | None = None,
+) -> None:
+    """The one JSON object that a command with --json writes to stdout."""
+    failure = error and {"code": error.code, "message": error.message, "remedy": error.remedy}
+    body = {
+        "schema": SCHEMA,
+        "ok": error is None,
+        "command": command,
+        "results": results or [],
+        "warnings": warnings or [],
+        "error": failure,
+    }
+    print(json.dumps(body, indent=2), flush=True)
+
+
+def quiet_libraries(debug: bool) -> None:
+    """Stop the libraries' bars and chatter (before they are imported); what matters reaches people by our own lines."""
+    if debug:
+        return
+    quiet = {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DIFFUSERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def library_warnings(warn: Callable[[str], None], debug: bool) -> Iterator[None]:
+    """Python warnings of fpsgen's own modules go to `warn`; those of libraries are shown with --debug only."""
+
+    def receive(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if os.path.dirname(os.path.dirname(__file__)) in filename:
+            warn(one_line(str(message), 2000))
+        elif debug:
+            print(py_warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
+
+    with py_warnings.catch_warnings():
+        py_warnings.simplefilter("always" if debug else "default")
+        py_warnings.showwarning = receive
+        yield
+
+
+def _labelled(label: str, text: str, colour: str) -> None:
+    label = f"\x1b[{colour}m{label}\x1b[0m" if _wants_colour() else label
+    print(f"{label} {one_line(text, 2000)}", file=sys.stderr, flush=True)
+
+
+def _wants_colour() -> bool:
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (sys.stderr.isatty() and os.environ.get("TERM") != "dumb")

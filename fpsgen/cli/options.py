@@ -1,0 +1,77 @@
+"""The options of the commands that make videos. All are read as text; fpsgen/config.py parses every layer alike."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fpsgen.config import DTYPES, METHODS
+
+_VIDEO, _QUALITY, _SPEED, _OUTPUT, _MACHINE = "Video", "Quality", "Acceleration", "Output", "Machine"
+
+
+def _text(*names: str, panel: str, metavar: str, help: str) -> typer.models.OptionInfo:
+    return typer.Option(
+        *names, rich_help_panel=panel, metavar=metavar, help=help.replace("[", "\\["), show_default=False
+    )
+
+
+def _switch(*names: str, panel: str, help: str) -> typer.models.OptionInfo:
+    return typer.Option(*names, rich_help_panel=panel, metavar="", help=help, show_default=False)
+
+
+Prompt = Annotated[str, typer.Argument(help='What the video shows, in quotes: "a cat surfing".', show_default=False)]
+Model = Annotated[
+    str | None,
+    _text("--model", "-m", panel=_VIDEO, metavar="NAME", help="auto, nano, wan2.1-1.3b, wan2.1-14b, hub id or folder."),
+]
+Res = Annotated[str | None, _text("--res", panel=_VIDEO, metavar="SIZE", help="480p, 720p or WIDTHxHEIGHT.")]
+Aspect = Annotated[
+    str | None, _text("--aspect", panel=_VIDEO, metavar="W:H", help="16:9, 9:16, 1:1, 4:3, 3:4 ... at that size.")
+]
+Frames = Annotated[str | None, _text("--frames", panel=_VIDEO, metavar="N", help="Number of frames, 4n+1.")]
+Seconds = Annotated[
+    str | None, _text("--seconds", panel=_VIDEO, metavar="S", help="Length instead of --frames, to the nearest 4n+1.")
+]
+Fps = Annotated[str | None, _text("--fps", panel=_VIDEO, metavar="N", help="Frames a second of the file.")]
+Steps = Annotated[str | None, _text("--steps", panel=_QUALITY, metavar="N", help="Denoising steps.")]
+Guidance = Annotated[
+    str | None, _text("--guidance", panel=_QUALITY, metavar="X", help="Pull towards the prompt; 1 and less: none.")
+]
+Shift = Annotated[
+    str | None, _text("--shift", panel=_QUALITY, metavar="X", help="Flow shift; larger: more steps at high noise.")
+]
+Negative = Annotated[
+    str | None, _text("--negative", panel=_QUALITY, metavar="TEXT", help='What to avoid; "" for nothing.')
+]
+Seed = Annotated[str | None, _text("--seed", panel=_QUALITY, metavar="N", help="Same seed, same video. [drawn]")]
+Method = Annotated[
+    str | None, _text("--method", panel=_SPEED, metavar="NAME", help=f"{', '.join(METHODS)}. [as scheduled]")
+]
+Schedule = Annotated[
+    str | None,
+    _text(
+        "--schedule",
+        panel=_SPEED,
+        metavar="NAME",
+        help="safe, balanced, paper or a file. [model's own, or safe]",
+    ),
+]
+Strict = Annotated[bool, _switch("--strict", panel=_SPEED, help="Fail where anything falls back (exit 9).")]
+Output = Annotated[
+    str | None,
+    _text("--output", "-o", panel=_OUTPUT, metavar="PATH", help="An .mp4 file or a folder. [outputs/]"),
+]
+Overwrite = Annotated[bool, _switch("--overwrite", panel=_OUTPUT, help="Replace the file if it exists.")]
+NoMetadata = Annotated[
+    bool, _switch("--no-metadata", panel=_OUTPUT, help="No recipe in the MP4 and no JSON file beside it.")
+]
+Json = Annotated[bool, _switch("--json", panel=_OUTPUT, help="One JSON object on stdout.")]
+Quiet = Annotated[bool, _switch("--quiet", "-q", panel=_OUTPUT, help="Only the path.")]
+DryRun = Annotated[bool, _switch("--dry-run", panel=_OUTPUT, help="Show every setting and where it is from; stop.")]
+Device = Annotated[str | None, _text("--device", panel=_MACHINE, metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[
+    str | None, _text("--dtype", panel=_MACHINE, metavar="NAME", help=f"{', '.join(DTYPES)}. [bf16 on GPU]")
+]
+Debug = Annotated[bool, _switch("--debug", panel=_MACHINE, help="Tracebacks, and the libraries' own messages.")]

@@ -1,0 +1,122 @@
+"""Progress by stage: drawn with rich on a terminal, plain lines elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from fpsgen.cli import console
+
+
+class Quiet:
+    """Says nothing; also what the other two are made from. Satisfies fpsgen.pipeline.request.Events."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def stage_start(self, name: str, note: str = "") -> None:
+        pass
+
+    def stage_end(self, name: str, seconds: float) -> None:
+        pass
+
+    def step(self, index: int, total: int, seconds: float, note: str) -> None:
+        pass
+
+    def note(self, name: str, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        pass
+
+
+class Plain(Quiet):
+    """One line for each stage, and one for each tenth of the denoising."""
+
+    def __init__(self) -> None:
+        self._spent = 0.0
+        self._tenth = 0
+
+    def stage_end(self, name: str, seconds: float) -> None:
+        console.note(f"{name:<8} {seconds:.1f} s")
+
+    def step(self, index: int, total: int, seconds: float, note: str) -> None:
+        self._spent += seconds
+        done = index + 1
+        if done * 10 // total > self._tenth and done < total:
+            self._tenth = done * 10 // total
+            console.note(f"denoise  {done}/{total}  {pace(done, total, self._spent)}  {note}")
+
+    def note(self, name: str, text: str) -> None:
+        console.note(f"{name:<8} {text}")
+
+    def warn(self, text: str) -> None:
+        console.warning(text)
+
+
+class Drawn(Quiet):
+    """A line for each stage that stays; the running one moves."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]\N{CHECK MARK}"),
+            TextColumn("{task.description:<8}"),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=Console(stderr=True, highlight=False, emoji=False),
+        )
+        self._task: Any = None
+        self._spent = 0.0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def stage_start(self, name: str, note: str = "") -> None:
+        self._task = self._progress.add_task(name, total=None, note=note)
+
+    def stage_end(self, name: str, seconds: float) -> None:
+        self._progress.update(self._task, total=1, completed=1, note="")
+
+    def step(self, index: int, total: int, seconds: float, note: str) -> None:
+        self._spent += seconds
+        text = f"{index + 1}/{total}  {pace(index + 1, total, self._spent)}  {note}"
+        self._progress.update(self._task, total=total, completed=index + 1, note=text)
+
+    def note(self, name: str, text: str) -> None:
+        self._print(f"{name:<8} {text}")
+
+    def warn(self, text: str) -> None:
+        self._print(f"warning: {text}")
+
+    def _print(self, text: str) -> None:
+        self._progress.console.print(console.one_line(text, 2000), markup=False, highlight=False, soft_wrap=True)
+
+
+def choose(quiet: bool) -> Quiet:
+    """The progress that suits stderr."""
+    return Quiet() if quiet else Drawn() if console.is_terminal(sys.stderr) else Plain()
+
+
+def pace(done: int, total: int, spent: float) -> str:
+    """Seconds for a step so far, and the time that the rest will take."""
+    each = spent / done
+    rest = time.gmtime(each * (total - done))
+    clock = time.strftime("%H:%M:%S" if rest.tm_hour else "%M:%S", rest)
+    return f"{each:.2f} s/it  ETA {clock}"

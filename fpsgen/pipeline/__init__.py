@@ -1,0 +1,1 @@
+"""From a request to a video. `request` and `size` need no torch; `generate` does."""

@@ -1,0 +1,168 @@
+"""What will be made, decided in full before torch is imported."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from fpsgen.attention.schedule import PRESETS
+from fpsgen.config import Settings, clean_text, show
+from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
+from fpsgen.models.registry import ModelSpec, resolve
+from fpsgen.pipeline.output import resolve_output
+from fpsgen.pipeline.size import resolve_frames, resolve_size
+
+T = TypeVar("T")
+
+MAX_PROMPT = 10_000  # characters; the text encoders read 512 tokens
+
+
+class Events(Protocol):
+    """What `generate.run` tells while it works. Times are in seconds."""
+
+    def stage_start(self, name: str, note: str = "") -> None: ...
+
+    def stage_end(self, name: str, seconds: float) -> None: ...
+
+    def step(self, index: int, total: int, seconds: float, note: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One video, with nothing left open but what only the loaded model can tell."""
+
+    prompt: str
+    negative: str
+    model: ModelSpec
+    model_path: Path
+    width: int  # pixels
+    height: int
+    frames: int
+    fps: int
+    steps: int
+    guidance: float
+    shift: float
+    seed: int
+    max_sequence_length: int
+    method: str | None  # None: as the schedule says
+    schedule: str | None  # a preset's name or a TOML file; None: the checkpoint's own, else "safe"
+    strict: bool
+    device: str  # "auto", "cpu", "cuda", "cuda:N"
+    dtype: str  # "auto", "bf16", "fp16", "fp32"
+    output: Path
+    numbered: bool  # the output's name may get -2, -3 ... if it is taken meanwhile
+    overwrite: bool
+    metadata: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request, why its model was chosen, and the layer that each value comes from."""
+
+    request: GenerateRequest
+    reason: str
+    origins: dict[str, str]
+
+
+def plan(prompt: str, settings: Settings, overwrite: bool = False) -> Plan:
+    """Settle everything that was left open: model, size, length, seed, name.
+
+    Raises FpsgenError: USAGE for values that do not go together, MODEL when the model is not there, BAD_INPUT for a
+    schedule that cannot be read, DISK when the output cannot be written.
+    """
+    prompt = check_prompt(prompt)
+    schedule = _check_schedule(settings.schedule)
+    spec, path, reason = resolve(settings.model)
+    width, height = resolve_size(settings.res, settings.aspect, (spec.width, spec.height), spec.resolutions, spec.name)
+    fps = _first(settings.fps, spec.fps)
+    seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
+    output, numbered = resolve_output(settings.output, prompt, seed, overwrite)
+    request = GenerateRequest(
+        prompt=prompt,
+        negative=_first(settings.negative, spec.negative_prompt),
+        model=spec,
+        model_path=Path(path),
+        width=width,
+        height=height,
+        frames=resolve_frames(settings.frames, settings.seconds, fps, spec.frames),
+        fps=fps,
+        steps=_first(settings.steps, spec.steps),
+        guidance=_first(settings.guidance, spec.guidance),
+        shift=_first(settings.shift, spec.shift),
+        seed=seed,
+        max_sequence_length=spec.max_sequence_length,
+        method=settings.method,
+        schedule=schedule,
+        strict=settings.strict,
+        device=settings.device,
+        dtype=settings.dtype,
+        output=output,
+        numbered=numbered,
+        overwrite=overwrite,
+        metadata=settings.metadata,
+    )
+    return Plan(request, reason, _origins(settings, spec))
+
+
+def check_prompt(prompt: str) -> str:
+    """The prompt on one line. Raises FpsgenError USAGE for an empty, endless or unprintable one."""
+    try:
+        text = clean_text(prompt)
+    except ValueError:
+        message = f"the prompt holds control characters: {show(prompt, 60)!r}"
+        raise FpsgenError(message, "type it again as plain text", USAGE) from None
+    if not text:
+        raise FpsgenError("the prompt is empty", 'for example fpsgen generate "a cat surfing"', USAGE)
+    if len(text) > MAX_PROMPT:
+        message = f"the prompt has {len(text)} characters, more than {MAX_PROMPT}"
+        raise FpsgenError(message, "shorten it; the models read some 300 words", USAGE)
+    return text
+
+
+def _check_schedule(name: str | None) -> str | None:
+    if name is None or name in PRESETS:
+        return name
+    path = Path(name)
+    if path.suffix == ".toml" and path.is_file():
+        from fpsgen.attention.schedule import Schedule
+
+        try:
+            Schedule.from_file(path)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            message = f"schedule {show(name)} cannot be used: {show(error, 200)}"
+            raise FpsgenError(message, f"mend it, or take a preset: {', '.join(PRESETS)}", BAD_INPUT) from error
+        return name
+    if path.suffix == ".toml" or path.exists():
+        what = "is not a TOML file" if path.exists() else "does not exist"
+        raise FpsgenError(f"schedule {show(name)} {what}", f"or take a preset: {', '.join(PRESETS)}", BAD_INPUT)
+    raise FpsgenError(f"no schedule is named {show(name)}", f"choose from {', '.join(PRESETS)}, or name a file", USAGE)
+
+
+def _origins(settings: Settings, spec: ModelSpec) -> dict[str, str]:
+    own = f"default of {spec.name}"
+    partners = {
+        "width": ("res", "aspect"),
+        "height": ("res", "aspect"),
+        "frames": ("frames", "seconds"),
+        "model_path": ("model",),
+        "numbered": ("output",),
+    }
+    plain = {"prompt": "argument", "overwrite": "flag", "max_sequence_length": own}
+    built_in = {"model", "model_path", "method", "strict", "device", "dtype", "output", "numbered", "metadata"}
+    origins = {}
+    for field in fields(GenerateRequest):
+        origin = settings.origin(*partners.get(field.name, (field.name,)))
+        if origin == "default" and field.name == "seed":
+            origin = "drawn"
+        elif origin == "default" and field.name not in built_in:
+            origin = own
+        origins[field.name] = plain.get(field.name, origin)
+    return origins
+
+
+def _first(value: T | None, default: T) -> T:
+    return default if value is None else value

@@ -1,0 +1,68 @@
+"""Where time and memory went. Needs no torch, so that importing torch can be timed too."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fpsgen.pipeline.request import Events
+
+
+class Timing:
+    """Stage and step times in seconds on a monotonic clock, told to `events` as they happen."""
+
+    def __init__(self, events: Events) -> None:
+        self.events = events
+        self.stages: dict[str, float] = {}
+        self.steps: list[float] = []
+        self.warnings: list[str] = []
+        self.running = ""  # the stage at work
+        self._start = self._last = time.monotonic()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block as one stage."""
+        self.running = name
+        self.events.stage_start(name)
+        self._last = start = time.monotonic()
+        yield
+        self.stages[name] = time.monotonic() - start
+        self.events.stage_end(name, self.stages[name])
+
+    def step(self, index: int, total: int, note: str) -> None:
+        """A denoising step has ended."""
+        now = time.monotonic()
+        self.steps.append(now - self._last)
+        self._last = now
+        self.events.step(index, total, self.steps[-1], note)
+
+    def warn(self, text: str) -> None:
+        """Something that a person should know, said once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.events.warn(text)
+
+    @property
+    def total(self) -> float:
+        """Seconds since this clock was made."""
+        return time.monotonic() - self._start
+
+    def as_json(self) -> dict:
+        """Rounded to milliseconds."""
+        return {
+            "total_s": round(self.total, 3),
+            "stages_s": {name: round(seconds, 3) for name, seconds in self.stages.items()},
+            "steps_s": [round(seconds, 4) for seconds in self.steps],
+        }
+
+
+def peak_rss() -> int | None:
+    """Largest resident size of this process so far, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
