@@ -25,6 +25,7 @@ from fpsgen.errors import BAD_INPUT, DISK, ENVIRONMENT, FpsgenError
 _PART_PREFIX = ".fpsgen-"
 _PART_SUFFIX = ".part.mp4"
 _SCHEMA_KEY = "schema"
+PATIENCE = 25.0  # seconds for ffmpeg to start and end, beside its work
 
 
 def write_mp4(
@@ -105,7 +106,9 @@ def count_frames(path: str | Path) -> int:
     command = [ffmpeg(), "-hide_banner", "-v", "error", "-xerror", "-i", _url(path)]
     command += ["-map", "0:v:0", "-fps_mode", "passthrough", "-f", "null", "-progress", "pipe:1", "-"]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=25 + _size(path) / 1e6)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE + _size(path) / 1e6
+        )
     except subprocess.TimeoutExpired:
         return 0
     counts = re.findall(rb"^frame=\s*(\d+)", done.stdout, re.MULTILINE)
@@ -149,7 +152,9 @@ def _encode(frames: np.ndarray, part: Path, fps: int, recipe: dict[str, Any] | N
         command += ["-metadata", "comment=" + json.dumps(recipe, ensure_ascii=False, separators=(",", ":"))]
     command += ["-movflags", "+faststart", "-f", "mp4", _url(part)]
 
-    patience = 25 + count * height * width / 1e6  # seconds; even a slow core encodes a megapixel in far less than one
+    patience = (
+        PATIENCE + count * height * width / 1e6
+    )  # seconds; even a slow core encodes a megapixel in far less than one
     own_group = {} if sys.platform == "win32" else {"process_group": 0}  # Ctrl-C is ours to pass on
     try:
         process = subprocess.Popen(

@@ -1,0 +1,1 @@
+"""Reports made from files; nothing here runs a model."""

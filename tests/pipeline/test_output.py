@@ -1,0 +1,104 @@
+"""Names: safe, free, and checked before any work is done."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from fpsgen.errors import DISK, USAGE, FpsgenError
+from fpsgen.pipeline.output import free_name, resolve_output, sidecar, slug
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [
+        ("a cat surfing", "a-cat-surfing"),
+        ("  A CAT!! ../../etc/passwd ", "a-cat-etc-passwd"),
+        ("Käse & naïve café", "kase-naive-cafe"),
+        ("一只猫", "video"),
+        ("", "video"),
+        ("x" * 99, "x" * 40),
+        ("a" * 39 + " bc", "a" * 39),
+        ("[/bold]\x1b[31m", "bold-31m"),
+    ],
+)
+def test_slug(prompt, wanted):
+    assert slug(prompt) == wanted
+
+
+def test_ten_thousand_prompts_give_names_that_are_safe_everywhere():
+    draw = random.Random(0)
+    for _ in range(10_000):
+        name = slug("".join(chr(draw.randrange(1, 0x3000)) for _ in range(draw.randrange(60))))
+        assert 1 <= len(name) <= 40 and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+        assert not name.startswith("-") and not name.endswith("-")
+
+
+def test_default_names_never_collide():
+    path, numbered = resolve_output(None, "a cat", 7, False)
+    assert (str(path), numbered) == (os.path.join("outputs", "a-cat-7.mp4"), True)
+    path.parent.mkdir()
+    path.touch()
+    second, _ = resolve_output(None, "a cat", 7, False)
+    assert second.name == "a-cat-7-2.mp4"
+    sidecar(second).touch()
+    assert resolve_output(None, "a cat", 7, False)[0].name == "a-cat-7-3.mp4"
+    assert free_name(path).name == "a-cat-7-3.mp4"
+    assert resolve_output(None, "a cat", 7, True)[0] == path
+
+
+def test_nothing_is_made_by_asking():
+    resolve_output("new/folder/", "a cat", 7, False)
+    resolve_output("new/folder/a.mp4", "a cat", 7, False)
+    assert os.listdir() == []
+
+
+def test_a_folder_or_a_file():
+    os.mkdir("here.mp4")
+    for text, wanted in (("new/", "new/a-cat-7.mp4"), ("here.mp4", "here.mp4/a-cat-7.mp4"), (".", "a-cat-7.mp4")):
+        assert resolve_output(text, "a cat", 7, False) == (Path(wanted), True)
+    assert resolve_output("x/y.MP4", "a cat", 7, False) == (Path("x/y.MP4"), False)
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "said"),
+    [
+        ("http://127.0.0.1:9/x.mp4", USAGE, "address"),
+        ("a.avi", USAGE, "does not end in .mp4"),
+        ("noend", USAGE, "does not end in .mp4"),
+        (".mp4", USAGE, "does not end in .mp4"),
+        ("x" * 300 + ".mp4", USAGE, "200 bytes"),
+        ("y" * 300 + "/a.mp4", USAGE, "200 bytes"),
+        ("/dev/null", DISK, "device"),
+        ("taken.mp4", DISK, "exists already"),
+        ("beside.mp4", DISK, "beside.json exists already"),
+        ("link.mp4", DISK, "exists already"),
+        ("taken.mp4/a.mp4", DISK, "is not a folder"),
+        ("/proc/none/a.mp4", DISK, "/proc"),
+    ],
+)
+def test_what_cannot_be_written_is_said_at_once(output, code, said):
+    Path("taken.mp4").touch()
+    Path("beside.json").touch()
+    Path("link.mp4").symlink_to("nowhere")
+    before = sorted(os.listdir())
+    with pytest.raises(FpsgenError) as caught:
+        resolve_output(output, "a cat", 7, False)
+    assert caught.value.code == code and said in caught.value.message and caught.value.remedy
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission():
+    os.mkdir("locked", 0o500)
+    with pytest.raises(FpsgenError, match="not writable"):
+        resolve_output("locked/a.mp4", "a cat", 7, False)
