@@ -1,0 +1,91 @@
+"""Compile the kernels for sm_90a without a GPU and read registers, spills and shared memory from the binary."""
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fpsgen.attention.kernels import forward, launch, prepare
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+
+@dataclass(frozen=True)
+class Usage:
+    registers: int
+    stack: int  # bytes; spills live here
+    local_loads: int
+    shared: int  # bytes
+    sass: str
+
+    def __str__(self) -> str:
+        count = {op: len(re.findall(rf"\b{op}\b", self.sass)) for op in ("QGMMA", "HGMMA", "UTMALDG", "STS", "PRMT")}
+        return f"{self.registers} registers, stack {self.stack}, shared {self.shared}, {count}"
+
+
+def build(fn, types: dict[str, str], constants: dict, options: dict) -> Usage:
+    """types: Triton type of every argument that is not a constant, pointers and multiples of 16 marked with a trailing '!'."""
+    signature = {name: types.get(name, "constexpr").rstrip("!") for name in fn.arg_names}
+    attrs = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(fn.arg_names) if types.get(name, "").endswith("!")
+    }
+    source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=attrs)
+    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        report = subprocess.run(
+            [TOOLS / "cuobjdump", "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+        sass = subprocess.run([TOOLS / "nvdisasm", file.name], capture_output=True, text=True, check=True).stdout
+    use = {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", report)}
+    locals_ = len(re.findall(r"\b(?:STL|LDL)\b", sass))
+    return Usage(use["REG"], use["STACK"], locals_, kernel.metadata.shared, sass)
+
+
+def build_forward(
+    dim: int, block: int, fp8: bool, masked: bool = True, config: launch.LaunchConfig | None = None
+) -> Usage:
+    config = config or launch.select(dim, block, fp8)
+    types = dict.fromkeys(("stride_qb", "stride_ql", "stride_qh", "stride_kb", "stride_kl", "stride_kh"), "i64!")
+    types |= dict.fromkeys(("stride_vb", "stride_vl", "stride_vh"), "i64!")
+    types |= dict.fromkeys(("heads", "tokens", "num_blocks", "num_tiles", "num_groups", "longest"), "i32")
+    types |= dict.fromkeys(("block_start", "block_len", "block_tile", "list_index", "list_count"), "*i32!")
+    types |= dict.fromkeys(("lse", "q_scale", "k_scale", "v_scale"), "*fp32!") | {
+        "out": "*bf16!",
+        "softmax_scale": "fp32",
+    }
+    if fp8:
+        types |= {
+            "q": f"tensordesc<fp8e4nv[{config.block_q}, {dim}]>",
+            "k": f"tensordesc<fp8e4nv[{block}, {dim}]>",
+            "v": f"tensordesc<fp8e4nv[{dim}, {block}]>",
+        }
+    else:
+        types |= dict.fromkeys("qkv", "*bf16!")
+    constants = {
+        "FP8": fp8,
+        "HALF": triton.language.bfloat16,
+        "D": dim,
+        "BLOCK": block,
+        "BLOCK_Q": config.block_q,
+        "MASKED": masked,
+        "PROMOTE": config.promote,
+        "ROUNDED_SUM": config.rounded_sum,
+    }
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    if config.maxnreg:
+        options["maxnreg"] = config.maxnreg
+    return build(forward.attention_forward, types, constants, options)
+
+
+def build_prepare(name: str, dim: int, block: int) -> Usage:
+    types = dict.fromkeys(("stride_b", "stride_l", "stride_h"), "i64!")
+    types |= dict.fromkeys(("heads", "num_blocks", "granularity"), "i32") | {"x": "*bf16!", "out": "*fp8e4nv!"}
+    types |= dict.fromkeys(("scales", "partial"), "*fp32!") | dict.fromkeys(("block_start", "block_len"), "*i32!")
+    return build(getattr(prepare, name), types, {"D": dim, "BLOCK": block}, {"num_warps": 8})
