@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -155,16 +155,19 @@ def _encode(frames: np.ndarray, part: Path, fps: int, recipe: dict[str, Any] | N
     patience = (
         PATIENCE + count * height * width / 1e6
     )  # seconds; even a slow core encodes a megapixel in far less than one
-    own_group = {} if sys.platform == "win32" else {"process_group": 0}  # Ctrl-C is ours to pass on
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **own_group
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is ours to pass on
         )
     except OSError as error:
         message = f"ffmpeg could not be started: {command[0]}: {error.strerror}"
         raise FpsgenError(message, "pip install --force-reinstall imageio-ffmpeg", ENVIRONMENT) from error
     try:
-        _, complaints = process.communicate(memoryview(frames).cast("B"), timeout=patience)
+        _, complaints = process.communicate(cast(bytes, frames.data.cast("B")), timeout=patience)
     except subprocess.TimeoutExpired:
         message = f"ffmpeg ({command[0]}) did not finish within {patience:.0f} s"
         raise FpsgenError(message, "see whether the disk answers, and run it again", DISK) from None

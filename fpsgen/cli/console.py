@@ -5,6 +5,7 @@ Text that came from outside is written as it is, never as markup, with its contr
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ import traceback as tb
 import warnings as py_warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any, TextIO
+from typing import Any, TextIO
 
 from fpsgen.errors import FpsgenError
 
@@ -26,20 +27,18 @@ def prepare_streams() -> None:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def is_terminal(stream: IO[str] | None = None) -> bool:
-    """Whether to draw: a terminal that can, and nobody asked for plain lines."""
-    stream = stream or sys.stderr
-    plain = os.environ.get("TERM") == "dumb" or bool(os.environ.get("CI"))
-    return stream.isatty() and not plain
+def can_draw() -> bool:
+    """Whether progress may move: stderr is a terminal that can, and nobody asked for plain lines."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """Foreign text for a message: white space as single blanks, control characters as \\x1b, not too long."""
-    text = "".join(ch if ch.isprintable() else f"\\x{ord(ch):02x}" for ch in " ".join(text.split()))
+    """Foreign text for a message: line ends as blanks, control characters as \\x1b, not too long."""
+    text = "".join(ch if ch.isprintable() else f"\\x{ord(ch):02x}" for ch in " ".join(text.splitlines()))
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

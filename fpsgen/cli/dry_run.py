@@ -19,7 +19,7 @@ def show(plan: Plan, warnings: tuple[str, ...], as_json: bool) -> None:
     """Print the plan on stdout, as a table or as JSON."""
     request = plan.request
     grid = token_grid(request.frames, request.height, request.width)
-    schedule = planned_schedule(request)
+    schedule, carried = planned_schedule(request)
     steps = profile_counts(schedule, request)
     if as_json:
         values: dict[str, Any] = {field.name: getattr(request, field.name) for field in fields(request)}
@@ -49,7 +49,7 @@ def show(plan: Plan, warnings: tuple[str, ...], as_json: bool) -> None:
             for name in ("fps", "steps", "guidance", "shift", "seed")
         ),
         ("method", request.method or "as scheduled", plan.origins["method"]),
-        ("schedule", schedule.name, plan.origins["schedule"]),
+        ("schedule", schedule.name, carried or plan.origins["schedule"]),
         ("steps by profile", ", ".join(f"{name} {count}" for name, count in steps), "schedule"),
         ("tokens", f"{grid[0]} x {grid[1]} x {grid[2]} = {grid[0] * grid[1] * grid[2]}", "size and frames"),
         ("strict", "yes" if request.strict else "no", plan.origins["strict"]),
@@ -64,14 +64,16 @@ def show(plan: Plan, warnings: tuple[str, ...], as_json: bool) -> None:
         print(f"{name:<{wide}}  {value}  [{origin}]")
 
 
-def planned_schedule(request: GenerateRequest) -> Schedule:
-    """The schedule that `fpsgen.apply` will choose: the one asked for, the checkpoint's own, or "safe"."""
-    name, own = request.schedule, request.model_path / "schedule.toml"
-    if name is None:
-        schedule = Schedule.from_file(own) if own.is_file() else preset("safe")
-    else:
+def planned_schedule(request: GenerateRequest) -> tuple[Schedule, str]:
+    """The schedule that `fpsgen.apply` will choose, and why where nobody asked for one."""
+    name, own, why = request.schedule, request.model_path / "schedule.toml", ""
+    if name is not None:
         schedule = Schedule.from_file(name) if name.endswith(".toml") else preset(name)
-    return schedule.with_method(request.method) if request.method else schedule
+    elif own.is_file():
+        schedule, why = Schedule.from_file(own), "carried by the checkpoint"
+    else:
+        schedule, why = preset("safe"), "for weights that carry no schedule"
+    return (schedule.with_method(request.method) if request.method else schedule), why
 
 
 def profile_counts(schedule: Schedule, request: GenerateRequest) -> list[tuple[str, int]]:

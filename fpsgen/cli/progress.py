@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
 from typing import Any, Self
@@ -43,16 +42,19 @@ class Plain(Quiet):
     def __init__(self) -> None:
         self._spent = 0.0
         self._tenth = 0
+        self._pace = ""
 
     def stage_end(self, name: str, seconds: float) -> None:
-        console.note(f"{name:<8} {seconds:.1f} s")
+        self.note(name, f"{seconds:.1f} s{self._pace}")
+        self._pace = ""
 
     def step(self, index: int, total: int, seconds: float, note: str) -> None:
         self._spent += seconds
         done = index + 1
+        self._pace = f", {total} steps, {self._spent / done:.2f} s/it"
         if done * 10 // total > self._tenth and done < total:
             self._tenth = done * 10 // total
-            console.note(f"denoise  {done}/{total}  {pace(done, total, self._spent)}  {note}")
+            self.note("denoise", f"{done}/{total} {pace(done, total, self._spent)}  {note}")
 
     def note(self, name: str, text: str) -> None:
         console.note(f"{name:<8} {text}")
@@ -62,22 +64,26 @@ class Plain(Quiet):
 
 
 class Drawn(Quiet):
-    """A line for each stage that stays; the running one moves."""
+    """The running stage moves on the last line; those that have ended stay above it."""
 
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.table import Column
 
+        one_line = Column(no_wrap=True, overflow="ellipsis")
         self._progress = Progress(
-            SpinnerColumn(finished_text="[green]\N{CHECK MARK}"),
+            SpinnerColumn(),
             TextColumn("{task.description:<8}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[note]}", markup=False, table_column=one_line),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True, highlight=False, emoji=False),
+            transient=True,
         )
         self._task: Any = None
         self._spent = 0.0
+        self._pace = ""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -89,15 +95,19 @@ class Drawn(Quiet):
         self._progress.stop()
 
     def stage_start(self, name: str, note: str = "") -> None:
+        self._pace = ""
         self._task = self._progress.add_task(name, total=None, note=note)
 
     def stage_end(self, name: str, seconds: float) -> None:
-        self._progress.update(self._task, total=1, completed=1, note="")
+        self._progress.remove_task(self._task)
+        self.note(name, f"{seconds:.1f} s{self._pace}")
 
     def step(self, index: int, total: int, seconds: float, note: str) -> None:
         self._spent += seconds
-        text = f"{index + 1}/{total}  {pace(index + 1, total, self._spent)}  {note}"
-        self._progress.update(self._task, total=total, completed=index + 1, note=text)
+        done = index + 1
+        self._pace = f", {total} steps, {self._spent / done:.2f} s/it"
+        text = f"{done}/{total} {pace(done, total, self._spent)}  {note}"
+        self._progress.update(self._task, total=total, completed=done, note=text)
 
     def note(self, name: str, text: str) -> None:
         self._print(f"{name:<8} {text}")
@@ -111,7 +121,7 @@ class Drawn(Quiet):
 
 def choose(quiet: bool) -> Quiet:
     """The progress that suits stderr."""
-    return Quiet() if quiet else Drawn() if console.is_terminal(sys.stderr) else Plain()
+    return Quiet() if quiet else Drawn() if console.can_draw() else Plain()
 
 
 def pace(done: int, total: int, spent: float) -> str:
@@ -119,4 +129,4 @@ def pace(done: int, total: int, spent: float) -> str:
     each = spent / done
     rest = time.gmtime(each * (total - done))
     clock = time.strftime("%H:%M:%S" if rest.tm_hour else "%M:%S", rest)
-    return f"{each:.2f} s/it  ETA {clock}"
+    return f"{each:.2f} s/it ETA {clock}"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fpsgen.attention.function import UnsupportedDeviceError
-from fpsgen.errors import DISK, ENVIRONMENT, FpsgenError
+from fpsgen.errors import DISK, ENVIRONMENT, MODEL, FpsgenError
 from fpsgen.models.load import load
 from fpsgen.models.wan import apply
 from fpsgen.pipeline.checks import check_latents, to_frames
@@ -69,6 +69,7 @@ def _run(request: GenerateRequest, timing: Timing) -> GenerateResult:
 
     with timing.stage("load"):
         pipe = load(request.model_path, device=device, dtype=dtype)
+        set_shift(pipe, request.shift)
         handle = apply(pipe, schedule=request.schedule, method=request.method, strict=request.strict)
     with timing.stage("text"):
         embeds = _encode(pipe, request, timing)
@@ -116,6 +117,16 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The transformer's dtype; "auto": bf16 on CUDA, fp32 on the CPU. The VAE is fp32 always."""
     return _DTYPES[name] if name != "auto" else torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def set_shift(pipe: Any, shift: float) -> None:
+    """Give the pipeline's scheduler this flow shift. Raises FpsgenError MODEL for a scheduler that has none."""
+    config = pipe.scheduler.config
+    key = next((key for key in ("flow_shift", "shift") if key in config), None)
+    if key is None:
+        name = type(pipe.scheduler).__name__
+        raise FpsgenError(f"scheduler {name} of the model has no flow shift", "choose a Wan model with -m", MODEL)
+    pipe.scheduler = type(pipe.scheduler).from_config(config, **{key: shift})
 
 
 def mean_density(attention: dict[str, Any]) -> float | None:
@@ -182,11 +193,11 @@ def _decode(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def handle_note(handle: Any) -> str:
-    """The profile of the step that has just run, for a person."""
+    """Profile, method and density of the step that has just run, for a person."""
     steps = handle.report()["steps"]
     if not steps:
         return ""
-    return f"{steps[-1]['profile']} ({steps[-1]['method']}, density {steps[-1]['density']:.2f})"
+    return f"{steps[-1]['profile']} ({steps[-1]['method']} {steps[-1]['density']:.0%})"
 
 
 def _facts(pipe: Any, handle: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

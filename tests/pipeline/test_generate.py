@@ -1,0 +1,217 @@
+"""One video from a tiny random model: the whole way, twice, with faults, and interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fpsgen.cli.progress import Quiet
+from fpsgen.config import Settings
+from fpsgen.errors import INTERRUPTED, NUMERIC, TERMINATED, FpsgenError
+from fpsgen.pipeline import generate
+from fpsgen.pipeline.request import GenerateRequest, plan
+from fpsgen.pipeline.timing import Timing
+from fpsgen.video import count_frames, read_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Recorder(Quiet):
+    """Keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.steps: list[tuple[int, int, str]] = []
+        self.warnings: list[str] = []
+
+    def stage_start(self, name: str, note: str = "") -> None:
+        self.stages.append(name)
+
+    def step(self, index: int, total: int, seconds: float, note: str) -> None:
+        self.steps.append((index, total, note))
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.fixture
+def request_for(tmp_path, tiny_dir, monkeypatch):
+    """A request for a video of the tiny model, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(**changes) -> GenerateRequest:
+        asked = {"res": (64, 48), "frames": 5, "fps": 8, "steps": 3, "guidance": 2.0, "seed": 7} | changes
+        return plan("a cat surfing", Settings(model=str(tiny_dir), **asked)).request
+
+    return make
+
+
+def make(request: GenerateRequest) -> tuple[generate.GenerateResult, Recorder]:
+    events = Recorder()
+    return generate.run(request, Timing(events)), events
+
+
+def test_a_video_with_its_recipe_and_report(request_for):
+    result, events = make(request_for())
+    assert str(result.path) == os.path.join("outputs", "a-cat-surfing-7.mp4")
+    assert sorted(os.listdir("outputs")) == ["a-cat-surfing-7.json", "a-cat-surfing-7.mp4"]
+    assert count_frames(result.path) == 5
+    assert events.stages == ["load", "text", "denoise", "vae", "mux"]
+    assert [step[:2] for step in events.steps] == [(0, 3), (1, 3), (2, 3)] and all(step[2] for step in events.steps)
+
+    recipe = read_recipe(result.path)
+    assert recipe == result.recipe
+    wanted = {"prompt": "a cat surfing", "seed": 7, "width": 64, "height": 48, "frames": 5, "fps": 8, "steps": 3}
+    assert wanted.items() <= recipe.items()
+    assert recipe["vae_dtype"] == "float32" and recipe["noise"] == "cpu" and recipe["versions"]["torch"]
+    assert "[[windows]]" in recipe["schedule"]["toml"]
+
+    assert result.sidecar
+    beside = json.loads(result.sidecar.read_text())
+    assert beside["recipe"] == recipe
+    report = beside["report"]
+    assert set(report["stages_s"]) == {"load", "text", "denoise", "vae", "mux"} and len(report["steps_s"]) == 3
+    assert sum(report["steps_s"]) <= report["stages_s"]["denoise"] + 0.01
+    assert report["peak_memory"]["rss_bytes"] > 1e7 and 0 < report["density"] <= 1
+    assert len(report["attention"]["steps"]) == 3
+
+
+def test_same_seed_same_bytes(request_for):
+    first, _ = make(request_for())
+    second, _ = make(request_for())
+    other, _ = make(request_for(seed=8))
+    assert second.path.name == "a-cat-surfing-7-2.mp4"
+    assert first.path.read_bytes() == second.path.read_bytes() != other.path.read_bytes()
+
+
+def test_every_choice_reaches_the_video(request_for):
+    videos = {make(request_for())[0].path.read_bytes()}
+    for changes in ({"steps": 4}, {"guidance": 5.0}, {"shift": 9.0}, {"negative": "a dog"}):
+        videos.add(make(request_for(**changes))[0].path.read_bytes())
+    assert len(videos) == 5
+
+
+def test_without_guidance_the_negative_prompt_is_not_read(request_for):
+    first, _ = make(request_for(guidance=1.0))
+    second, _ = make(request_for(guidance=1.0, negative="a dog", seed=7))
+    assert torch.equal(*(torch.frombuffer(bytearray(read_frames(r.path)), dtype=torch.uint8) for r in (first, second)))
+
+
+def read_frames(path: Path) -> bytes:
+    from fpsgen.video import ffmpeg
+
+    command = [ffmpeg(), "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+@pytest.mark.parametrize("method", ["bf16", "fp8", "sta", "fps"])
+def test_every_method_runs(request_for, method):
+    result, _ = make(request_for(method=method, schedule="paper"))
+    ran = {step["method"] for step in result.report["attention"]["steps"]}
+    assert ran <= {"bf16", "fp8", "sta", "fps"} and (method in ran or method == "sta")
+
+
+def test_no_metadata(request_for):
+    result, _ = make(request_for(metadata=False))
+    assert read_recipe(result.path) is None and result.sidecar is None
+    assert os.listdir("outputs") == ["a-cat-surfing-7.mp4"]
+    assert b"surfing" not in result.path.read_bytes()
+
+
+def test_a_prompt_longer_than_the_model_reads_is_said(request_for):
+    _, events = make(replace(request_for(), prompt="a cat " * 50))
+    assert any("prompt has" in text and "tokens" in text for text in events.warnings)
+
+
+def spoil(monkeypatch, stage: str, value: float) -> None:
+    real = getattr(generate, stage)
+
+    def broken(*arguments):
+        tensor = real(*arguments)
+        tensor[:] = value
+        return tensor
+
+    monkeypatch.setattr(generate, stage, broken)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_a_bad_picture_is_never_written(request_for, monkeypatch, value):
+    spoil(monkeypatch, "_decode", value)
+    with pytest.raises(FpsgenError) as caught:
+        make(request_for())
+    assert caught.value.code == NUMERIC and not os.listdir()
+
+
+def test_bad_latents_end_the_run_at_their_step(request_for, monkeypatch):
+    from diffusers import WanTransformer3DModel
+
+    real, calls = WanTransformer3DModel.forward, []
+
+    def broken(self, *arguments, **named):
+        calls.append(1)
+        (out, *rest) = real(self, *arguments, **named)
+        return (out * float("nan"), *rest) if len(calls) > 2 else (out, *rest)
+
+    monkeypatch.setattr(WanTransformer3DModel, "forward", broken)
+    with pytest.raises(FpsgenError) as caught:
+        make(request_for())
+    assert caught.value.code == NUMERIC and "step 2 of 3" in caught.value.message
+    assert not os.listdir()
+
+
+def command(tiny_dir, *more: str) -> list[str]:
+    asked = ["--res", "64x48", "--frames", "5", "--steps", "3", "--seed", "7", *more]
+    return [sys.executable, "-m", "fpsgen", "generate", "a cat surfing", "-m", str(tiny_dir), *asked]
+
+
+def environment() -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FPSGEN_")}
+    return clean | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def test_the_streams_of_a_run(tmp_path, tiny_dir):
+    done = subprocess.run(command(tiny_dir), cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == os.path.join("outputs", "a-cat-surfing-7.mp4") + "\n"
+    words = [line.split()[0] for line in done.stderr.splitlines()]
+    for stage in ("model", "video", "import", "load", "text", "denoise", "vae", "mux", "saved"):
+        assert stage in words
+    assert "s/it" in done.stderr and "ETA" in done.stderr and "\r" not in done.stderr and "\x1b" not in done.stderr
+
+    done = subprocess.run(command(tiny_dir, "-q"), cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == os.path.join("outputs", "a-cat-surfing-7-2.mp4") + "\n"
+    assert (tmp_path / "outputs" / "a-cat-surfing-7.mp4").read_bytes() == (tmp_path / done.stdout.strip()).read_bytes()
+
+    more = ["--json", "-o", "x.mp4"]
+    done = subprocess.run(command(tiny_dir, *more), cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    body = json.loads(done.stdout)
+    assert body["ok"] and body["results"][0]["path"] == "x.mp4" and body["results"][0]["report"]["total_s"] > 0
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
+@pytest.mark.parametrize("stage", ["import", "denoise", "vae"])
+def test_signals(tmp_path, tiny_dir, sent, code, stage):
+    before = {"import": "video", "denoise": "denoise", "vae": "vae"}[stage]
+    long = command(tiny_dir, "--steps", "40")
+    with subprocess.Popen(long, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr
+        for line in run.stderr:
+            if line.startswith(before):
+                run.send_signal(sent)
+                break
+        start = time.monotonic()
+        said = run.stderr.read()
+        assert run.wait(60) == code
+        assert time.monotonic() - start < 30
+    assert "Traceback" not in said and said.splitlines()[-1].endswith("no unfinished file was left")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".json"]

@@ -1,0 +1,200 @@
+"""What a person at the terminal meets before any model is loaded: help, usage, errors, plans. Real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fpsgen import __version__
+from fpsgen.assets import weights_dir
+
+LIMIT = 2.0  # seconds, for everything that needs no model; the best of two, since machines stall
+
+
+def fpsgen(*arguments: str, cwd: Path, stdin: str | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line with none of this machine's settings."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FPSGEN_")}
+    clean |= {"HF_HUB_OFFLINE": "1", "XDG_CONFIG_HOME": str(cwd / "none"), "COLUMNS": "80", "CUDA_VISIBLE_DEVICES": ""}
+    root = str(Path(__file__).resolve().parent.parent)
+    clean["PYTHONPATH"] = os.pathsep.join(filter(None, (root, clean.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "fpsgen", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env=clean | environ, input=stdin, capture_output=True, text=True, timeout=120
+    )
+
+
+def two_lines(done: subprocess.CompletedProcess[str], code: int) -> tuple[str, str]:
+    """The message and the remedy of a run that failed as it should."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("fix: "), done.stderr
+    assert "\x1b" not in done.stderr
+    return lines[0], lines[1]
+
+
+def test_version(tmp_path):
+    done = fpsgen("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"fpsgen {__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["generate", "-h"], []])
+def test_help_comes_at_once_and_fits(tmp_path, arguments):
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        done = fpsgen(*arguments, cwd=tmp_path)
+        seconds.append(time.monotonic() - start)
+    assert done.returncode == (0 if arguments else 2) and not done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert min(seconds) < 1.0  # 0.2 s on a quiet machine
+    if "generate" in arguments:
+        for panel in ("Video", "Quality", "Acceleration", "Output", "Machine"):
+            assert f"─ {panel} ─" in done.stdout
+
+
+def test_every_option_of_the_help_is_documented(tmp_path):
+    done = fpsgen("generate", "--help", cwd=tmp_path)
+    options = set(re.findall(r"--[a-z-]+", done.stdout))
+    wanted = "model res aspect frames seconds fps steps guidance shift negative seed method schedule strict output"
+    wanted += " overwrite no-metadata json quiet dry-run device dtype debug help"
+    assert {f"--{name}" for name in wanted.split()} <= options
+
+
+USAGE_ERRORS = [
+    (["generate"], "no prompt", "a cat surfing"),
+    (["a cat surfing"], "no such command", "fpsgen generate"),
+    (["genrate", "x"], "no such command", "generate"),
+    (["generate", "a", "cat"], "unexpected extra argument", "quotes"),
+    (["generate", "cat", "--stepz", "3"], "--stepz", "--steps"),
+    (["generate", "cat", "--steps"], "--steps", "--help"),
+    (["generate", "cat", "--steps", "1_0"], "--steps '1_0'", "--steps 50"),
+    (["generate", "cat", "--guidance", "nan"], "--guidance 'nan'", "--guidance 5"),
+    (["generate", "cat", "--seed", "-1"], "--seed '-1'", "--seed 42"),
+    (["generate", "cat", "--method", "fp"], "--method 'fp'", "--method fp"),
+    (["generate", "cat", "--frames", "5", "--seconds", "1"], "--frames and --seconds", "one of the two"),
+    (["generate", "cat", "--schedule", "fast"], "fast", "safe, balanced, paper"),
+    (["generate", ""], "prompt is empty", "fpsgen generate"),
+    (["generate", " \t\n "], "prompt is empty", "fpsgen generate"),
+    (["generate", "a\x1b[31mcat"], "control characters", "plain text"),
+    (["generate", "x" * 10_001], "10001 characters", "shorten"),
+    (["generate", "cat", "--frames", "32", "-m", "TINY"], "32 frames", "--frames 33"),
+    (["generate", "cat", "--res", "100x100", "-m", "TINY"], "100x100", "--res 96x96"),
+    (["generate", "cat", "--res", "999p", "-m", "TINY"], "999p", "WIDTHxHEIGHT"),
+    (["generate", "cat", "-m", "TINY", "-o", "http://127.0.0.1:9/x.mp4"], "address", "this machine"),
+    (["generate", "cat", "-m", "TINY", "-o", "x.avi"], ".mp4", "-o x.mp4"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said", "remedy"), USAGE_ERRORS, ids=lambda value: str(value)[:40])
+def test_usage_errors(tmp_path, tiny_dir, arguments, said, remedy):
+    arguments = [str(tiny_dir) if text == "TINY" else text for text in arguments]
+    seconds = []
+    for _ in range(2):
+        start = time.monotonic()
+        message, fix = two_lines(fpsgen(*arguments, cwd=tmp_path), 2)
+        seconds.append(time.monotonic() - start)
+        if seconds[-1] < LIMIT:
+            break
+    assert said in message and remedy in fix
+    assert min(seconds) < LIMIT
+    assert not os.listdir(tmp_path)
+
+
+OTHER_ERRORS = [
+    (["generate", "cat", "-m", "./nowhere"], 5, "nowhere"),
+    (["generate", "cat", "-m", "TINY", "-o", "/dev/null"], 7, "/dev/null"),
+    (["generate", "cat", "-m", "TINY", "-o", "bad.toml/x.mp4"], 7, "bad.toml"),
+    (["generate", "cat", "-m", "TINY", "--schedule", "none.toml"], 4, "none.toml"),
+    (["generate", "cat", "-m", "TINY", "--schedule", "bad.toml"], 4, "bad.toml"),
+    (["generate", "cat", "-m", "TINY", "--device", "cuda"], 6, "CUDA"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), OTHER_ERRORS, ids=lambda value: str(value)[:40])
+def test_other_errors(tmp_path, tiny_dir, arguments, code, said):
+    (tmp_path / "bad.toml").write_text("name = ")
+    arguments = [str(tiny_dir) if text == "TINY" else text for text in arguments]
+    done = fpsgen(*arguments, "-q", cwd=tmp_path)
+    assert said in two_lines(done, code)[0]
+    assert os.listdir(tmp_path) == ["bad.toml"]
+
+
+@pytest.mark.parametrize("name", ["wan2.1-1.3b", "wan2.1-14b"])
+def test_a_wan_model_that_is_missing_names_the_command_that_fetches_it(tmp_path, name):
+    done = fpsgen("generate", "cat", "-m", name, cwd=tmp_path, HF_HOME=str(tmp_path / "hf"))
+    _, fix = two_lines(done, 5)
+    assert "hf download Wan-AI/Wan2.1-T2V-" in fix
+
+
+@pytest.mark.skipif((weights_dir() / "nano").is_dir(), reason="the embedded model is here")
+def test_a_missing_embedded_model_is_said_in_two_lines(tmp_path):
+    for arguments in (["generate", "cat", "-m", "nano"], ["generate", "cat"]):
+        message, _ = two_lines(fpsgen(*arguments, cwd=tmp_path, HF_HOME=str(tmp_path / "hf")), 5)
+        assert "nano" in message
+
+
+def test_errors_as_json(tmp_path):
+    done = fpsgen("generate", "cat", "--steps", "x", "--json", cwd=tmp_path)
+    body = json.loads(done.stdout)
+    assert done.returncode == 2 and body["ok"] is False and body["results"] == []
+    assert body["error"]["code"] == 2 and "--steps" in body["error"]["message"] and body["error"]["remedy"]
+
+
+def test_errors_in_settings_files(tmp_path):
+    (tmp_path / "fpsgen.toml").write_text("steps = 'many'\n")
+    message, _ = two_lines(fpsgen("generate", "cat", cwd=tmp_path), 4)
+    assert "steps in ./fpsgen.toml 'many'" in message
+    (tmp_path / "fpsgen.toml").unlink()
+    message, _ = two_lines(fpsgen("generate", "cat", cwd=tmp_path, FPSGEN_STEPS="many"), 2)
+    assert "FPSGEN_STEPS 'many'" in message
+
+
+def test_a_plan_shows_every_setting_and_its_origin(tmp_path, tiny_dir):
+    (tmp_path / "fpsgen.toml").write_text("fps = 8\n")
+    arguments = ["generate", "a [/bold] cat", "-m", str(tiny_dir), "--dry-run", "--seed", "7", "--seconds", "1"]
+    done = fpsgen(*arguments, cwd=tmp_path, FPSGEN_STEPS="3")
+    assert done.returncode == 0, done.stderr
+    rows = {line.split("  ")[0]: line for line in done.stdout.splitlines()}
+    assert "a [/bold] cat" in rows["prompt"]
+    assert "9 (1.12 s)" in rows["frames"] and "[flag]" in rows["frames"]
+    assert "3" in rows["steps"] and "[environment]" in rows["steps"]
+    assert "8" in rows["fps"] and "[./fpsgen.toml]" in rows["fps"]
+    assert "7" in rows["seed"] and "[flag]" in rows["seed"]
+    assert "fp32" in rows["vae dtype"]
+    assert {"negative", "shift", "guidance", "size", "schedule", "output", "device", "dtype"} <= set(rows)
+    assert os.listdir(tmp_path) == ["fpsgen.toml"]  # nothing was made
+    body = json.loads(fpsgen(*arguments, "--json", cwd=tmp_path).stdout)
+    assert body["ok"] and body["results"][0]["settings"]["frames"] == 9
+    assert body["results"][0]["origins"]["fps"] == "./fpsgen.toml"
+
+
+def test_a_seed_is_drawn_when_none_is_given(tmp_path, tiny_dir):
+    seeds = set()
+    for _ in range(2):
+        done = fpsgen("generate", "cat", "-m", str(tiny_dir), "--dry-run", "--json", cwd=tmp_path)
+        seeds.add(json.loads(done.stdout)["results"][0]["settings"]["seed"])
+    assert len(seeds) == 2
+
+
+def test_streams_that_are_closed_or_narrow(tmp_path):
+    for redirect in ("2>&-", ">&-", ">&- 2>&-", "</dev/null"):
+        command = f"{sys.executable} -m fpsgen generate cat --steps x {redirect}"
+        done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+    done = fpsgen("generate", "cat", "--steps", "☃", cwd=tmp_path, PYTHONIOENCODING="ascii")
+    two_lines(done, 2)
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m fpsgen generate --help | head -1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr
