@@ -7,9 +7,13 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    from fpsgen.cli.app import run
+    try:
+        from fpsgen.cli.app import run
 
-    sys.exit(run())
+        code = run()
+    except KeyboardInterrupt:  # before or after the part of `run` that speaks of it
+        code = 130
+    sys.exit(code)
 
 
 if __name__ == "__main__":

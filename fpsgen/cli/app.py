@@ -62,7 +62,7 @@ def run(arguments: list[str] | None = None) -> int:
         return errors.TERMINATED
     except Exception as error:
         problem = _explain(error, arguments)
-        if "--debug" in arguments or os.environ.get("FPSGEN_DEBUG", "").lower() in ("1", "true", "yes", "on"):
+        if console.debugging("--debug" in arguments):
             console.traceback()
     if "--json" in arguments:
         console.print_json("generate", error=problem)

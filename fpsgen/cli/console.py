@@ -36,6 +36,11 @@ def can_draw() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 
 
+def debugging(flag: bool) -> bool:
+    """Whether tracebacks and the libraries' own messages are wanted: --debug or FPSGEN_DEBUG=1."""
+    return flag or os.environ.get("FPSGEN_DEBUG", "").lower() in ("1", "true", "yes", "on")
+
+
 def one_line(text: str, limit: int = 300) -> str:
     """Foreign text for a message: line ends as blanks, control characters as \\x1b, not too long."""
     text = "".join(ch if ch.isprintable() else f"\\x{ord(ch):02x}" for ch in " ".join(text.splitlines()))

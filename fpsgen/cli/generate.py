@@ -74,6 +74,7 @@ def generate(
     from fpsgen.pipeline.timing import Timing
 
     request = planned.request
+    debug = console.debugging(debug)
     console.quiet_libraries(debug)
     with progress.choose(quiet) as events:
         timing = Timing(events)
