@@ -43,8 +43,13 @@ def _attention(
             f"FP8 attention needs compute capability 8.9; {torch.cuda.get_device_name(q.device)} has {major}.{minor}.\n"
             'Use method="sta" or "bf16" here.'
         )
-    from fpsgen.attention.kernels import attention_triton
-
+    try:
+        from fpsgen.attention.kernels import attention_triton
+    except ModuleNotFoundError as error:
+        raise UnsupportedDeviceError(
+            f"the GPU kernels need triton, and it cannot be imported ({error}).\n"
+            'Install the triton that belongs to your torch, or use method="bf16".'
+        ) from error
     return attention_triton(q, k, v, plan.tensors(q.device), plan.fp8, plan.granularity)
 
 

@@ -214,12 +214,13 @@ def resolve_window(tile_grid: Size3, window: Window) -> Size3:
         raise ValueError(f"window is {window!r}.\nGive one entry per axis: (wt, wh, ww).")
     out = []
     for entry, tiles in zip(window, tile_grid, strict=True):
-        if entry == "all" or (entry == 0 and not isinstance(entry, bool)):
+        whole = type(entry) is int and (entry == 0 or entry >= tiles)
+        if entry == "all" or whole:
             out.append(tiles)
-        elif isinstance(entry, float) and 0 < entry <= 1:
+        elif type(entry) is float and 0 < entry <= 1:
             out.append(min(tiles, math.ceil(entry * tiles - 1e-9) // 2 * 2 + 1))
-        elif isinstance(entry, int) and not isinstance(entry, bool) and entry > 0 and (entry % 2 or entry >= tiles):
-            out.append(min(tiles, entry))
+        elif type(entry) is int and entry > 0 and entry % 2:
+            out.append(entry)
         else:
             raise ValueError(
                 f"window entry {entry!r} in {window!r} is not usable.\n"

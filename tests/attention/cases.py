@@ -1,0 +1,73 @@
+"""Shapes and lists that every implementation is tested on: (case, tensors) shared by CPU, interpreter and GPU tests."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fpsgen.attention.methods import PlanTensors, place
+from fpsgen.attention.tiles import BlockLayout, TileLists, Tiling, lists_from_mask, window_lists
+
+
+@dataclass(frozen=True)
+class Case:
+    """lists: a window, or "unsorted", "empty" (rows and tiles without keys), "per_head", "per_batch_head"."""
+
+    name: str
+    grid: tuple[int, int, int]
+    tile: tuple[int, int, int]
+    lists: str | tuple[int, int, int] = "all"
+    batch: int = 1
+    heads: int = 1
+    dim: int = 64
+    granularity: int = 1
+
+    def lay(self, device: str = "cpu") -> PlanTensors:
+        tiling = Tiling(self.grid, self.tile)
+        return place(BlockLayout(tiling), self._lists(tiling), device)
+
+    def _lists(self, tiling: Tiling) -> TileLists:
+        if isinstance(self.lists, tuple) or self.lists == "all":
+            return window_lists(tiling, self.lists)
+        tiles = tiling.num_tiles
+        groups = {"per_head": self.heads, "per_batch_head": self.batch * self.heads}.get(self.lists, 1)
+        random = torch.Generator().manual_seed(3)
+        mask = torch.rand(groups, tiles, tiles, generator=random) < 0.5
+        mask |= torch.eye(tiles, dtype=torch.bool)
+        if self.lists == "empty":
+            mask[:, ::2] = False
+            mask[:, :, 1] = False
+        lists = lists_from_mask(mask)
+        if self.lists == "unsorted":
+            for row, count in zip(lists.indices[0], lists.counts[0].tolist(), strict=True):
+                row[:count] = row[:count][torch.randperm(count, generator=random)]
+        return lists
+
+    def inputs(self, dtype=torch.float32, device: str = "cpu", seed: int = 11) -> tuple[torch.Tensor, ...]:
+        """q, k, v [B, L, H, D] on `device`, the same for every device; V has a mean, so scale errors show."""
+        random = torch.Generator().manual_seed(seed)
+        shape = (self.batch, Tiling(self.grid, self.tile).num_tokens, self.heads, self.dim)
+        q, k, v = (torch.randn(shape, generator=random) for _ in range(3))
+        return tuple(x.to(device, dtype) for x in (q * 1.5, k, v + 0.2))
+
+
+CASES = [
+    Case("one_tile", (2, 4, 4), (2, 4, 4)),
+    Case("full_blocks", (4, 8, 4), (4, 4, 4), batch=2),
+    Case("ragged", (5, 6, 7), (2, 4, 4)),
+    Case("ragged_window", (5, 6, 7), (2, 4, 4), (3, 1, 1), heads=2),
+    Case("tile_of_three_blocks", (6, 8, 9), (6, 8, 8), (1, 1, 1), dim=128),
+    Case("shared_scales", (5, 6, 7), (2, 4, 4), granularity=3),
+    Case("unsorted", (4, 6, 6), (2, 3, 3), "unsorted"),
+    Case("empty_rows", (4, 6, 6), (2, 3, 3), "empty", heads=2),
+    Case("per_head", (4, 6, 6), (2, 3, 3), "per_head", batch=2, heads=2),
+    Case("per_batch_head", (4, 6, 6), (2, 3, 3), "per_batch_head", batch=2, heads=2),
+    Case("small_head_dim", (3, 5, 4), (3, 5, 2), dim=24),
+]
+BY_NAME = {case.name: case for case in CASES}
+IDS = list(BY_NAME)
+EDGES = [1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 66, 127, 128, 129, 130, 191, 192, 193]  # key lengths around block edges
+
+
+def line_case(length: int) -> Case:
+    """A grid of one row: tiles of up to 64 tokens, the last as long as remains."""
+    return Case(f"line_{length}", (1, 1, length), (1, 1, min(length, 64)))

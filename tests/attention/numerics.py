@@ -1,0 +1,135 @@
+"""The numeric contract of an attention kernel, question (a): is it right, given its quantized inputs and its lists?
+
+truth() computes in fp64, by its own code, what the kernel must give: once with P rounded as specified (reference.py)
+and once with P exact. What P's rounding explains, `noise`, is the distance between the two; check() allows a kernel a
+share of it (an FP8 tensor core's sums flip some roundings) plus 1e-3. The other bounds do not loosen with FP8: the
+mean ratio catches a wrong scale, rows catch a lost row, LSE catches lost or surplus keys.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from fpsgen.attention.quantize import dequantize_blocks, dequantize_channels, quantize_blocks, quantize_channels
+from fpsgen.attention.tiles import BlockLayout, TileLists
+
+RELATIVE = 1e-3  # relative L2, beyond NOISE_SHARE of what P's cast explains
+NOISE_SHARE = 0.5
+ROW = 2e-2  # per row, beyond ROW_NOISE times the noise
+ROW_NOISE = 2.5
+RATIO = 2e-3  # |<out, truth> / <truth, truth> - 1| per head
+LSE_MAX = 5e-3
+LSE_MEAN = 4e-4
+HALF_STEP = 2.0**-9  # rounding of a bf16 output
+
+
+@dataclass
+class Truth:
+    """fp64: out and exact [B, R, H, D] (P rounded, P exact), lse [B, H, R]; tokens [R] int64, the rows computed (tile order)."""
+
+    out: torch.Tensor
+    exact: torch.Tensor
+    lse: torch.Tensor
+    tokens: torch.Tensor
+
+
+def quantized(q, k, v, layout: BlockLayout, granularity: int):
+    """What FP8 attention sees, through real FP8 casts (fake_quantize takes another way)."""
+    q, k = (dequantize_blocks(*quantize_blocks(x, layout, granularity), layout) for x in (q, k))
+    return q, k, dequantize_channels(*quantize_channels(v))
+
+
+def truth(q, k, v, layout: BlockLayout, lists: TileLists, fp8: bool, granularity: int = 1, tiles=None) -> Truth:
+    """fp64 attention of q, k, v [B, L, H, D] for some query tiles (all by default)."""
+    if fp8:
+        q, k, v = quantized(q, k, v, layout, granularity)
+    q, k, v = (x.double().transpose(1, 2) for x in (q, k, v))
+    batch, heads, _, dim = q.shape
+    start = [0, *layout.tiling.sizes().long().cumsum(0).tolist()]
+    tiles = range(len(start) - 1) if tiles is None else tiles
+    span = [torch.arange(start[u], start[u + 1]) for u in range(len(start) - 1)]
+    outs, exacts, lses = [], [], []
+    groups = lists.counts.shape[0]
+    for u in tiles:
+        rows = q[:, :, span[u].to(q.device)]
+        out = torch.zeros_like(rows)
+        exact, lse = torch.zeros_like(rows), torch.full_like(rows[..., 0], -math.inf)
+        for g in range(groups):
+            keys = [span[j] for j in lists.indices[g, u, : int(lists.counts[g, u])].tolist()]
+            if not keys:
+                continue
+            index = torch.cat(keys).to(q.device)
+            for b in range(batch):
+                for h in range(heads):
+                    if (b * heads + h) % groups != g:
+                        continue
+                    score = rows[b, h] @ k[b, h, index].T * (dim**-0.5 / math.log(2))
+                    top = score.amax(1, keepdim=True)
+                    weight = torch.exp2(score - top)
+                    exact[b, h] = weight @ v[b, h, index] / weight.sum(1, keepdim=True)
+                    if fp8:
+                        top = top.ceil()
+                        raised = torch.exp2(score - top).mul(448).float()
+                        weight = raised.to(torch.float8_e4m3fn).double() / 448
+                    out[b, h] = weight @ v[b, h, index] / weight.sum(1, keepdim=True)
+                    lse[b, h] = (weight.sum(1).log2() + top[:, 0]) * math.log(2)
+        outs.append(out)
+        exacts.append(exact)
+        lses.append(lse)
+    out, exact = (torch.cat(x, 2).transpose(1, 2) for x in (outs, exacts))
+    return Truth(out, exact, torch.cat(lses, 2), torch.cat([span[u] for u in tiles]).to(q.device))
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp(min=1e-300))
+
+
+def measure(out: torch.Tensor, lse: torch.Tensor, true: Truth) -> dict[str, float]:
+    """Every figure check() judges, from a kernel's out [B, L, H, D] and lse [B, H, L] (all rows, tile order)."""
+    got, height = out.double()[:, true.tokens], lse.double()[:, :, true.tokens]
+    empty = true.lse == -math.inf
+    diff = (got - true.out).norm(dim=-1)  # [B, R, H]
+    size = true.out.norm(dim=-1)
+    typical = size.square().mean().sqrt()
+    noise = relative(true.out, true.exact)
+    own_noise = (true.out - true.exact).norm(dim=-1)
+    step = HALF_STEP if out.dtype == torch.bfloat16 else 0.0
+    allowed = ROW * size + ROW_NOISE * torch.maximum(own_noise, noise * typical) + step * size + 1e-30
+    dot = (got * true.out).sum((1, 3))
+    ratio = dot / true.out.square().sum((1, 3)).clamp(min=1e-300)
+    ratio = torch.where(size.sum(1) > 0, ratio, 1.0)  # [B, H]
+    gap = torch.where(empty, 0.0, height - true.lse)
+    rows_empty = empty.transpose(1, 2)  # [B, R, H]
+    return {
+        "finite": float(got.isfinite().all() and height[~empty].isfinite().all()),
+        "empty_rows_exact": float((got[rows_empty] == 0).all() and (height[empty] == -math.inf).all()),
+        "relative": relative(got, true.out),
+        "noise": noise,
+        "worst_row": float((diff / allowed).max()),
+        "ratio": float((ratio - 1).abs().max()),
+        "lse_max": float(gap.abs().max()),
+        "lse_mean": float(gap.mean(-1).abs().max()),
+        "half_step": step,
+    }
+
+
+def faults(figures: dict[str, float]) -> list[str]:
+    """Bounds that the figures break, by name; an empty list means the kernel is right."""
+    bounds = {
+        "relative": RELATIVE + NOISE_SHARE * figures["noise"] + figures["half_step"],
+        "worst_row": 1.0,
+        "ratio": RATIO,
+        "lse_max": LSE_MAX,
+        "lse_mean": LSE_MEAN,
+    }
+    broken = [name for name in ("finite", "empty_rows_exact") if figures[name] != 1.0]
+    return broken + [f"{n} {figures[n]:.2e} > {bound:.2e}" for n, bound in bounds.items() if not figures[n] <= bound]
+
+
+def check(out: torch.Tensor, lse: torch.Tensor, true: Truth, label: str = "") -> dict[str, float]:
+    """Raises AssertionError naming every broken bound; returns the figures."""
+    figures = measure(out, lse, true)
+    broken = faults(figures)
+    assert not broken, f"{label}: {'; '.join(broken)}"
+    return figures

@@ -1,0 +1,32 @@
+"""The kernels compile for Hopper without a GPU, with no spills; the figures are printed (pytest -rP)."""
+
+import itertools
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from .compile_sm90 import TOOLS, build_forward, build_prepare
+
+pytestmark = pytest.mark.skipif(not (TOOLS / "cuobjdump").exists(), reason="this triton carries no CUDA tools")
+SHAPES = list(itertools.product((128, 64), (128, 64)))
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["ragged", "even"])
+@pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "bf16"])
+@pytest.mark.parametrize(("dim", "block"), SHAPES)
+def test_forward(dim, block, fp8, masked):
+    usage = build_forward(dim, block, fp8, masked)
+    print(f"forward D={dim} block={block} fp8={fp8} masked={masked}: {usage}")
+    assert usage.stack == 0 and usage.local_loads == 0
+    assert usage.shared <= 227 * 1024
+    assert ("QGMMA" if fp8 else "HGMMA") in usage.sass
+    assert not fp8 or "UTMALDG" in usage.sass
+
+
+@pytest.mark.parametrize("name", ["quantize_rows", "channel_amax", "quantize_transposed"])
+@pytest.mark.parametrize(("dim", "block"), [(128, 128), (64, 64)])
+def test_prepare(name, dim, block):
+    usage = build_prepare(name, dim, block)
+    print(f"{name} D={dim} block={block}: {usage}")
+    assert usage.stack == 0 and usage.local_loads == 0

@@ -1,0 +1,172 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fpsgen.attention import AttentionPlan, attend, attention_reference, fps_attention
+from fpsgen.attention.backward import attention_gradient
+from fpsgen.attention.quantize import fake_quantize
+from fpsgen.attention.tiles import mask_from_lists
+
+GRID, TILE = (5, 6, 7), (2, 4, 4)
+
+
+def inputs(dtype=torch.float32, batch=2, heads=2, dim=16, tokens=210, grad=False):
+    random = torch.Generator().manual_seed(5)
+    return tuple(
+        torch.randn(batch, tokens, heads, dim, generator=random).to(dtype).requires_grad_(grad) for _ in range(3)
+    )
+
+
+def sdpa(q, k, v, mask=None):
+    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask).transpose(1, 2)
+
+
+def test_dense_bf16_is_sdpa_in_any_order():
+    q, k, v = inputs()
+    for ordered in (True, False):
+        assert torch.equal(fps_attention(q, k, v, grid=GRID, method="bf16", ordered=ordered), sdpa(q, k, v))
+    out, lse = fps_attention(q, k, v, grid=GRID, method="bf16", return_lse=True)
+    torch.testing.assert_close(out, sdpa(q, k, v), atol=2e-6, rtol=1e-5)
+    score = torch.einsum("blhd,bshd->bhls", q, k) * q.shape[-1] ** -0.5
+    torch.testing.assert_close(lse, score.logsumexp(-1))
+
+
+def test_raster_order_is_tile_order_and_back():
+    q, k, v = inputs()
+    plan = AttentionPlan(GRID, TILE, (3, 1, 1))
+    at = plan.tensors("cpu")
+    out, lse = fps_attention(q, k, v, grid=GRID, tile=TILE, window=(3, 1, 1), return_lse=True)
+    tiled, tiled_lse = attend(*(x[:, at.order] for x in (q, k, v)), plan, return_lse=True)
+    assert torch.equal(out[:, at.order], tiled) and torch.equal(lse[:, :, at.order], tiled_lse)
+
+
+def test_windowed_plain_equals_masked_sdpa_in_raster_order():
+    q, k, v = inputs()
+    at = AttentionPlan(GRID, TILE, (1, 1, 1), method="sta").tensors("cpu")
+    mask = mask_from_lists(at.lists, at.layout)[0][at.inverse][:, at.inverse]
+    out = fps_attention(q, k, v, grid=GRID, tile=TILE, window=(1, 1, 1), method="sta")
+    torch.testing.assert_close(out, sdpa(q, k, v, mask), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "window"), [("fps", (3, 1, 1)), ("fp8", "all"), ("sta", (1, 1, 1)), ("bf16", "all")]
+)
+@pytest.mark.parametrize("limit", [4096, 0], ids=["masked", "gathered"])
+def test_gradient_is_exact_at_the_dequantized_inputs(method, window, limit, monkeypatch):
+    monkeypatch.setattr("fpsgen.attention.backward.MASKED_LIMIT", limit)
+    plan = AttentionPlan(GRID, TILE, window, 2, method)
+    at = plan.tensors("cpu")
+    q, k, v = inputs()
+    seen = [x.double().requires_grad_() for x in (fake_quantize(q, k, v, at.layout, 2) if plan.fp8 else (q, k, v))]
+    score = torch.einsum("blhd,bshd->bhls", *seen[:2]) * q.shape[-1] ** -0.5
+    score = score.masked_fill(~mask_from_lists(at.lists, at.layout), -torch.inf)
+    expected = torch.einsum("bhls,bshd->blhd", score.softmax(-1), seen[2])
+    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    expected = torch.autograd.grad(expected, seen, grad.double())
+    got = attention_gradient(grad, q, k, v, plan)
+    leaves = inputs(grad=True)
+    through = torch.autograd.grad(attend(*leaves, plan), leaves, grad)
+    for a, b, c in zip(expected, got, through, strict=True):
+        torch.testing.assert_close(b.double(), a, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(c, b, atol=1e-6, rtol=1e-5)
+
+
+def test_only_the_gradients_asked_for():
+    q, k, v = inputs()
+    q.requires_grad_()
+    out, lse = attend(q, k, v, AttentionPlan(GRID, TILE), return_lse=True)
+    assert out.requires_grad and not lse.requires_grad
+    out.sum().backward()
+    assert q.grad is not None and k.grad is None
+
+
+def test_training_step_in_bf16():
+    leaves = inputs(torch.bfloat16, grad=True)
+    attend(*leaves, AttentionPlan(GRID, TILE, (3, 1, 1))).float().square().mean().backward()
+    for x in leaves:
+        assert x.grad.dtype == torch.bfloat16 and x.grad.isfinite().all() and x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(("method", "window"), [("fps", (3, 1, 1)), ("bf16", "all")])
+def test_compiles_without_a_graph_break(backend, method, window):
+    torch._dynamo.reset()
+    plan = AttentionPlan(GRID, TILE, window, method=method)
+
+    def layer(q, k, v):
+        return attend(q * 1.5, k, v, plan) + q
+
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    ours, theirs = inputs(grad=True), inputs(grad=True)
+    a, b = layer(*ours), compiled(*theirs)
+    torch.testing.assert_close(a, b)
+    a.square().sum().backward()
+    b.square().sum().backward()
+    for x, y in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_operator_registration():
+    q, k, v = inputs(dim=8, heads=1, batch=1)
+    plan = AttentionPlan(GRID, TILE, (3, 1, 1))
+    arguments = (list(plan.grid), list(plan.tile), list(plan.window), 1, "fps", "auto")
+    torch.library.opcheck(torch.ops.fpsgen.attention.default, (q, k, v, *arguments))
+
+
+def test_plans_are_resolved_hashable_and_equal():
+    plan = AttentionPlan([21, 45, 80], window=(0, "all", 0.5))
+    assert plan.tile == (7, 9, 2) and plan.window == (3, 5, 21)
+    assert plan == AttentionPlan((21, 45, 80), (7, 9, 2), (3, 5, 21)) and hash(plan) == hash(
+        AttentionPlan((21, 45, 80), window=(3, 5, 21))
+    )
+    assert plan.density == pytest.approx(21 / 40)
+    assert (plan.kernel("cpu"), plan.kernel("cuda:0")) == ("reference", "triton")
+    assert AttentionPlan((4, 4, 4), method="bf16").kernel("cuda") == "sdpa"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "svd"},
+        {"method": "fp8", "window": (1, 1, 1)},
+        {"granularity": 0},
+        {"tile": (9, 1, 1, 1)},
+        {"impl": "cuda"},
+        {"window": (2, 1, 1)},
+    ],
+)
+def test_bad_plans_are_refused_in_two_lines(fields):
+    with pytest.raises(ValueError) as caught:
+        AttentionPlan((8, 8, 8), **({"tile": (2, 2, 2)} | fields))
+    assert str(caught.value).count("\n") == 1
+
+
+def test_bad_shapes_are_refused():
+    q, k, v = inputs()
+    for bad in ((q[:, :5], k[:, :5], v[:, :5]), (q, k[:, :, :1], v), (q[0], k[0], v[0])):
+        with pytest.raises(ValueError):
+            fps_attention(*bad, grid=GRID)
+        with pytest.raises(ValueError):
+            attend(*bad, AttentionPlan(GRID, TILE))
+
+
+def test_reference_and_operator_are_one():
+    q, k, v = inputs()
+    plan = AttentionPlan(GRID, TILE, (3, 1, 1), 2)
+    at = plan.tensors("cpu")
+    assert torch.equal(attend(q, k, v, plan), attention_reference(q, k, v, at.layout, at.lists, True, 2)[0])
+
+
+def test_import_needs_no_triton():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, fpsgen.attention as a\n"
+        "x = torch.randn(1, 64, 1, 8); a.fps_attention(x, x, x, grid=(4, 4, 4))\n"
+        "try: a.fps_attention(x, x, x, grid=(4, 4, 4), impl='triton')\n"
+        "except a.UnsupportedDeviceError as e: assert str(e).count(chr(10)) == 1, e\n"
+        "else: raise SystemExit('ran without triton')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

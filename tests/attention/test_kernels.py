@@ -1,0 +1,151 @@
+"""The Triton kernels in the CPU interpreter, against the fp64 contract and against the reference."""
+
+import math
+
+import pytest
+import torch
+
+from fpsgen.attention import quantize
+from fpsgen.attention.reference import attention_reference
+
+from .cases import BY_NAME, CASES, EDGES, IDS, Case, line_case
+from .numerics import check, truth
+
+pytestmark = [
+    pytest.mark.usefixtures("interpreted_kernels"),
+    pytest.mark.filterwarnings("ignore:divide by zero encountered in log2"),  # LSE of rows without a key is -inf
+]
+
+
+def run(case: Case, fp8: bool, dtype=torch.float32, inputs=None, config=None):
+    """The kernel on outputs that were NaN before."""
+    from fpsgen.attention.kernels import attention_triton
+
+    at = case.lay()
+    q, k, v = inputs or case.inputs(dtype)
+    padded = case.dim in (64, 128)
+    out = torch.full(q.shape, math.nan, dtype=q.dtype) if padded else None
+    lse = torch.full((q.shape[0], q.shape[2], q.shape[1]), math.nan)
+    return (q, k, v), at, attention_triton(q, k, v, at, fp8, case.granularity, config, out, lse)
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_fp8_keeps_the_contract(case):
+    inputs, at, (out, lse) = run(case, True)
+    check(out, lse, truth(*inputs, at.layout, at.lists, True, case.granularity))
+    same, same_lse = attention_reference(*inputs, at.layout, at.lists, True, case.granularity)
+    torch.testing.assert_close(out, same, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(lse, same_lse, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["ragged_window", "tile_of_three_blocks", "empty_rows", "per_batch_head", "small_head_dim"]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_half_precision_keeps_the_contract(name, dtype):
+    case = BY_NAME[name]
+    inputs, at, (out, lse) = run(case, False, dtype)
+    true = truth(*inputs, at.layout, at.lists, False)
+    mean_error = (out.double() - true.out).norm() / true.out.norm().clamp(min=1e-300)
+    assert mean_error < 5e-3 and out.dtype == dtype  # P and the output are rounded to 8 or 11 bits
+    finite = true.lse.isfinite()
+    assert torch.equal(lse == -math.inf, ~finite)
+    torch.testing.assert_close(lse[finite].double(), true.lse[finite], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("length", EDGES)
+def test_every_tail(length):
+    case = line_case(length)
+    inputs, at, (out, lse) = run(case, True)
+    check(out, lse, truth(*inputs, at.layout, at.lists, True))
+
+
+def test_constant_values_come_back_exactly():
+    case = BY_NAME["ragged_window"]
+    q, k, v = case.inputs()
+    _, _, (out, _) = run(case, True, inputs=(q * 3, k, torch.ones_like(v)))
+    torch.testing.assert_close(out, torch.ones_like(out), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-8, 40.0, 1e15])
+def test_extreme_logits_stay_finite(scale):
+    case = BY_NAME["ragged_window"]
+    q, k, v = case.inputs()
+    inputs, at, (out, lse) = run(case, True, inputs=(q * scale, k, v))
+    assert out.isfinite().all() and lse.isfinite().all()
+    check(out, lse / max(scale, 1.0), _scaled_lse(truth(*inputs, at.layout, at.lists, True), max(scale, 1.0)))
+
+
+def _scaled_lse(true, scale):
+    true.lse = true.lse / scale
+    return true
+
+
+def test_nan_is_not_hidden():
+    case = BY_NAME["ragged_window"]
+    q, k, v = case.inputs()
+    k[0, 0, 0, 0] = math.nan
+    inputs, at, (out, _) = run(case, True, inputs=(q, k, v))
+    expected, _ = attention_reference(*inputs, at.layout, at.lists, True)
+    assert out[0, 0, 0].isnan().any() and out[0][expected[0].isfinite()].isfinite().all()
+
+
+def test_strided_inputs():
+    case = BY_NAME["ragged_window"]
+    q, k, v = case.inputs(torch.bfloat16)
+    packed = torch.stack((q, k, v), 2)
+    _, _, (out, lse) = run(case, True, inputs=packed.unbind(2))
+    _, _, (same, same_lse) = run(case, True, inputs=(q, k, v))
+    assert torch.equal(out, same) and torch.equal(lse, same_lse)
+
+
+def test_query_rows_per_program_change_nothing():
+    from fpsgen.attention.kernels import LaunchConfig
+
+    case = Case("wide", (6, 8, 9), (6, 8, 8), (1, 1, 1), dim=128)
+    results = [run(case, True, config=LaunchConfig(rows, 4, 2))[2] for rows in (64, 128)]
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
+def test_a_forgotten_tail_mask_is_caught(monkeypatch, interpreted_kernels):
+    """The planted mistake in the kernel itself: padding keys take part."""
+    plain = interpreted_kernels.attention_forward
+
+    class Unmasked:
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: plain[grid](*args, **(kwargs | {"MASKED": False}))
+
+    monkeypatch.setattr(interpreted_kernels, "attention_forward", Unmasked())
+    case = BY_NAME["ragged"]
+    inputs, at, (out, lse) = run(case, True)
+    with pytest.raises(AssertionError, match="lse_mean"):
+        check(out, lse, truth(*inputs, at.layout, at.lists, True))
+
+
+@pytest.mark.parametrize("granularity", [1, 2, 5])
+def test_prepare_equals_the_torch_rule_bit_for_bit(granularity):
+    from fpsgen.attention.kernels import prepare_inputs
+
+    case = BY_NAME["ragged_window"]
+    at = case.lay()
+    q, k, v = case.inputs(torch.bfloat16)
+    ready = prepare_inputs(q, k, v, at, granularity)
+    token = at.layout.rows.flatten()
+    real = (torch.arange(at.layout.block) < at.layout.block_len[:, None]).flatten()
+    for x, values, scale in ((q, ready.q, ready.q_scale), (k, ready.k, ready.k_scale)):
+        expected, expected_scale = quantize.quantize_blocks(x, at.layout, granularity)
+        assert torch.equal(scale, expected_scale)
+        assert torch.equal(values.float()[:, :, real], expected.float().transpose(1, 2)[:, :, token[real]])
+        assert (values.float()[:, :, ~real] == 0).all()
+    expected, expected_scale = quantize.quantize_channels(v)
+    assert torch.equal(ready.v_scale, expected_scale)
+    turned = ready.v.float().transpose(2, 3)
+    assert torch.equal(turned[:, :, real], expected.float().transpose(1, 2)[:, :, token[real]])
+    assert (turned[:, :, ~real] == 0).all()
+
+
+def test_head_dims_beyond_the_kernels_are_refused():
+    case = Case("large", (2, 4, 4), (2, 4, 4), dim=160)
+    with pytest.raises(ValueError, match="160"):
+        run(case, True)

@@ -1,0 +1,123 @@
+import pytest
+
+from fpsgen.attention.methods import METHODS, AttentionPlan
+from fpsgen.attention.schedule import (
+    PRESETS,
+    SCHEDULE_METHODS,
+    Profile,
+    Schedule,
+    flow_sigma,
+    preset,
+    sigma_at_fraction,
+    windows_from_fractions,
+)
+
+A, B = Profile("a", "fps", window=(3, 3, 3), granularity=2), Profile("b", "bf16")
+
+
+def test_lookup_is_half_open_with_one_included():
+    schedule = Schedule("s", (A, B), ((0.5, 1.0, "a"), (0.0, 0.5, "b")))
+    found = [p.name for p in schedule.profiles_for([0.0, 0.499999, 0.5, 0.99, 1.0, 1.0000005])]
+    assert found == ["b", "b", "a", "a", "a", "a"]
+    for sigma in (1.1, -0.1, float("nan")):
+        with pytest.raises(ValueError):
+            schedule.profile_at(sigma)
+
+
+@pytest.mark.parametrize(
+    ("windows", "words"),
+    [
+        (((0.0, 0.4, "a"), (0.5, 1.0, "b")), "gap at sigma [0.4, 0.5)"),
+        (((0.0, 0.6, "a"), (0.5, 1.0, "b")), "overlaps at sigma [0.5, 0.6)"),
+        (((0.1, 1.0, "a"),), "gap at sigma [0.0, 0.1)"),
+        (((0.0, 0.9, "a"),), "gap at sigma [0.9, 1.0)"),
+        (((0.0, 1.2, "a"),), "beyond the range"),
+        (((0.0, 1.0, "c"),), "'c'"),
+        ((), "gap at sigma [0.0, 1.0)"),
+    ],
+)
+def test_windows_must_cover_sigma_once(windows, words):
+    with pytest.raises(ValueError) as caught:
+        Schedule("s", (A, B), windows)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "fp4"},
+        {"method": "bf16", "window": (3, 3, 3)},
+        {"method": "fps", "window": (2, 3, 3)},
+        {"method": "fps", "tile": (0, 1, 1)},
+        {"method": "fps", "granularity": 0},
+    ],
+)
+def test_bad_profiles_are_refused(fields):
+    with pytest.raises(ValueError):
+        Profile("p", **fields)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_toml(name, tmp_path):
+    schedule = preset(name)
+    path = tmp_path / "schedule.toml"
+    path.write_text(schedule.to_toml(), encoding="utf-8")
+    assert Schedule.from_file(path) == schedule
+
+
+def test_toml_keeps_every_field():
+    odd = Profile('q"\\\n', "sta", tile=(6, 8, 8), window=(3, 0, 0.25), granularity=3)
+    schedule = Schedule("mine", (odd,), ((0.0, 1.0, odd.name),), dense_layers=(3, 1), trained=True)
+    assert Schedule.from_toml(schedule.to_toml()) == schedule
+    assert schedule.dense_layers == (1, 3)
+
+
+@pytest.mark.parametrize("text", ["name = 1 =", 'name = "x"', preset("paper").to_toml() + "\n[extra]\n"])
+def test_bad_toml_is_refused(text):
+    with pytest.raises(ValueError):
+        Schedule.from_toml(text)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="nowhere.toml"):
+        Schedule.from_file(tmp_path / "nowhere.toml")
+
+
+def test_methods_of_the_ablation():
+    schedule = Schedule("s", (A, B), ((0.5, 1.0, "a"), (0.0, 0.5, "b")))
+    assert schedule.with_method("fps") == schedule
+    rows = {m: [(p.method, p.window) for p in schedule.with_method(m).profiles] for m in ("bf16", "fp8", "sta")}
+    assert rows["bf16"] == [("bf16", "all")] * 2
+    assert rows["fp8"] == [("fp8", "all")] * 2
+    assert rows["sta"] == [("sta", (3, 3, 3)), ("bf16", "all")]
+    with pytest.raises(ValueError):
+        schedule.with_method("svg")
+
+
+def test_schedule_methods_are_the_method_table():
+    assert set(SCHEDULE_METHODS) == set(METHODS)
+
+
+@pytest.mark.parametrize(("steps", "shift"), [(50, 5.0), (20, 3.0), (7, 1.0)])
+def test_fractions_cut_between_steps(steps, shift):
+    sigmas = [flow_sigma(1 - i / steps, shift) for i in range(steps)]
+    windows = windows_from_fractions(0.2, 0.8, steps, shift)
+    schedule = Schedule("s", tuple(Profile(n, "fps") for n in ("early", "middle", "late")), windows)
+    names = [p.name for p in schedule.profiles_for(sigmas)]
+    early, late = round(0.2 * steps), steps - round(0.8 * steps)
+    assert names == ["early"] * early + ["middle"] * (steps - early - late) + ["late"] * late
+
+
+def test_fraction_ends():
+    assert sigma_at_fraction(0.0) == 1.0 and sigma_at_fraction(1.0) == 0.0
+    assert windows_from_fractions(0.0, 1.0) == ((0.0, 1.0, "middle"),)
+    with pytest.raises(ValueError):
+        windows_from_fractions(0.8, 0.2)
+
+
+@pytest.mark.parametrize("grid", [(21, 45, 80), (21, 30, 52), (9, 10, 16), (1, 2, 2)])
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_profiles_make_plans_on_any_grid(name, grid):
+    for p in preset(name).profiles:
+        plan = AttentionPlan(grid, p.tile, p.window, p.granularity, p.method)
+        assert 0 < plan.density <= 1

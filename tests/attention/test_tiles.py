@@ -1,0 +1,145 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from fpsgen.attention.tiles import (
+    BlockLayout,
+    Tiling,
+    fit_tile,
+    lists_from_mask,
+    make_tiling,
+    mask_from_lists,
+    resolve_window,
+    window_lists,
+)
+
+GRIDS = [
+    ((5, 6, 7), (2, 4, 4)),
+    ((4, 4, 4), (4, 4, 4)),
+    ((3, 5, 2), (3, 2, 1)),
+    ((1, 9, 10), (1, 4, 3)),
+    ((1, 1, 1), (1, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(("grid", "tile"), GRIDS)
+def test_order_is_a_permutation_into_contiguous_tiles(grid, tile):
+    tiling = Tiling(grid, tile)
+    order = tiling.order()
+    assert sorted(order.tolist()) == list(range(math.prod(grid)))
+    assert torch.equal(order[tiling.inverse()], torch.arange(tiling.num_tokens))
+    expected = []
+    for corner in itertools.product(*(range(0, g, s) for g, s in zip(grid, tile, strict=True))):
+        cells = itertools.product(*(range(c, min(c + s, g)) for c, s, g in zip(corner, tile, grid, strict=True)))
+        expected += [(t * grid[1] + h) * grid[2] + w for t, h, w in cells]
+    assert order.tolist() == expected
+    assert int(tiling.sizes().sum()) == tiling.num_tokens and len(tiling.sizes()) == tiling.num_tiles
+
+
+def test_fit_finds_the_known_shapes():
+    assert fit_tile((21, 45, 80)) == (7, 9, 2)  # 126 of 128 rows
+    assert fit_tile((21, 30, 52)) == (3, 10, 4)  # 120 of 128
+    assert fit_tile((9, 10, 16)) == (3, 5, 4)  # 60 of 64: a small grid
+    assert fit_tile((1, 1, 1)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "grid", [(21, 45, 80), (21, 30, 52), (13, 7, 11), (1, 30, 52), (2, 2, 4), (31, 45, 80), (5, 1, 1)]
+)
+def test_fit_fits_one_block(grid):
+    tile = fit_tile(grid)
+    layout = BlockLayout(make_tiling(grid))
+    assert layout.num_blocks == layout.tiling.num_tiles
+    assert all(t <= g for t, g in zip(tile, grid, strict=True)) and math.prod(tile) <= layout.block
+
+
+@pytest.mark.parametrize(("grid", "tile"), [*GRIDS, ((6, 16, 9), (6, 8, 8))])
+def test_blocks_never_cross_tiles(grid, tile):
+    tiling = Tiling(grid, tile)
+    layout = BlockLayout(tiling)
+    assert layout.block == (64 if int(tiling.sizes().max()) <= 64 else 128)
+    covered = []
+    for u, size in enumerate(tiling.sizes().tolist()):
+        first, last = layout.tile_first_block[u].item(), layout.tile_first_block[u + 1].item()
+        assert last - first == -(-size // layout.block)
+        for n in range(first, last):
+            start, length = layout.block_start[n].item(), layout.block_len[n].item()
+            assert 1 <= length <= layout.block
+            assert layout.rows[n, :length].tolist() == list(range(start, start + length))
+            assert set(layout.rows[n, length:].tolist()) <= {start}
+            assert (layout.token_block[start : start + length] == n).all()
+            covered += range(start, start + length)
+    assert covered == list(range(tiling.num_tokens)) and layout.num_blocks == layout.tile_first_block[-1]
+
+
+def test_window_shifts_at_the_border():
+    tiling = Tiling((10, 2, 6), (2, 2, 2))  # 5 x 1 x 3 tiles
+    lists = window_lists(tiling, (3, 1, 1))
+    assert lists.counts.tolist() == [[3] * 15]
+    assert lists.indices[0, 0].tolist() == [0, 3, 6]  # first in time: shifted to the right
+    assert lists.indices[0, 6].tolist() == [3, 6, 9]  # in the middle: centred
+    assert lists.indices[0, 14].tolist() == [8, 11, 14]  # last: shifted to the left
+    assert lists.density(tiling) == pytest.approx(3 / 15)
+
+
+def test_density_counts_tokens_of_ragged_tiles():
+    tiling = Tiling((5, 6, 7), (2, 4, 4))
+    lists = window_lists(tiling, (3, 1, 1))
+    mask = mask_from_lists(lists, BlockLayout(tiling))
+    assert lists.density(tiling) == pytest.approx(mask.double().mean().item())
+    assert window_lists(tiling, "all").density(tiling) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("window", "resolved"),
+    [
+        ("all", (3, 5, 40)),
+        ((0, "all", 3), (3, 5, 3)),
+        ((9, 9, 9), (3, 5, 9)),
+        ((4, 6, 41), (3, 5, 40)),  # not below the axis: the whole of it
+        ((0.3, 0.3, 0.3), (1, 3, 13)),
+        ((1.0, 0.99, 0.01), (3, 5, 1)),
+    ],
+)
+def test_windows_resolve(window, resolved):
+    assert resolve_window((3, 5, 40), window) == resolved
+    assert resolve_window((3, 5, 40), resolved) == resolved
+
+
+@pytest.mark.parametrize("window", [(2, 1, 1), (-1, 1, 1), (1.5, 1, 1), (1, 1), "some", (True, 1, 1), (0.0, 1, 1)])
+def test_bad_windows_are_refused_in_two_lines(window):
+    with pytest.raises(ValueError) as caught:
+        resolve_window((3, 5, 40), window)
+    assert str(caught.value).count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Tiling((2, 2, 2), (3, 1, 1)), lambda: make_tiling((2, 0, 2)), lambda: make_tiling((4, 4, 4), "big")],
+)
+def test_bad_sizes_are_refused(make):
+    with pytest.raises(ValueError):
+        make()
+
+
+def test_block_lists_follow_tile_lists():
+    tiling = Tiling((6, 16, 9), (6, 8, 8))  # tiles of 3 blocks, edge tiles of 1
+    layout = BlockLayout(tiling)
+    mask = torch.tensor([[[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]], dtype=torch.bool)
+    index, count = lists_from_mask(mask).blocks(layout)
+    first = layout.tile_first_block.tolist()
+    for u in range(4):
+        expected = [n for j in range(4) if mask[0, u, j] for n in range(first[j], first[j + 1])]
+        assert index[0, u, : count[0, u]].tolist() == expected
+        assert (index[0, u, count[0, u] :] == -1).all()
+
+
+def test_groups_join_equal_lists_whatever_their_order():
+    lists = lists_from_mask(torch.eye(3, dtype=torch.bool)[None])
+    assert lists.groups == ((((0,), (0,)), ((1,), (1,)), ((2,), (2,))),)
+    tiling = Tiling((3, 2, 2), (1, 2, 2))
+    every = window_lists(tiling)
+    every.indices[0, 1] = every.indices[0, 1].flip(0)
+    assert every.groups == ((((0, 1, 2), (0, 1, 2)),),)
