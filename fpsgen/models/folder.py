@@ -74,6 +74,7 @@ def check_folder(folder: str | Path) -> dict[str, Any]:
         read_json(folder / part / "config.json")
         weight_files(folder / part)
     read_json(folder / "scheduler" / "scheduler_config.json")
+    read_json(folder / "tokenizer" / "tokenizer_config.json")
     if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise broken(folder, "the tokenizer's files are missing")
     return index

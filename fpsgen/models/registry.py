@@ -9,11 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from fpsgen.assets import weights_dir
-from fpsgen.errors import MODEL, USAGE, FpsgenError
+from fpsgen.errors import MODEL, FpsgenError
 from fpsgen.models.folder import check_folder, read_json
 
 AUTO = "auto"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ def resolve(name: str = AUTO) -> tuple[ModelSpec, Path, str]:
     """(model, its folder on this machine, why this one). Nothing is downloaded.
 
     name: "auto" (the best model on disk that fits this machine), a name of the registry, a folder, or a hub id.
-    Raises FpsgenError: MODEL with the command that fetches it where it is missing or not intact, USAGE for a name that
-    nothing is known by.
+    Raises FpsgenError MODEL where it is missing (with the command that fetches it), not intact, or not known.
     """
     if name == AUTO:
         return _best()
@@ -92,7 +91,7 @@ def resolve(name: str = AUTO) -> tuple[ModelSpec, Path, str]:
         return replace(describe(found), name=name, source=name, revision=found.name), found, "chosen by repository"
     what = "is a file, not a model folder" if folder.exists() else "is not known, and no such folder exists"
     known = ", ".join([AUTO, *(spec.name for spec in models())])
-    raise FpsgenError(f"model {name!r} {what}", f"choose from {known}, a folder, or OWNER/REPOSITORY", USAGE)
+    raise FpsgenError(f"model {name!r} {what}", f"choose from {known}, a folder, or OWNER/REPOSITORY", MODEL)
 
 
 def describe(folder: Path) -> ModelSpec:
@@ -100,7 +99,7 @@ def describe(folder: Path) -> ModelSpec:
     config = read_json(folder / "transformer" / "config.json")
     width = int(config.get("num_attention_heads", 0)) * int(config.get("attention_head_dim", 0))
     like = models()[0 if width < 1024 else 1 if width < 4096 else 2]
-    limit = read_json(folder / "model_index.json").get("max_sequence_length", like.max_sequence_length)
+    tokens = read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length", like.max_sequence_length)
     return replace(
         like,
         name=folder.resolve().name,
@@ -110,7 +109,7 @@ def describe(folder: Path) -> ModelSpec:
         description=f"local folder, defaults of {like.name}",
         licence="unknown",
         download_gb=0.0,
-        max_sequence_length=int(limit),
+        max_sequence_length=int(min(tokens, like.max_sequence_length)),
         trained_schedule=(folder / "schedule.toml").is_file(),
     )
 

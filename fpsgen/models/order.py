@@ -1,0 +1,32 @@
+"""Tokens in tile order for a whole forward pass, put there and taken back at the transformer's boundary.
+
+Wan's patch embedding works patch by patch and its blocks token by token, self-attention and rotary embedding apart.
+So the latent's *patches* are moved before the forward and those of the output moved back after it, and the rotary table
+is moved with them: 16 channels are moved instead of thousands, nothing inside is touched, and no module that LoRA,
+quantization or compilation may replace carries a hook.
+"""
+
+from __future__ import annotations
+
+import torch
+
+Size3 = tuple[int, int, int]
+
+
+def token_grid(latents: torch.Tensor, patch: Size3) -> Size3:
+    """(T, H, W) tokens of latents [B, C, F, H', W']: whole patches only, as the model takes them."""
+    t, h, w = (size // side for size, side in zip(latents.shape[2:], patch, strict=True))
+    return t, h, w
+
+
+def move_patches(latents: torch.Tensor, patch: Size3, index: torch.Tensor) -> torch.Tensor:
+    """Latents [B, C, F, H', W'] with patch number index[i] at place i; places count in raster order of the token grid.
+
+    Rows and columns beyond the last whole patch are cut off, as the patch embedding does. Differentiable.
+    """
+    (t, h, w), (pt, ph, pw) = token_grid(latents, patch), patch
+    batch, channels = latents.shape[:2]
+    whole = latents[:, :, : t * pt, : h * ph, : w * pw].reshape(batch, channels, t, pt, h, ph, w, pw)
+    tokens = whole.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(1, 3)  # [B, L, C, pt, ph, pw]
+    tokens = tokens.index_select(1, index).view(batch, t, h, w, channels, pt, ph, pw)
+    return tokens.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(batch, channels, t * pt, h * ph, w * pw)
