@@ -103,7 +103,8 @@ class ForwardHook(ModelHook):
     def post_forward(self, module: torch.nn.Module, output: Any) -> Any:
         """Move the output's patches back."""
         now, self.now = self.now, None
-        skipped = self.run.recorder.end([block._compiled_call_impl is not None for block in self.blocks])
+        compiled = [block._compiled_call_impl is not None for block in self.blocks]
+        skipped = self.run.recorder.end(compiled, getattr(module, "_cache_config", None) is not None)
         if skipped:
             self.run.deviation("skipped_by_cache", skipped, f"{len(skipped)} layers were skipped in a forward")
         if now is None or now.order is None:

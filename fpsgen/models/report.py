@@ -75,15 +75,18 @@ class Recorder:
         if self._now is not None:
             self._seen[layer] += 1
 
-    def end(self, compiled: list[bool]) -> list[int]:
-        """The forward is over. compiled: per layer. Returns the layers whose attention was skipped (by a cache)."""
+    def end(self, compiled: list[bool], cached: bool) -> list[int]:
+        """The forward is over. compiled: per layer; cached: a cache is on. Returns the layers that were skipped by it.
+
+        Calls in compiled code cannot be counted; without a cache every layer runs once, so they are taken as planned.
+        """
         step, self._now = self._now, None
         if step is None:
             return []
-        silent = not any(self._seen)  # the whole transformer is compiled: nothing in it can be counted
+        whole = not cached and not any(self._seen)  # the transformer is compiled as a whole
         skipped = []
         for layer, seen in enumerate(self._seen):
-            planned = seen == 0 and (silent or compiled[layer])
+            planned = seen == 0 and (whole or compiled[layer])
             step.planned |= planned
             step.calls[layer] += 1 if planned else seen
             if not seen and not planned:
