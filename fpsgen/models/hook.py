@@ -59,14 +59,14 @@ class ForwardHook(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, run: Run, module: torch.nn.Module, processors: list[Any], train_timesteps: int) -> None:
+    def __init__(self, run: Run, module: Any, processors: list[Any], train_timesteps: int) -> None:
         super().__init__()
         self.run = run
         self.processors = processors
         self.attentions = [block.attn1 for block in module.blocks]
         self.blocks = list(module.blocks)
         self.train_timesteps = train_timesteps
-        self.contexts = StateManager(_NoState)
+        self.contexts = StateManager(_NoState)  # pyright: ignore[reportArgumentType]
         self.now: Pass | None = None
         self._module = module
         self._plans: dict[tuple[str, Size3, torch.device, Any], tuple[Layers, Layers, AttentionPlan | None]] = {}
@@ -77,7 +77,7 @@ class ForwardHook(ModelHook):
         return module
 
     @torch.compiler.disable
-    def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
+    def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
         """Choose the plan of this forward and move the latents' patches into its order."""
         self._refuse(module)
         arguments = dict(zip(("hidden_states", "timestep"), args, strict=False)) | kwargs
@@ -130,8 +130,9 @@ class ForwardHook(ModelHook):
             told = self.contexts.context
         except ValueError:
             told = None
-        if told is not None and getattr(told, "sigma", None) is not None:
-            return told.step_index, told.name, float(told.sigma)
+        sigma = getattr(told, "sigma", None)
+        if told is not None and sigma is not None:
+            return told.step_index, told.name, float(sigma)
         return None, "", self._read(timestep)[1]
 
     def _read(self, timestep: torch.Tensor) -> tuple[float, float]:
@@ -189,7 +190,7 @@ class ForwardHook(ModelHook):
             return plan
         return AttentionPlan(grid, next(iter(self.run.tiles)), method="bf16") if len(self.run.tiles) == 1 else None
 
-    def _refuse(self, module: torch.nn.Module) -> None:
+    def _refuse(self, module: Any) -> None:
         """Raise FpsgenError, by name, for what would silently go wrong."""
         if module is not self._module:
             raise FpsgenError(

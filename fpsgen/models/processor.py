@@ -64,7 +64,7 @@ class FpsAttnProcessor(WanAttnProcessor):
         query, key = (rotate(x, rotary_emb.cos, rotary_emb.sin) for x in (query, key))
         plan = rotary_emb.dense_plan if self.dense else rotary_emb.plan
         if self._attention_backend is not None and plan.method == "bf16":
-            out = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+            out: Any = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         else:
             out = attend(query, key, value, plan)
         out = out.flatten(2, 3).type_as(query)

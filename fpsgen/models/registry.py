@@ -76,11 +76,11 @@ def resolve(name: str = AUTO) -> tuple[ModelSpec, Path, str]:
     """
     if name == AUTO:
         return _best()
-    spec = next((spec for spec in models() if name in (spec.name, spec.source) and name != ""), None)
+    spec = next((spec for spec in models() if name in (spec.name, spec.source)), None)
     if spec is not None:
         return spec, _require(spec), "chosen by name"
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         check_folder(folder)
         return describe(folder), folder.resolve(), "chosen by folder"
     if _HUB_ID.fullmatch(name) and not folder.exists():

@@ -135,7 +135,7 @@ class _Patch:
         registry = HookRegistry.check_if_exists_or_initialize(transformer)
         registry.register_hook(self.hook, HOOK)
         self.forward = transformer.__dict__["forward"]
-        self.rope = transformer.rope.register_forward_hook(self.hook.rope_hook)
+        self.rope = transformer.rope.register_forward_hook(self.hook.rope_hook)  # pyright: ignore
         for block, processor in zip(transformer.blocks, processors, strict=True):
             block.attn1.set_processor(processor)
 
