@@ -40,8 +40,8 @@ def _groups(plan: AttentionPlan, device: torch.device) -> tuple[tuple[torch.Tens
 
 def _sdpa_gradient(grad, q, k, v, mask=None):
     """Gradients of softmax attention, all [B, H, L, D]; torch.func, since autograd.grad sees nothing in an operator."""
-    _, pull = torch.func.vjp(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask), q, k, v)
-    return pull(grad)
+    pulled = torch.func.vjp(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask), q, k, v)
+    return pulled[1](grad)
 
 
 def attention_gradient(

@@ -145,7 +145,8 @@ def fps_attention(
     q's dtype, in the order of the input; with return_lse also LSE fp32 [B, H, L] (natural logarithm). Raises
     ValueError and UnsupportedDeviceError as attend.
     """
-    plan = AttentionPlan(tuple(grid), tile, window, granularity, method, impl)
+    t, h, w = grid
+    plan = AttentionPlan((t, h, w), tile, window, granularity, method, impl)
     if ordered or (plan.dense and not plan.fp8):  # dense bf16 does not depend on the order
         return attend(q, k, v, plan, return_lse)
     at = plan.tensors(q.device)

@@ -92,6 +92,9 @@ def _usage(error: Exception, arguments: list[str]) -> tuple[str, str]:
     near = getattr(error, "possibilities", None)
     if near:
         return message.split(" (", 1)[0], f"did you mean {' or '.join(sorted(near))}?"
+    message, _, guess = message.partition(" Did you mean ")
+    if guess:
+        return message.rstrip("."), f"did you mean {guess}"
     first = arguments[0]
     if "no such command" in message and (" " in first or not first.isascii()):
         return message, f'to make a video: fpsgen generate "{console.one_line(first)}"'

@@ -29,7 +29,7 @@ class Usage:
 
 
 def build(fn, types: dict[str, str], constants: dict, options: dict) -> Usage:
-    """types: Triton type of every argument that is not a constant, pointers and multiples of 16 marked with a trailing '!'."""
+    """types: Triton type of every argument that is no constant; '!' marks pointers and multiples of 16."""
     signature = {name: types.get(name, "constexpr").rstrip("!") for name in fn.arg_names}
     attrs = {
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(fn.arg_names) if types.get(name, "").endswith("!")

@@ -26,7 +26,7 @@ HALF_STEP = 2.0**-9  # rounding of a bf16 output
 
 @dataclass
 class Truth:
-    """fp64: out and exact [B, R, H, D] (P rounded, P exact), lse [B, H, R]; tokens [R] int64, the rows computed (tile order)."""
+    """fp64: out, exact [B, R, H, D] (P rounded, P exact), lse [B, H, R]; tokens [R] int64: the rows, tile order."""
 
     out: torch.Tensor
     exact: torch.Tensor

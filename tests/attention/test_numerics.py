@@ -1,4 +1,4 @@
-"""The checker must pass what is right and catch every planted mistake, on a hard case: many keys, so each mistake is small."""
+"""The checker must pass what is right and catch every planted mistake, on a hard case: many keys, small mistakes."""
 
 import dataclasses
 

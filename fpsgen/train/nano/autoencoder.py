@@ -6,6 +6,9 @@ rounding (a test holds it to 1e-4). The spatial attention of the middle blocks s
 the network is then purely convolutional, and what it learns on crops holds on whole frames.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# (diffusers' and transformers' annotations do not describe .to(), .config and outputs)
+
 from __future__ import annotations
 
 from types import MethodType
@@ -48,8 +51,8 @@ def build(**overrides) -> AutoencoderKLWan:
         if isinstance(module, WanResidualBlock):
             module.conv2.weight.data.mul_(0.3)
         if isinstance(module, WanAttentionBlock):
-            module.proj.weight.data.zero_()
-            module.proj.bias.data.zero_()
+            torch.nn.init.zeros_(module.proj.weight)
+            torch.nn.init.zeros_(module.proj.bias)
             module.requires_grad_(False)
     return vae
 
@@ -63,7 +66,7 @@ def _resample(self: WanResample, x: Tensor, feat_cache=None, feat_idx=None) -> T
         x = torch.cat([x[:, :, :1], later], 2)
         time = x.shape[2]
     frames = x.transpose(1, 2).reshape(batch * time, channels, height, width)
-    if self.mode.startswith("up"):
+    if self.mode.startswith("up") and isinstance(self.resample, torch.nn.Sequential):
         frames = self.resample[1](F.interpolate(frames, scale_factor=2, mode="nearest"))
     else:
         frames = self.resample(frames)

@@ -10,7 +10,7 @@ import random
 
 from fpsgen.train.nano.world import COLOURS, MOTIONS, SUBJECTS, USUAL_COLOUR, Scene, random_scene
 
-NOUNS = {
+NOUNS: dict[str, tuple[str, ...]] = {
     "ball": ("ball", "ball", "sphere"),
     "square": ("square", "square", "box"),
     "triangle": ("triangle",),
@@ -20,24 +20,54 @@ NOUNS = {
     "bird": ("bird", "bird", "birdie"),
     "boat": ("boat", "boat", "ship", "sailboat"),
 }
-ADJECTIVES = {name: (name,) for name in COLOURS} | {"red": ("red", "red", "crimson"), "purple": ("purple", "purple", "violet")}
-VERBS = {  # (gerund, third person)
+ADJECTIVES: dict[str, tuple[str, ...]] = {name: (name,) for name in COLOURS}
+ADJECTIVES |= {"red": ("red", "red", "crimson"), "purple": ("purple", "purple", "violet")}
+VERBS: dict[str, tuple[tuple[str, str], ...]] = {  # (gerund, third person)
     "left": (("moving left", "moves left"), ("going left", "goes left"), ("moving to the left", "moves to the left")),
-    "right": (("moving right", "moves right"), ("going right", "goes right"), ("moving to the right", "moves to the right")),
-    "up": (("moving up", "moves up"), ("rising", "rises"), ("going up", "goes up"), ("moving upwards", "moves upwards")),
+    "right": (
+        ("moving right", "moves right"),
+        ("going right", "goes right"),
+        ("moving to the right", "moves to the right"),
+    ),
+    "up": (
+        ("moving up", "moves up"),
+        ("rising", "rises"),
+        ("going up", "goes up"),
+        ("moving upwards", "moves upwards"),
+    ),
     "down": (("moving down", "moves down"), ("falling", "falls"), ("going down", "goes down"), ("sinking", "sinks")),
     "bouncing": (("bouncing", "bounces"), ("bouncing", "bounces"), ("jumping", "jumps"), ("hopping", "hops")),
     "circling": (("circling", "circles"), ("moving in circles", "moves in circles"), ("going around", "goes around")),
     "growing": (("growing", "grows"), ("getting bigger", "gets bigger"), ("expanding", "expands")),
     "shrinking": (("shrinking", "shrinks"), ("getting smaller", "gets smaller")),
-    "surfing": (("surfing", "surfs"), ("surfing on waves", "surfs on waves"), ("surfing the waves", "surfs the waves"),
-                ("riding a wave", "rides a wave")),
-}  # fmt: skip
-SPECIAL = {("fish", "left"): "swim", ("fish", "right"): "swim", ("bird", "left"): "fly", ("bird", "right"): "fly",
-           ("bird", "up"): "fly", ("bird", "down"): "fly", ("boat", "left"): "sail", ("boat", "right"): "sail",
-           ("cat", "left"): "walk", ("cat", "right"): "walk", ("ball", "left"): "roll", ("ball", "right"): "roll"}  # fmt: skip
-FORMS = {"swim": ("swimming", "swims"), "fly": ("flying", "flies"), "sail": ("sailing", "sails"), "walk": ("walking", "walks"),
-         "roll": ("rolling", "rolls")}  # fmt: skip
+    "surfing": (
+        ("surfing", "surfs"),
+        ("surfing on waves", "surfs on waves"),
+        ("surfing the waves", "surfs the waves"),
+        ("riding a wave", "rides a wave"),
+    ),
+}
+SPECIAL = {
+    ("fish", "left"): "swim",
+    ("fish", "right"): "swim",
+    ("bird", "left"): "fly",
+    ("bird", "right"): "fly",
+    ("bird", "up"): "fly",
+    ("bird", "down"): "fly",
+    ("boat", "left"): "sail",
+    ("boat", "right"): "sail",
+    ("cat", "left"): "walk",
+    ("cat", "right"): "walk",
+    ("ball", "left"): "roll",
+    ("ball", "right"): "roll",
+}
+FORMS = {
+    "swim": ("swimming", "swims"),
+    "fly": ("flying", "flies"),
+    "sail": ("sailing", "sails"),
+    "walk": ("walking", "walks"),
+    "roll": ("rolling", "rolls"),
+}
 PLACES = {
     "gray": ("on a gray background", "on gray", "in front of a gray wall"),
     "black": ("on a black background", "on black", "in front of a black wall"),

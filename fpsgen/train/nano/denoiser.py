@@ -1,8 +1,11 @@
-"""The nano denoiser (WanTransformer3DModel), its text encoder (UMT5) and its word-level tokenizer, and the pipeline of all.
+"""The nano denoiser (WanTransformer3DModel), its text encoder (UMT5), its word-level tokenizer, and their pipeline.
 
 Sizes are chosen so that everything together stays under 16 MB in bf16 and a video takes seconds on two CPU cores.
 Head dim 64 and four heads: the same attention kernels serve it as serve Wan2.1.
 """
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# (diffusers' and transformers' annotations do not describe .to(), .config and outputs)
 
 from __future__ import annotations
 
@@ -91,7 +94,10 @@ def build_scheduler() -> UniPCMultistepScheduler:
 
 
 def assemble(
-    transformer: WanTransformer3DModel, text_encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, vae: AutoencoderKLWan
+    transformer: WanTransformer3DModel,
+    text_encoder: UMT5EncoderModel,
+    tokenizer: PreTrainedTokenizerFast,
+    vae: AutoencoderKLWan,
 ) -> WanPipeline:
     pipe = WanPipeline(
         tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, scheduler=build_scheduler(), transformer=transformer
@@ -101,7 +107,9 @@ def assemble(
 
 
 @torch.no_grad()
-def sample(pipe: WanPipeline, prompts: list[str], steps: int = 20, guidance: float = 4.0, seed: int = 0, batch: int = 32) -> Tensor:
+def sample(
+    pipe: WanPipeline, prompts: list[str], steps: int = 20, guidance: float = 4.0, seed: int = 0, batch: int = 32
+) -> Tensor:
     """Clips [B, 3, T, H, W] in [-1, 1] (fp16, CPU). Noise is drawn on the CPU, per prompt from seed + index."""
     from fpsgen.train.nano.world import FRAMES, HEIGHT, WIDTH
 
@@ -110,8 +118,16 @@ def sample(pipe: WanPipeline, prompts: list[str], steps: int = 20, guidance: flo
         some = prompts[start : start + batch]
         generators = [torch.Generator().manual_seed(seed + start + k) for k in range(len(some))]
         video = pipe(
-            some, negative_prompt=[""] * len(some), height=HEIGHT, width=WIDTH, num_frames=FRAMES, num_inference_steps=steps,
-            guidance_scale=guidance, max_sequence_length=TEXT_LENGTH, generator=generators, output_type="pt",
-        ).frames  # fmt: skip
+            some,
+            negative_prompt=[""] * len(some),
+            height=HEIGHT,
+            width=WIDTH,
+            num_frames=FRAMES,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            max_sequence_length=TEXT_LENGTH,
+            generator=generators,
+            output_type="pt",
+        ).frames
         clips.append((video.float().transpose(1, 2) * 2 - 1).half().cpu())
     return torch.cat(clips)

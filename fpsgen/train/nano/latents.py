@@ -1,5 +1,8 @@
 """A pool of encoded clips with their captions, filled once and refreshed while training goes on."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# (diffusers' and transformers' annotations do not describe .to(), .config and outputs)
+
 from __future__ import annotations
 
 import random
@@ -16,7 +19,7 @@ WORD_DROP = 0.02  # share of captions in which one word is unknown
 
 
 class LatentPool:
-    """Latents [N, 16, 9, 20, 32] (bf16, normalised), token ids [N, 24] and loss weights [N, 1, 9, 20, 32] on the device."""
+    """Latents [N, 16, 9, 20, 32] (bf16, normalised), token ids [N, 24] and loss weights [N, 1, 9, 20, 32]."""
 
     def __init__(self, vae: AutoencoderKLWan, tokenizer, size: int, seed: int, render: int = 32):
         self.device = next(vae.parameters()).device

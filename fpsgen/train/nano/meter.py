@@ -17,9 +17,28 @@ from torch import Tensor
 from fpsgen.train.nano import world
 from fpsgen.train.nano.world import BACKGROUNDS, BOARD, COLOURS, HEIGHT, OUTLINE, PLAIN, SUBJECTS, WIDTH, Scene
 
-SCENERY = [OUTLINE, *PLAIN.values(), (175, 220, 245), (200, 231, 248), (225, 242, 250), (165, 212, 242), (195, 226, 246),
-           (60, 150, 190), (45, 120, 165), (30, 95, 140), (110, 185, 212), (240, 250, 252), (255, 236, 150), (240, 238, 205),
-           (14, 16, 48), (26, 26, 66), (38, 36, 84), (140, 200, 90), (118, 180, 76), (95, 160, 62)]  # fmt: skip
+SCENERY = [
+    OUTLINE,
+    *PLAIN.values(),
+    (175, 220, 245),
+    (200, 231, 248),
+    (225, 242, 250),
+    (165, 212, 242),
+    (195, 226, 246),
+    (60, 150, 190),
+    (45, 120, 165),
+    (30, 95, 140),
+    (110, 185, 212),
+    (240, 250, 252),
+    (255, 236, 150),
+    (240, 238, 205),
+    (14, 16, 48),
+    (26, 26, 66),
+    (38, 36, 84),
+    (140, 200, 90),
+    (118, 180, 76),
+    (95, 160, 62),
+]
 NEAR = 0.06  # squared RGB distance, RGB in [0, 1]
 CROP = 48
 
@@ -34,7 +53,8 @@ class Reading:
     motion: str | None
 
     def agrees(self, scene: Scene) -> dict[str, bool]:
-        return {axis: getattr(self, axis) == getattr(scene, axis) for axis in ("subject", "colour", "motion", "background")}
+        axes = ("subject", "colour", "motion", "background")
+        return {axis: getattr(self, axis) == getattr(scene, axis) for axis in axes}
 
 
 def _erode(x: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     stacks[(p.shape[0], p[0].numel())].append(p)
             for (rows, columns), params in stacks.items():
-                grads = torch.stack([p.grad.reshape(rows, columns).float() for p in params])
+                grads = torch.stack([p.grad.reshape(rows, columns).float() for p in params if p.grad is not None])
                 state = self.state[params[0]]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(grads)
@@ -65,7 +65,7 @@ class Optimizers:
         others = [p for p, m in zip(self.params, is_matrix, strict=True) if not m]
         self.lr, self.ema_decay, self.steps = lr, ema, 0
         fused = others[0].is_cuda if others else False
-        self.optimizers = [Muon(matrices, lr, weight_decay=decay)]
+        self.optimizers: list[torch.optim.Optimizer] = [Muon(matrices, lr, weight_decay=decay)]
         self.optimizers.append(torch.optim.AdamW(others, lr, betas=(0.9, 0.98), weight_decay=0.0, fused=fused))
         self.ema = [p.detach().clone() for p in self.params]
 

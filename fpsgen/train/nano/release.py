@@ -6,6 +6,9 @@ The folder loads with stock diffusers (`WanPipeline.from_pretrained`). Transform
 the autoencoder in fp16 (it runs in fp32). The whole folder must stay at or under 16 MB.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# (diffusers' and transformers' annotations do not describe .to(), .config and outputs)
+
 from __future__ import annotations
 
 import argparse
@@ -43,7 +46,7 @@ def release(vae: Path, pipeline: Path, out: Path, schedule: Schedule | None) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--pipeline", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -9,6 +9,9 @@ profile in force is the one that inference uses at those noise levels; gradients
 A quarter of the way in, the direction of motion on captions seen in training must beat chance, else the run stops.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# (diffusers' and transformers' annotations do not describe .to(), .config and outputs)
+
 from __future__ import annotations
 
 import argparse
@@ -51,7 +54,9 @@ def draw_sigmas(count: int, device: torch.device, low: float = 0.0, high: float 
     return denoiser.FLOW_SHIFT * t / (1 + (denoiser.FLOW_SHIFT - 1) * t)
 
 
-def flow_loss(transformer, text_encoder, latents: Tensor, ids: Tensor, weights: Tensor, sigma: Tensor, on_gpu: bool) -> Tensor:
+def flow_loss(
+    transformer, text_encoder, latents: Tensor, ids: Tensor, weights: Tensor, sigma: Tensor, on_gpu: bool
+) -> Tensor:
     """Weighted mean squared error of the velocity, per sample [B]."""
     noise = torch.randn_like(latents)
     s = sigma.view(-1, 1, 1, 1, 1)
@@ -80,7 +85,9 @@ class Windows:
         return context, draw_sigmas(count, device, low, high)
 
 
-def measure(pipe, meter: Meter, scenes: list[world.Scene], texts: list[str], device: torch.device) -> tuple[dict, Tensor]:
+def measure(
+    pipe, meter: Meter, scenes: list[world.Scene], texts: list[str], device: torch.device
+) -> tuple[dict, Tensor]:
     on_gpu = device.type == "cuda"
     with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
         clips = denoiser.sample(pipe, texts, steps=20 if on_gpu else 2)
@@ -89,12 +96,12 @@ def measure(pipe, meter: Meter, scenes: list[world.Scene], texts: list[str], dev
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for the pipeline and the report")
     parser.add_argument("--minutes", type=float, default=9.5, help="wall time, compilation and check included")
     parser.add_argument("--resume", type=Path, help="a pipeline folder to go on from")
-    parser.add_argument("--schedule", type=Path, help="FPSAttention schedule (TOML) for the forward pass; default: dense")
+    parser.add_argument("--schedule", type=Path, help="FPSAttention schedule (TOML) in the forward pass")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pool", type=int, default=24000)
@@ -137,7 +144,8 @@ def main() -> None:
         pool.add()
     log("pool", len(pool))
     null = denoiser.token_ids(tokenizer, [""]).to(device)
-    optimizers = Optimizers([transformer, text_encoder], args.lr, adam=("shared", "proj_out", "patch_embedding"), ema=0.9985)
+    adam = ("shared", "proj_out", "patch_embedding")
+    optimizers = Optimizers([transformer, text_encoder], args.lr, adam, ema=0.9985)
     windows = Windows(handle, plan, random.Random(seed))
     meter = Meter(device)
     seen = [captions.random_example(random.Random(k)) for k in range(48 if on_gpu else 1)]
@@ -185,7 +193,7 @@ def main() -> None:
             report = check()
             log("check on seen captions", json.dumps(report))
             if report["direction"] <= CHANCE_DIRECTION:
-                raise SystemExit(f"direction on seen captions is {report['direction']} %: the recipe does not learn motion")
+                raise SystemExit(f"direction on seen captions is {report['direction']} %: motion is not being learned")
     log("trained", optimizers.steps, "steps")
     report = check()
     optimizers.load_ema()

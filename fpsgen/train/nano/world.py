@@ -35,7 +35,9 @@ SUBJECTS = ("ball", "square", "triangle", "star", "cat", "fish", "bird", "boat")
 MOTIONS = ("left", "right", "up", "down", "bouncing", "circling", "growing", "shrinking", "surfing")
 PLAIN = {"gray": (190, 195, 202), "black": (24, 24, 30), "beige": (232, 218, 190), "teal": (120, 185, 185)}
 BACKGROUNDS = (*PLAIN, "sea", "night", "grass")
-USUAL_COLOUR = dict(zip(SUBJECTS, ("red", "blue", "green", "yellow", "orange", "orange", "blue", "white"), strict=True))
+USUAL_COLOUR: dict[str, str] = dict(
+    zip(SUBJECTS, ("red", "blue", "green", "yellow", "orange", "orange", "blue", "white"), strict=True)
+)
 OUTLINE, BOARD = (30, 28, 36), (90, 240, 160)
 SEA_LEVEL, WAVE = 104.0, 7.0
 
