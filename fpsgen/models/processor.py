@@ -61,13 +61,17 @@ class FpsAttnProcessor(WanAttnProcessor):
         query = attn.norm_q(query).unflatten(2, (attn.heads, -1))
         key = attn.norm_k(key).unflatten(2, (attn.heads, -1))
         value = value.unflatten(2, (attn.heads, -1))
-        query, key = (rotate(x, rotary_emb.cos, rotary_emb.sin) for x in (query, key))
+        # under autocast the norms come out in fp32, the value does not
+        query, key = (rotate(x, rotary_emb.cos, rotary_emb.sin).type_as(value) for x in (query, key))
         plan = rotary_emb.dense_plan if self.dense else rotary_emb.plan
         if self._attention_backend is not None and plan.method == "bf16":
             out: Any = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        elif torch.is_autocast_enabled(value.device.type):  # the cast is done; nothing within is to be cast again
+            with torch.autocast(value.device.type, enabled=False):
+                out = attend(query, key, value, plan)
         else:
             out = attend(query, key, value, plan)
-        out = out.flatten(2, 3).type_as(query)
+        out = out.flatten(2, 3).type_as(value)
         return attn.to_out[1](attn.to_out[0](out))
 
 

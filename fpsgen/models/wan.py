@@ -81,7 +81,10 @@ class Handle:
         return self._run.method
 
     def remove(self) -> None:
-        """Undo everything; the transformer is as before, to the bit. Calling it again does nothing."""
+        """Undo everything; the transformer is as before, to the bit. Calling it again does nothing.
+
+        With gradient checkpointing, run the backward passes first: they call the blocks again.
+        """
         while self._patches:
             self._patches.pop().remove()
 

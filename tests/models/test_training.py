@@ -74,6 +74,28 @@ def test_gradients_flow_through_fp8():
     assert all(float(named[f"blocks.0.attn1.to_{x}.weight"].norm()) > 1e-6 for x in "qkv")
 
 
+@pytest.mark.parametrize("profile", [case.TILED, case.SPARSE, case.FP8], ids=lambda p: p.name)
+def test_autocast(profile, monkeypatch):
+    """Norms give fp32 and projections bf16 there; attention must get one dtype."""
+    from fpsgen.models import processor
+
+    seen = set()
+    right = processor.attend
+    monkeypatch.setattr(
+        processor, "attend", lambda q, k, v, plan: seen.add((q.dtype, k.dtype, v.dtype)) or right(q, k, v, plan)
+    )
+    transformer = fresh(True)
+    exact = loss(fresh())
+    with apply(transformer, case.one(profile)) as handle, handle.at(0.5):
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss(transformer)
+        value.backward()
+    assert seen == {(torch.bfloat16,) * 3}
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in transformer.parameters())
+    if profile is case.TILED:
+        assert abs(float(value.detach() / exact.detach()) - 1) < 0.05
+
+
 def test_the_sampled_noise_level_selects_the_profile():
     transformer = fresh()
     handle = apply(transformer, case.mixed(case.SPARSE, case.OTHER))

@@ -1,0 +1,103 @@
+"""fpsgen.apply on a CUDA device: the Triton path, no waiting for the device, compilation, offloading."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import wan_cases as case
+from diffusers.hooks import apply_group_offloading
+from tiny import tiny_transformer
+
+from fpsgen import apply
+
+pytestmark = pytest.mark.gpu
+
+GIVEN = {"step_index": 0, "sigma": 0.5, "num_inference_steps": 4}
+
+
+@pytest.fixture
+def transformer():
+    torch.manual_seed(0)
+    return tiny_transformer(heads=2, head_dim=64, layers=3)
+
+
+def on_gpu(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {name: x.cuda().to(dtype) if x.is_floating_point() else x.cuda() for name, x in case.inputs().items()}
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = a.double().cpu(), b.double().cpu()
+    return float((a - b).norm() / b.norm())
+
+
+def test_dense_equals_stock(transformer):
+    transformer.cuda()
+    stock = case.forward(transformer, **on_gpu(torch.float32))
+    with apply(transformer, case.one(case.TILED), strict=True):
+        assert relative(case.forward(transformer, **on_gpu(torch.float32)), stock) < 1e-4
+
+
+@pytest.mark.parametrize("profile", [case.SPARSE, case.FP8], ids=lambda p: p.name)
+def test_the_kernel_gives_what_the_reference_gives(transformer, profile):
+    with apply(transformer, case.one(profile)):
+        reference = case.forward(transformer)
+    stock = case.forward(transformer)
+    transformer.cuda().to(torch.bfloat16)
+    with apply(transformer, case.one(profile), strict=True) as handle:
+        ours = case.forward(transformer, **on_gpu(torch.bfloat16))
+        assert handle.report()["kernels"] == {"triton": 3}
+    assert relative(ours, reference) < 0.05 < relative(stock, reference)
+
+
+@pytest.mark.parametrize("profile", [case.TILED, case.SPARSE, case.FP8], ids=lambda p: p.name)
+def test_a_step_does_not_wait_for_the_device(transformer, profile):
+    transformer.cuda().to(torch.bfloat16)
+    arguments = on_gpu(torch.bfloat16)
+    with apply(transformer, case.one(profile)), torch.no_grad():
+        for mode in ("default", "error"):  # the first forward builds the lists
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                with transformer.cache_context("cond", **GIVEN):
+                    transformer(**arguments, return_dict=False)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiled_blocks(transformer):
+    torch._dynamo.reset()
+    transformer.cuda().to(torch.bfloat16)
+    schedule = case.mixed(case.FP8, case.SPARSE, dense_layers=(0,))
+    with apply(transformer, schedule) as handle:
+        with handle.at(0.9):
+            eager = case.forward(transformer, **on_gpu(torch.bfloat16))
+        transformer.compile_repeated_blocks(fullgraph=True)
+        for sigma in (0.9, 0.1, 0.9):
+            with handle.at(sigma):
+                ours = case.forward(transformer, **on_gpu(torch.bfloat16))
+        assert relative(ours, eager) < 0.03
+
+
+def test_group_offload(transformer):
+    reference = transformer.cuda()
+    with apply(reference, case.one(case.FP8)):
+        plain = case.forward(reference, **on_gpu(torch.float32))
+    reference.cpu()
+    apply_group_offloading(
+        reference,
+        onload_device=torch.device("cuda"),
+        offload_device=torch.device("cpu"),
+        offload_type="block_level",
+        num_blocks_per_group=1,
+    )
+    with apply(reference, case.one(case.FP8)) as handle:
+        assert relative(case.forward(reference, **on_gpu(torch.float32)), plain) < 1e-4
+        assert handle.report()["kernels"] == {"triton": 3}
+
+
+def test_a_training_step(transformer):
+    transformer.cuda().train().enable_gradient_checkpointing()
+    handle = apply(transformer, case.mixed(case.FP8, case.OTHER))
+    with torch.autocast("cuda", torch.bfloat16), handle.at(0.9):
+        loss = transformer(**on_gpu(torch.float32), return_dict=False)[0].square().mean()
+    loss.backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in transformer.blocks.parameters())
