@@ -51,7 +51,7 @@ def build(fn, types: dict[str, str], constants: dict, options: dict) -> Usage:
 def build_forward(
     dim: int, block: int, fp8: bool, masked: bool = True, config: launch.LaunchConfig | None = None
 ) -> Usage:
-    config = config or launch.select(dim, block, fp8)
+    config = config or launch.select(dim, block, fp8, triton=forward.TRITON)
     types = dict.fromkeys(("stride_qb", "stride_ql", "stride_qh", "stride_kb", "stride_kl", "stride_kh"), "i64!")
     types |= dict.fromkeys(("stride_vb", "stride_vl", "stride_vh"), "i64!")
     types |= dict.fromkeys(("heads", "tokens", "num_blocks", "num_tiles", "num_groups", "longest"), "i32")

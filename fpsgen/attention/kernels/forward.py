@@ -25,6 +25,7 @@ from fpsgen.attention.kernels.launch import HEAD_DIMS, LaunchConfig, select
 from fpsgen.attention.kernels.prepare import prepare_inputs
 from fpsgen.attention.methods import PlanTensors
 
+TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])  # (major, minor)
 _LN_2 = tl.constexpr(math.log(2.0))
 _P_SHIFT = tl.constexpr(math.log2(448.0))  # P = 2^(x - m) * 448
 
@@ -181,7 +182,7 @@ def attention_triton(
     lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32) if lse is None else lse
     block, blocks = at.layout.block, at.layout.num_blocks
     capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
-    config = select(padded, block, fp8, capability) if config is None else config
+    config = select(padded, block, fp8, capability, TRITON) if config is None else config
     half = tl.float16 if q.dtype == torch.float16 else tl.bfloat16
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
     with torch.cuda.device(q.device) if q.is_cuda else nullcontext():

@@ -25,8 +25,14 @@ class LaunchConfig:
     rounded_sum: bool = True
 
 
-def select(head_dim: int, block: int, fp8: bool, capability: tuple[int, int] = (9, 0)) -> LaunchConfig:
-    """The choice for a head dim (64 or 128), a layout's block (64 or 128) and a GPU's compute capability."""
+def select(
+    head_dim: int,
+    block: int,
+    fp8: bool,
+    capability: tuple[int, int] = (9, 0),
+    triton: tuple[int, int] = (3, 6),
+) -> LaunchConfig:
+    """The choice for a head dim (64 or 128), a layout's block (64 or 128), a GPU's compute capability and a Triton."""
     if head_dim not in HEAD_DIMS or block not in (64, 128):
         raise ValueError(
             f"head dim is {head_dim}, block is {block}.\nThe kernels take head dims {HEAD_DIMS}, blocks 64 or 128."
@@ -34,5 +40,6 @@ def select(head_dim: int, block: int, fp8: bool, capability: tuple[int, int] = (
     if not fp8:
         rows = min(block, 128) if head_dim == 128 else 64
         return LaunchConfig(block_q=rows, num_warps=rows // 16, num_stages=2)
-    limit = 168 if head_dim == 128 and block == 128 else 0  # lets three programs share a multiprocessor
+    # 168 registers let three programs share a multiprocessor; the ptxas of Triton 3.9 spills under that limit
+    limit = 168 if head_dim == 128 and block == 128 and triton < (3, 9) else 0
     return LaunchConfig(block_q=64, num_warps=4, num_stages=3 if capability >= (9, 0) else 2, maxnreg=limit)

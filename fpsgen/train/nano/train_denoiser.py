@@ -4,7 +4,7 @@
     python -m fpsgen.train.nano.train_denoiser --vae DIR --out DIR --minutes 4 --resume DIR --schedule FILE --lr 3e-4
 
 Flow matching with logit-normal sigmas under shift 3, captions dropped for one in ten (paper, section 3: 0.1), EMA.
-With a schedule, a step draws one of its sigma windows by probability mass and all its sigmas within it, so that the
+With a schedule, a step draws one of its sigma windows (half by mass, half evenly) and all sigmas within it, so that the
 profile in force is the one that inference uses at those noise levels; gradients pass the casts straight through.
 A quarter of the way in, the direction of motion on captions seen in training must beat chance, else the run stops.
 """
@@ -77,7 +77,8 @@ class Windows:
         self.handle, self.rng = handle, rng
         self.windows = [(low, high) for low, high, _ in plan.windows] if plan else [(0.0, 1.0)]
         probe = draw_sigmas(4096, torch.device("cpu"))
-        self.mass = [float(((probe >= low) & (probe < high)).float().mean()) for low, high in self.windows]
+        mass = [float(((probe >= low) & (probe < high)).float().mean()) for low, high in self.windows]
+        self.mass = [(m + 1 / len(mass)) / 2 for m in mass]  # few sigmas fall into the early window, many steps do
 
     def draw(self, count: int, device: torch.device):
         low, high = self.rng.choices(self.windows, self.mass)[0]
@@ -136,7 +137,7 @@ def main() -> None:
         plan = Schedule.from_file(args.schedule)
         handle = apply(transformer, schedule=plan, strict=True)
         apply(averaged[0], schedule=plan, strict=True)
-    if on_gpu:
+    if on_gpu and not args.schedule:
         transformer.compile_repeated_blocks()
 
     pool = LatentPool(encoder, tokenizer, args.pool if on_gpu else 8, seed, render=32 if on_gpu else 4)
