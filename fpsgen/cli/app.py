@@ -65,13 +65,20 @@ def run(arguments: list[str] | None = None) -> int:
         if console.debugging("--debug" in arguments):
             console.traceback()
     if "--json" in arguments:
-        console.print_json("generate", error=problem)
+        console.print_json(_command(arguments), error=problem)
     console.error(problem)
     return problem.code
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
+
+
+def _command(arguments: list[str]) -> str:
+    """The command that was meant, "" if none."""
+    names = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
+    names += [group.name or "" for group in app.registered_groups]
+    return next((word for word in arguments if word in names), "")
 
 
 def _explain(error: Exception, arguments: list[str]) -> FpsgenError:
@@ -98,7 +105,7 @@ def _usage(error: Exception, arguments: list[str]) -> tuple[str, str]:
     first = arguments[0]
     if "no such command" in message and (" " in first or not first.isascii()):
         return message, f'to make a video: fpsgen generate "{console.one_line(first)}"'
-    command = "fpsgen generate" if "generate" in arguments else "fpsgen"
+    command = " ".join(["fpsgen", *filter(None, [_command(arguments)])])
     if message.startswith("missing argument"):
         return "no prompt was given", 'for example fpsgen generate "a cat surfing"'
     if "unexpected extra argument" in message:

@@ -1,4 +1,7 @@
-"""One video, from top to bottom: load, apply, encode the text, denoise, decode, check, write."""
+"""One video, from top to bottom: load, apply, encode the text, denoise, decode, check, write.
+
+`run` does it all; who makes several videos opens the model once (opened.py) and passes it to `run` each time.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fpsgen.attention.function import UnsupportedDeviceError
-from fpsgen.errors import DISK, ENVIRONMENT, MODEL, FpsgenError
-from fpsgen.models.load import load
+from fpsgen.errors import DISK, FpsgenError
 from fpsgen.models.wan import apply
 from fpsgen.pipeline.checks import check_latents, to_frames
+from fpsgen.pipeline.opened import Opened, advice, open_model, set_shift
 from fpsgen.pipeline.output import free_name, sidecar
 from fpsgen.pipeline.recipe import build_recipe
 from fpsgen.pipeline.request import GenerateRequest
@@ -23,7 +25,6 @@ from fpsgen.pipeline.timing import Timing, peak_rss
 from fpsgen.video import write_mp4, write_text
 
 REPORT_SCHEMA = "fpsgen.report/1"
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -45,88 +46,66 @@ class GenerateResult:
         }
 
 
-def run(request: GenerateRequest, timing: Timing) -> GenerateResult:
+@dataclass(frozen=True)
+class Rendered:
+    """frames: uint8 [T, H, W, 3]. attention: what ran, Handle.report(). recipe: see recipe.py."""
+
+    frames: np.ndarray
+    attention: dict[str, Any]
+    recipe: dict[str, Any]
+
+
+def run(request: GenerateRequest, timing: Timing, opened: Opened | None = None) -> GenerateResult:
     """Make the video that `request` describes. Told to timing.events: stages, steps, warnings.
 
-    Raises FpsgenError: MODEL, ENVIRONMENT (device, memory), NUMERIC (no real video), DISK. No file is left then.
+    opened: the request's model, if it is loaded already; it is as before afterwards. Raises FpsgenError: MODEL,
+    ENVIRONMENT (device, memory), NUMERIC (no real video), DISK. No file is left then.
     """
-    try:
-        return _run(request, timing)
-    except UnsupportedDeviceError as error:
-        what, _, remedy = str(error).partition("\n")
-        raise FpsgenError(what, remedy or "run it with --method sta or --method bf16", ENVIRONMENT) from error
-    except torch.OutOfMemoryError as error:
-        stage = timing.running
-        message = f"the GPU ran out of memory in stage {stage} at {request.width}x{request.height}x{request.frames}"
-        raise FpsgenError(message, "try a smaller --res or fewer --frames", ENVIRONMENT) from error
-
-
-def _run(request: GenerateRequest, timing: Timing) -> GenerateResult:
-    device = choose_device(request.device)
-    dtype = choose_dtype(request.dtype, device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-    with timing.stage("load"):
-        pipe = load(request.model_path, device=device, dtype=dtype)
-        set_shift(pipe, request.shift)
-        handle = apply(pipe, schedule=request.schedule, method=request.method, strict=request.strict)
-    with timing.stage("text"):
-        embeds = _encode(pipe, request, timing)
-    with timing.stage("denoise"):
-        latents = _denoise(pipe, handle, request, embeds, timing)
-    with timing.stage("vae"):
-        frames = to_frames(_decode(pipe, latents)).numpy()
-
-    attention = handle.report()
-    recipe = build_recipe(request, _facts(pipe, handle, device, dtype))
+    opened = opened or open_model(request, timing)
+    made = render(opened, request, timing)
     with timing.stage("mux"):
-        path = _write(frames, request, recipe)
-    report = {
+        path = _write(made.frames, request, made.recipe)
+    report = build_report(request, opened, made, timing)
+    beside = None
+    if request.metadata:
+        beside = write_text(json.dumps({"recipe": made.recipe, "report": report}, indent=2) + "\n", sidecar(path))
+    return GenerateResult(path, beside, made.recipe, report)
+
+
+def render(opened: Opened, request: GenerateRequest, timing: Timing) -> Rendered:
+    """The video as frames, nothing written. The pipeline is unpatched again afterwards. Raises as `run`."""
+    pipe = opened.pipe
+    with advice(request, timing):
+        if opened.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(opened.device)
+        set_shift(pipe, request.shift)
+        with apply(pipe, schedule=request.schedule, method=request.method, strict=request.strict) as handle:
+            with timing.stage("text"):
+                embeds = _encode(pipe, request, timing)
+            with timing.stage("denoise"):
+                latents = _denoise(pipe, handle, request, embeds, timing)
+            with timing.stage("vae"):
+                frames = to_frames(_decode(pipe, latents)).numpy()
+            recipe = build_recipe(request, _facts(opened, handle))
+            return Rendered(frames, handle.report(), recipe)
+
+
+def build_report(request: GenerateRequest, opened: Opened, made: Rendered, timing: Timing) -> dict[str, Any]:
+    """Where time and memory went and what ran where, JSON-ready."""
+    on_gpu = opened.device.type == "cuda"
+    return {
         "schema": REPORT_SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model_path": str(request.model_path),
         **timing.as_json(),
         "peak_memory": {
             "rss_bytes": peak_rss(),
-            "cuda_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            "cuda_bytes": torch.cuda.max_memory_allocated(opened.device) if on_gpu else None,
         },
-        "density": mean_density(attention),
-        "attention": attention,
+        "density": mean_density(made.attention),
+        "attention": made.attention,
         "warnings": list(timing.warnings),
     }
-    beside = None
-    if request.metadata:
-        beside = write_text(json.dumps({"recipe": recipe, "report": report}, indent=2) + "\n", sidecar(path))
-    return GenerateResult(path, beside, recipe, report)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto": CUDA where there is one. Raises FpsgenError ENVIRONMENT."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise FpsgenError(f"--device {name}: torch finds no CUDA device", "run it with --device cpu", ENVIRONMENT)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        message = f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0"
-        raise FpsgenError(message, "run it with --device cuda:0", ENVIRONMENT)
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The transformer's dtype; "auto": bf16 on CUDA, fp32 on the CPU. The VAE is fp32 always."""
-    return _DTYPES[name] if name != "auto" else torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
-def set_shift(pipe: Any, shift: float) -> None:
-    """Give the pipeline's scheduler this flow shift. Raises FpsgenError MODEL for a scheduler that has none."""
-    config = pipe.scheduler.config
-    key = next((key for key in ("flow_shift", "shift") if key in config), None)
-    if key is None:
-        name = type(pipe.scheduler).__name__
-        raise FpsgenError(f"scheduler {name} of the model has no flow shift", "choose a Wan model with -m", MODEL)
-    pipe.scheduler = type(pipe.scheduler).from_config(config, **{key: shift})
 
 
 def mean_density(attention: dict[str, Any]) -> float | None:
@@ -200,15 +179,16 @@ def handle_note(handle: Any) -> str:
     return f"{steps[-1]['profile']} ({steps[-1]['method']} {steps[-1]['density']:.0%})"
 
 
-def _facts(pipe: Any, handle: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def _facts(opened: Opened, handle: Any) -> dict[str, Any]:
     """What a recipe needs and only the loaded model tells."""
+    on_gpu = opened.device.type == "cuda"
     return {
-        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler": type(opened.pipe.scheduler).__name__,
         "method": handle.method or "as scheduled",
         "schedule": {"name": handle.schedule.name, "toml": handle.schedule.to_toml()},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "dtype": str(dtype).removeprefix("torch."),
-        "vae_dtype": str(pipe.vae.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(opened.device) if on_gpu else "cpu",
+        "dtype": str(opened.dtype).removeprefix("torch."),
+        "vae_dtype": str(opened.pipe.vae.dtype).removeprefix("torch."),
     }
 
 
