@@ -30,13 +30,19 @@ def round_e4m3(x: torch.Tensor) -> torch.Tensor:
     return x.add_(magic).sub_(magic)
 
 
+def _amax(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Largest magnitude along `dim`, fp32."""
+    x = x.float() if x.dtype == torch.float64 else x  # the norm widens, but does not narrow
+    return torch.linalg.vector_norm(x, ord=float("inf"), dim=dim, dtype=torch.float32)
+
+
 def _group_scale(x: torch.Tensor, layout: BlockLayout, granularity: int, top: float) -> torch.Tensor:
     """fp32 [B, N, H]: amax over each group of `granularity` consecutive blocks, over `top`."""
     if granularity < 1:
         raise ValueError(
             f"granularity is {granularity}.\nGive the number of kernel blocks that share a scale, 1 or more."
         )
-    rows = torch.linalg.vector_norm(x, ord=float("inf"), dim=-1, dtype=torch.float32)  # [B, L, H]
+    rows = _amax(x, -1)  # [B, L, H]
     blocks = rows[:, layout.rows.to(x.device).flatten()].unflatten(1, layout.rows.shape).amax(2)  # [B, N, H]
     groups = min(granularity, layout.num_blocks)
     if groups > 1:
@@ -59,7 +65,7 @@ def scale_blocks(x: torch.Tensor, layout: BlockLayout, granularity: int = 1) -> 
 
 def scale_channels(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """v over its channel scales, clamped but not yet rounded (fp32 [B, L, H, D]), and the scales (fp32 [B, H, D])."""
-    amax = torch.linalg.vector_norm(v, ord=float("inf"), dim=1, dtype=torch.float32)
+    amax = _amax(v, 1)
     scale = amax.clamp(min=AMAX_FLOOR) * (1.0 / E4M3_MAX)
     return (v.float() * (1.0 / scale[:, None])).clamp_(-E4M3_MAX, E4M3_MAX), scale
 

@@ -1,9 +1,11 @@
 """The numeric contract of an attention kernel, question (a): is it right, given its quantized inputs and its lists?
 
 truth() computes in fp64, by its own code, what the kernel must give: once with P rounded as specified (reference.py)
-and once with P exact. What P's rounding explains, `noise`, is the distance between the two; check() allows a kernel a
-share of it (an FP8 tensor core's sums flip some roundings) plus 1e-3. The other bounds do not loosen with FP8: the
-mean ratio catches a wrong scale, rows catch a lost row, LSE catches lost or surplus keys.
+and once with P exact. What P's rounding explains, `noise`, is the distance between the two. An FP8 tensor core adds
+its products in 14 bits, so a score may be off by SCORE_ERROR of its absolute products, and a P that lies that near to
+a rounding boundary may fall to either side: measured on an H100, up to 0.7 of the noise where rows have 15 keys. So
+check() allows a share of the noise plus 1e-3, and a row's LSE the step of those P, `slack`, plus 5e-3. The rest does
+not loosen with FP8: the mean ratio catches a wrong scale, rows catch a lost row, LSE catches lost or surplus keys.
 """
 
 import math
@@ -15,22 +17,24 @@ from fpsgen.attention.quantize import dequantize_blocks, dequantize_channels, qu
 from fpsgen.attention.tiles import BlockLayout, TileLists
 
 RELATIVE = 1e-3  # relative L2, beyond NOISE_SHARE of what P's cast explains
-NOISE_SHARE = 0.5
+NOISE_SHARE = 0.8
 ROW = 2e-2  # per row, beyond ROW_NOISE times the noise
 ROW_NOISE = 2.5
 RATIO = 2e-3  # |<out, truth> / <truth, truth> - 1| per head
 LSE_MAX = 5e-3
 LSE_MEAN = 4e-4
+SCORE_ERROR = 2.0**-13 / 32  # per channel, of sum |q||k|: 32 channels to a tensor core instruction
 HALF_STEP = 2.0**-9  # rounding of a bf16 output
 
 
 @dataclass
 class Truth:
-    """fp64: out, exact [B, R, H, D] (P rounded, P exact), lse [B, H, R]; tokens [R] int64: the rows, tile order."""
+    """fp64: out, exact [B, R, H, D] (P rounded, P exact), lse, slack [B, H, R]; tokens [R] int64: the rows."""
 
     out: torch.Tensor
     exact: torch.Tensor
     lse: torch.Tensor
+    slack: torch.Tensor
     tokens: torch.Tensor
 
 
@@ -49,12 +53,13 @@ def truth(q, k, v, layout: BlockLayout, lists: TileLists, fp8: bool, granularity
     start = [0, *layout.tiling.sizes().long().cumsum(0).tolist()]
     tiles = range(len(start) - 1) if tiles is None else tiles
     span = [torch.arange(start[u], start[u + 1]) for u in range(len(start) - 1)]
-    outs, exacts, lses = [], [], []
+    outs, exacts, lses, slacks = [], [], [], []
     groups = lists.counts.shape[0]
     for u in tiles:
         rows = q[:, :, span[u].to(q.device)]
         out = torch.zeros_like(rows)
         exact, lse = torch.zeros_like(rows), torch.full_like(rows[..., 0], -math.inf)
+        slack = torch.zeros_like(rows[..., 0])
         for g in range(groups):
             keys = [span[j] for j in lists.indices[g, u, : int(lists.counts[g, u])].tolist()]
             if not keys:
@@ -70,15 +75,21 @@ def truth(q, k, v, layout: BlockLayout, lists: TileLists, fp8: bool, granularity
                     exact[b, h] = weight @ v[b, h, index] / weight.sum(1, keepdim=True)
                     if fp8:
                         top = top.ceil()
-                        raised = torch.exp2(score - top).mul(448).float()
-                        weight = raised.to(torch.float8_e4m3fn).double() / 448
+                        error = rows[b, h].abs() @ k[b, h, index].abs().T * (dim**0.5 / math.log(2) * SCORE_ERROR)
+                        weight, low, high = (
+                            torch.exp2((x - top).clamp(max=0)).mul(448).float().to(torch.float8_e4m3fn).double() / 448
+                            for x in (score, score - error, score + error)
+                        )
+                        slack[b, h] = (high - low).sum(1) / weight.sum(1)
                     out[b, h] = weight @ v[b, h, index] / weight.sum(1, keepdim=True)
                     lse[b, h] = (weight.sum(1).log2() + top[:, 0]) * math.log(2)
         outs.append(out)
         exacts.append(exact)
         lses.append(lse)
+        slacks.append(slack)
     out, exact = (torch.cat(x, 2).transpose(1, 2) for x in (outs, exacts))
-    return Truth(out, exact, torch.cat(lses, 2), torch.cat([span[u] for u in tiles]).to(q.device))
+    tokens = torch.cat([span[u] for u in tiles]).to(q.device)
+    return Truth(out, exact, torch.cat(lses, 2), torch.cat(slacks, 2), tokens)
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -108,8 +119,8 @@ def measure(out: torch.Tensor, lse: torch.Tensor, true: Truth) -> dict[str, floa
         "noise": noise,
         "worst_row": float((diff / allowed).max()),
         "ratio": float((ratio - 1).abs().max()),
-        "lse_max": float(gap.abs().max()),
-        "lse_mean": float(gap.mean(-1).abs().max()),
+        "lse_max": float((gap.abs() - true.slack).max()),
+        "lse_mean": float((gap.mean(-1).abs() - true.slack.square().mean(-1).div(gap.shape[-1]).sqrt()).max()),
         "half_step": step,
     }
 

@@ -68,9 +68,10 @@ def test_nan_stays_in_its_group():
     assert quantize.dequantize_channels(*quantize.quantize_channels(x)).isnan()[0, 3, 1, 2]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("granularity", [1, 3])
-def test_fake_quantize_is_quantize_then_dequantize(granularity, seed):
-    q, k, v = (torch.randn(2, LAYOUT.tiling.num_tokens, 3, 8, dtype=torch.bfloat16) for _ in range(3))
+def test_fake_quantize_is_quantize_then_dequantize(granularity, dtype, seed):
+    q, k, v = (torch.randn(2, LAYOUT.tiling.num_tokens, 3, 8, dtype=dtype) for _ in range(3))
     fake = quantize.fake_quantize(q, k, v, LAYOUT, granularity)
     for x, got in zip((q, k), fake, strict=False):
         assert torch.equal(quantize.dequantize_blocks(*quantize.quantize_blocks(x, LAYOUT, granularity), LAYOUT), got)

@@ -3,8 +3,9 @@ blocks.
 
 Two precisions share the kernel. FP8: prepared inputs through tensor descriptors (TMA on Hopper, plain loads before
 it), one scale per key block, P in E4M3 under an integer running maximum (reference.py says why). 16 bit: q, k, v as
-they lie, P in their type. The kernel knows nothing of windows or policies; an empty list gives 0 and LSE -inf. Left
-out on purpose: key blocks that cross tiles, masks inside a tile (neither occurs), dropout, causal order.
+they lie, P in their type. The kernel knows nothing of windows or policies; an empty list gives 0 and LSE -inf, and so
+may a row whose logits pass 2^22, where fp32 no longer holds a logit's distance to the maximum. Left out on purpose:
+key blocks that cross tiles, masks inside a tile (neither occurs), dropout, causal order.
 
 Legend: B batch, H heads, L tokens (tile order), N blocks, M tiles, G list groups, D head dim. Offsets that grow with
 L are int64.

@@ -137,7 +137,7 @@ def main() -> None:
         plan = Schedule.from_file(args.schedule)
         handle = apply(transformer, schedule=plan, strict=True)
         apply(averaged[0], schedule=plan, strict=True)
-    if on_gpu and not args.schedule:
+    if on_gpu:
         transformer.compile_repeated_blocks()
 
     pool = LatentPool(encoder, tokenizer, args.pool if on_gpu else 8, seed, render=32 if on_gpu else 4)
