@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fpsgen import __version__, errors
-from fpsgen.cli import console
+from fpsgen.cli import bench, console
 from fpsgen.cli.generate import generate
 from fpsgen.errors import FpsgenError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.add_typer(bench.app)
 
 
 class Terminated(BaseException):

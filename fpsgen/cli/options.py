@@ -17,7 +17,7 @@ def _text(*names: str, panel: str, metavar: str, help: str) -> typer.models.Opti
     )
 
 
-def _switch(*names: str, panel: str, help: str) -> typer.models.OptionInfo:
+def switch(*names: str, panel: str, help: str) -> typer.models.OptionInfo:
     return typer.Option(*names, rich_help_panel=panel, metavar="", help=help, show_default=False)
 
 
@@ -58,20 +58,20 @@ Schedule = Annotated[
         help="safe, balanced, paper or a file. [model's own, or safe]",
     ),
 ]
-Strict = Annotated[bool, _switch("--strict", panel=_SPEED, help="Fail where anything falls back (exit 9).")]
+Strict = Annotated[bool, switch("--strict", panel=_SPEED, help="Fail where anything falls back (exit 9).")]
 Output = Annotated[
     str | None,
     _text("--output", "-o", panel=_OUTPUT, metavar="PATH", help="An .mp4 file or a folder. [outputs/]"),
 ]
-Overwrite = Annotated[bool, _switch("--overwrite", panel=_OUTPUT, help="Replace the file if it exists.")]
+Overwrite = Annotated[bool, switch("--overwrite", panel=_OUTPUT, help="Replace the file if it exists.")]
 NoMetadata = Annotated[
-    bool, _switch("--no-metadata", panel=_OUTPUT, help="No recipe in the MP4 and no JSON file beside it.")
+    bool, switch("--no-metadata", panel=_OUTPUT, help="No recipe in the MP4 and no JSON file beside it.")
 ]
-Json = Annotated[bool, _switch("--json", panel=_OUTPUT, help="One JSON object on stdout.")]
-Quiet = Annotated[bool, _switch("--quiet", "-q", panel=_OUTPUT, help="Only the path.")]
-DryRun = Annotated[bool, _switch("--dry-run", panel=_OUTPUT, help="Show every setting and where it is from; stop.")]
+Json = Annotated[bool, switch("--json", panel=_OUTPUT, help="One JSON object on stdout.")]
+Quiet = Annotated[bool, switch("--quiet", "-q", panel=_OUTPUT, help="Only the path.")]
+DryRun = Annotated[bool, switch("--dry-run", panel=_OUTPUT, help="Show every setting and where it is from; stop.")]
 Device = Annotated[str | None, _text("--device", panel=_MACHINE, metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[
     str | None, _text("--dtype", panel=_MACHINE, metavar="NAME", help=f"{', '.join(DTYPES)}. [bf16 on GPU]")
 ]
-Debug = Annotated[bool, _switch("--debug", panel=_MACHINE, help="Tracebacks, and the libraries' own messages.")]
+Debug = Annotated[bool, switch("--debug", panel=_MACHINE, help="Tracebacks, and the libraries' own messages.")]

@@ -17,6 +17,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from fpsgen.attention.function import attend
 from fpsgen.attention.methods import AttentionPlan
+from fpsgen.models.clock import AttentionClock
 
 
 class Rotary(NamedTuple):
@@ -34,8 +35,10 @@ class FpsAttnProcessor(WanAttnProcessor):
     """Replaces the processor of `blocks[layer].attn1`.
 
     dense: this layer runs by Rotary.dense_plan. count: told of every eager call. backend: what the user chose with
-    set_attention_backend; it serves dense bf16 only.
+    set_attention_backend; it serves dense bf16 only. clock: measures eager calls, where one is set.
     """
+
+    clock: AttentionClock | None = None
 
     def __init__(self, layer: int, dense: bool, count: Callable[[int], None], backend: Any = None) -> None:
         super().__init__()
@@ -64,15 +67,21 @@ class FpsAttnProcessor(WanAttnProcessor):
         # under autocast the norms come out in fp32, the value does not
         query, key = (rotate(x, rotary_emb.cos, rotary_emb.sin).type_as(value) for x in (query, key))
         plan = rotary_emb.dense_plan if self.dense else rotary_emb.plan
-        if self._attention_backend is not None and plan.method == "bf16":
-            out: Any = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
-        elif torch.is_autocast_enabled(value.device.type):  # the cast is done; nothing within is to be cast again
-            with torch.autocast(value.device.type, enabled=False):
-                out = attend(query, key, value, plan)
+        if self.clock is None or torch.compiler.is_compiling():
+            out = self._attend(query, key, value, plan)
         else:
-            out = attend(query, key, value, plan)
+            with self.clock(value.device):
+                out = self._attend(query, key, value, plan)
         out = out.flatten(2, 3).type_as(value)
         return attn.to_out[1](attn.to_out[0](out))
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> Any:
+        if self._attention_backend is not None and plan.method == "bf16":
+            return dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        if torch.is_autocast_enabled(value.device.type):  # the cast is done; nothing within is to be cast again
+            with torch.autocast(value.device.type, enabled=False):
+                return attend(query, key, value, plan)
+        return attend(query, key, value, plan)
 
 
 def project(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -21,6 +21,7 @@ from diffusers.utils.torch_utils import unwrap_module
 
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import ENVIRONMENT, USAGE, FpsgenError
+from fpsgen.models.clock import AttentionClock
 from fpsgen.models.hook import ForwardHook, Run
 from fpsgen.models.processor import FpsAttnProcessor
 from fpsgen.models.report import Recorder
@@ -112,6 +113,19 @@ class Handle:
             yield self
         finally:
             self._run.sigma = before
+
+    @contextmanager
+    def clock(self) -> Iterator[AttentionClock]:
+        """Meanwhile, the time of every self-attention call is measured."""
+        clock = AttentionClock()
+        processors = [processor for patch in self._patches for processor in patch.hook.processors]
+        for processor in processors:
+            processor.clock = clock
+        try:
+            yield clock
+        finally:
+            for processor in processors:
+                processor.clock = None
 
     def __enter__(self) -> Handle:
         return self

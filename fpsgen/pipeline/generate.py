@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fpsgen.errors import DISK, FpsgenError
+from fpsgen.models.random_weights import random_embeds
 from fpsgen.models.wan import apply
 from fpsgen.pipeline.checks import check_latents, to_frames
 from fpsgen.pipeline.opened import Opened, advice, open_model, set_shift
@@ -48,10 +49,13 @@ class GenerateResult:
 
 @dataclass(frozen=True)
 class Rendered:
-    """frames: uint8 [T, H, W, 3]. attention: what ran, Handle.report(). recipe: see recipe.py."""
+    """frames: uint8 [T, H, W, 3], None with random weights. attention: what ran, Handle.report(). attention_s: the
+    time of self-attention within stage "denoise", None where compiled code hides it. recipe: see recipe.py.
+    """
 
-    frames: np.ndarray
+    frames: np.ndarray | None
     attention: dict[str, Any]
+    attention_s: float | None
     recipe: dict[str, Any]
 
 
@@ -63,8 +67,10 @@ def run(request: GenerateRequest, timing: Timing, opened: Opened | None = None) 
     """
     opened = opened or open_model(request, timing)
     made = render(opened, request, timing)
+    if made.frames is None:
+        raise ValueError("random weights make no video")
     with timing.stage("mux"):
-        path = _write(made.frames, request, made.recipe)
+        path = write_video(made.frames, request, made.recipe)
     report = build_report(request, opened, made, timing)
     beside = None
     if request.metadata:
@@ -81,13 +87,15 @@ def render(opened: Opened, request: GenerateRequest, timing: Timing) -> Rendered
         set_shift(pipe, request.shift)
         with apply(pipe, schedule=request.schedule, method=request.method, strict=request.strict) as handle:
             with timing.stage("text"):
-                embeds = _encode(pipe, request, timing)
-            with timing.stage("denoise"):
+                embeds = _stand_in(opened, request) if opened.random else _encode(pipe, request, timing)
+            with timing.stage("denoise"), handle.clock() as clock:
                 latents = _denoise(pipe, handle, request, embeds, timing)
-            with timing.stage("vae"):
-                frames = to_frames(_decode(pipe, latents)).numpy()
-            recipe = build_recipe(request, _facts(opened, handle))
-            return Rendered(frames, handle.report(), recipe)
+                attention_s = clock.seconds()
+            frames = None
+            if not opened.random:
+                with timing.stage("vae"):
+                    frames = to_frames(_decode(pipe, latents)).numpy()
+            return Rendered(frames, handle.report(), attention_s, build_recipe(request, _facts(opened, handle)))
 
 
 def build_report(request: GenerateRequest, opened: Opened, made: Rendered, timing: Timing) -> dict[str, Any]:
@@ -103,6 +111,7 @@ def build_report(request: GenerateRequest, opened: Opened, made: Rendered, timin
             "cuda_bytes": torch.cuda.max_memory_allocated(opened.device) if on_gpu else None,
         },
         "density": mean_density(made.attention),
+        "attention_s": None if made.attention_s is None else round(made.attention_s, 3),
         "attention": made.attention,
         "warnings": list(timing.warnings),
     }
@@ -128,6 +137,11 @@ def _encode(pipe: Any, request: GenerateRequest, timing: Timing) -> tuple[torch.
         do_classifier_free_guidance=request.guidance > 1,
         max_sequence_length=limit,
     )
+
+
+def _stand_in(opened: Opened, request: GenerateRequest) -> tuple[torch.Tensor, torch.Tensor | None]:
+    embeds = random_embeds(opened.pipe, request.max_sequence_length, opened.device, opened.dtype)
+    return embeds, embeds.flip(1) if request.guidance > 1 else None
 
 
 def _denoise(
@@ -192,7 +206,7 @@ def _facts(opened: Opened, handle: Any) -> dict[str, Any]:
     }
 
 
-def _write(frames: np.ndarray, request: GenerateRequest, recipe: dict[str, Any]) -> Path:
+def write_video(frames: np.ndarray, request: GenerateRequest, recipe: dict[str, Any]) -> Path:
     """Write the MP4 and return its path, numbered if the name was taken meanwhile."""
     path = request.output
     try:

@@ -12,6 +12,7 @@ import torch
 from fpsgen.attention.function import UnsupportedDeviceError
 from fpsgen.errors import ENVIRONMENT, MODEL, FpsgenError
 from fpsgen.models.load import load
+from fpsgen.models.random_weights import random_pipeline
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.timing import Timing
 
@@ -20,18 +21,23 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Opened:
-    """pipe: a diffusers WanPipeline. dtype: the transformer's; the VAE is fp32."""
+    """pipe: a diffusers WanPipeline. dtype: the transformer's; the VAE is fp32. random: its weights mean nothing, and
+    only denoising can be run.
+    """
 
     pipe: Any
     device: torch.device
     dtype: torch.dtype
+    random: bool = False
 
 
-def open_model(request: GenerateRequest, timing: Timing) -> Opened:
-    """Load the model of `request` (stage "load"). Raises FpsgenError MODEL and ENVIRONMENT."""
+def open_model(request: GenerateRequest, timing: Timing, random: bool = False) -> Opened:
+    """Load the model of `request` (stage "load"), or make one of its shape. Raises FpsgenError MODEL, ENVIRONMENT."""
     device = choose_device(request.device)
     dtype = choose_dtype(request.dtype, device)
     with advice(request, timing), timing.stage("load"):
+        if random:
+            return Opened(random_pipeline(request.model, device, dtype), device, dtype, True)
         return Opened(load(request.model_path, device=device, dtype=dtype), device, dtype)
 
 

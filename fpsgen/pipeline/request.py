@@ -68,15 +68,18 @@ class Plan:
     origins: dict[str, str]
 
 
-def plan(prompt: str, settings: Settings, overwrite: bool = False) -> Plan:
+def plan(
+    prompt: str, settings: Settings, overwrite: bool = False, chosen: tuple[ModelSpec, Path, str] | None = None
+) -> Plan:
     """Settle everything that was left open: model, size, length, seed, name.
 
+    chosen: the model if it is settled already, as models.registry.resolve gives it.
     Raises FpsgenError: USAGE for values that do not go together, MODEL when the model is not there, BAD_INPUT for a
     schedule that cannot be read, DISK when the output cannot be written.
     """
     prompt = check_prompt(prompt)
     schedule = _check_schedule(settings.schedule)
-    spec, path, reason = resolve(settings.model)
+    spec, path, reason = chosen or resolve(settings.model)
     width, height = resolve_size(settings.res, settings.aspect, (spec.width, spec.height), spec.resolutions, spec.name)
     fps = _first(settings.fps, spec.fps)
     seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed

@@ -4,7 +4,8 @@
 
 Every prompt is the plain form of a held-out (subject, colour, motion); `meter.py` reads the clips. Runs: the released
 weights by their schedule (fps) and dense (bf16), PSNR of the first against the second at equal seeds; with --base also
-the dense weights they came from, dense and under the schedule they never saw. Seeds are the same in all runs.
+the dense weights they came from, dense and under the schedule they never saw. Seeds are the same in all runs. What is
+written as nano.json fills README's table.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
@@ -33,6 +34,19 @@ from fpsgen.train.nano import captions, denoiser, world
 from fpsgen.train.nano.meter import Meter, score
 from fpsgen.train.nano.sheet import contact_sheet
 
+# what README shows of a row; percent of the prompts, dB
+COLUMNS = {
+    "run": "nano",
+    "prompts": "Unseen prompts",
+    "colour": "Colour, %",
+    "subject": "Subject, %",
+    "motion": "Motion, %",
+    "direction": "Direction, %",
+    "background": "Background, %",
+    "all": "All right, %",
+    "density": "Density",
+    "psnr_vs_dense": "PSNR to dense, dB",
+}
 DEMO = (
     "a cat surfing",
     "a red ball bouncing over grass",
@@ -110,21 +124,19 @@ def main() -> None:
             rows[name]["psnr_vs_dense_quartiles"] = [
                 round(q, 2) for q in against.quantile(torch.tensor([0.25, 0.75])).tolist()
             ]
-    row = {
-        "what": "nano on unseen prompts",
+    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "fpsgen": fpsgen.__version__}
+    origin = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU",
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "fpsgen": fpsgen.__version__,
+        "versions": versions,
         "commit": args.commit,
         "prompts": args.prompts,
         "steps": args.steps,
         "guidance": args.guidance,
         "schedule": plan.name,
-        "runs": rows,
     }
-    (args.out / "nano_quality.json").write_text(json.dumps(row, indent=1) + "\n")
-    print(json.dumps(row))
+    table = {"columns": COLUMNS, "rows": [{"run": name, "psnr_vs_dense": None} | rows[name] | origin for name in rows]}
+    (args.out / "nano.json").write_text(json.dumps(table, indent=1) + "\n")
+    print(json.dumps(table))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,188 @@
+"""Attention alone: time and rate of every method at one shape, each checked against fp32 before it is timed.
+
+Rates count 4 x D floating-point operations for each pair of real tokens that the window keeps; padding inside kernel
+blocks does not count. "op" is the whole operator (quantization and attention), as a model calls it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+
+from fpsgen.attention.function import attend
+from fpsgen.attention.methods import METHODS, AttentionPlan
+from fpsgen.attention.quantize import fake_quantize
+from fpsgen.attention.tiles import Size3, window_lists
+from fpsgen.bench.facts import provenance
+from fpsgen.bench.peers import Attention, peers
+from fpsgen.errors import NUMERIC, FpsgenError
+
+SCHEMA = "fpsgen.bench.kernel/1"
+GATE = {True: 4e-2, False: 1e-2}  # relative L2 by FP8 or not: P's cast to E4M3 alone is 1.7e-2, bf16 4e-3
+PEER_GATE = 0.15  # peers with one scale per head are coarser; this only catches wrong answers
+
+
+@dataclass(frozen=True)
+class Shape:
+    """grid: (T, H, W) tokens."""
+
+    name: str
+    grid: Size3
+    heads: int
+    dim: int = 128
+    batch: int = 1
+
+    def inputs(self, device: torch.device) -> list[torch.Tensor]:
+        """q, k, v [B, L, H, D] in bf16, normal; drawn on the device."""
+        generator = torch.Generator(device).manual_seed(0)
+        size = (self.batch, self.grid[0] * self.grid[1] * self.grid[2], self.heads, self.dim)
+        return [torch.randn(size, generator=generator, device=device, dtype=torch.bfloat16) for _ in range(3)]
+
+
+def run(shapes: list[Shape], methods: list[str], densities: list[float], seconds: float, device: torch.device) -> list:
+    """Rows for every shape: peers first, then methods, the windowed ones at each density.
+
+    seconds: time given to each row's repeats. Raises FpsgenError NUMERIC where a result is wrong.
+    """
+    facts = provenance(device)
+    rows: list[dict[str, Any]] = []
+    others, missing = peers(device)
+    for shape in shapes:
+        q, k, v = shape.inputs(device)
+        full = AttentionPlan(shape.grid)
+        common = {"schema": SCHEMA, **facts, "shape": shape.name, "tokens": q.shape[1], "heads": shape.heads}
+        common |= {"head_dim": shape.dim, "batch": shape.batch}
+        for name, function in others.items():
+            row = {**common, "method": name, "peer": True, "density": 1.0, "tile": None, "window": None}
+            rows.append(row | _timed(function, full, (q, k, v), seconds, PEER_GATE, False))
+        for name, why in missing.items():
+            rows.append({**common, "method": name, "peer": True, "missing": why})
+        for name in methods:
+            for density in densities if METHODS[name].windowed else [1.0]:
+                plan = plan_for(shape, name, density)
+                row = {**common, "method": name, "peer": False, "density": round(plan.density, 4)}
+                row |= {"tile": list(plan.tile), "window": list(plan.window), "kernel": plan.kernel(device)}
+                function = cast(Attention, partial(attend, plan=plan))
+                rows.append(row | _timed(function, plan, (q, k, v), seconds, GATE[plan.fp8], plan.fp8))
+    return rows
+
+
+def plan_for(shape: Shape, method: str, density: float) -> AttentionPlan:
+    """The plan whose window of equal sides comes nearest to `density`."""
+    if not METHODS[method].windowed or density >= 1:
+        return AttentionPlan(shape.grid, method=method)
+    tiles = AttentionPlan(shape.grid).tiling.tile_grid
+    sides = [sorted({*range(1, n, 2), n}) for n in tiles]
+    plans = {
+        (t, h, w): AttentionPlan(shape.grid, window=(t, h, w), method=method)
+        for t in sides[0]
+        for h in sides[1]
+        for w in sides[2]
+        if abs(t * h * w / (tiles[0] * tiles[1] * tiles[2]) - density) < 0.5 * density
+    }
+    if not plans:
+        return AttentionPlan(shape.grid, window=(1, 1, 1), method=method)
+
+    def cost(window: Size3) -> float:
+        share = [w / n for w, n in zip(window, tiles, strict=True)]
+        return abs(share[0] * share[1] * share[2] / density - 1) + 0.1 * (max(share) / min(share) - 1)
+
+    return plans[min(plans, key=cost)]
+
+
+def _timed(
+    function: Attention,
+    plan: AttentionPlan,
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    seconds: float,
+    gate: float,
+    fp8: bool,
+) -> dict[str, Any]:
+    def call() -> torch.Tensor:
+        return function(*inputs)
+
+    q = inputs[0]
+    error = check(call(), plan, *inputs, fp8)
+    if not error <= gate:
+        raise FpsgenError(
+            f"attention {plan.method} at {q.shape[1]} tokens is wrong: relative error {error:.3g}, allowed {gate:g}",
+            "run fpsgen doctor, and report what it prints",
+            NUMERIC,
+        )
+    times = measure(call, seconds, q.device)
+    batch, length, heads, dim = q.shape
+    operations = 4 * dim * batch * heads * plan.density * length**2
+    median = statistics.median(times)
+    return {
+        "median_ms": round(median, 4),
+        "p10_ms": round(_quantile(times, 0.1), 4),
+        "p90_ms": round(_quantile(times, 0.9), 4),
+        "repeats": len(times),
+        "tflops": round(operations / median / 1e9, 1),
+        "relative_error": float(f"{error:.3g}"),
+    }
+
+
+def check(
+    out: torch.Tensor,
+    plan: AttentionPlan,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    fp8: bool,
+    tiles: int = 3,
+) -> float:
+    """Relative L2 error of some query tiles of `out` against fp32 softmax over the same inputs and key tiles.
+
+    With fp8, inputs are quantized alike first, so that what is left is the kernel's own error and P's cast.
+    """
+    at = plan.tensors("cpu")
+    lists = window_lists(plan.tiling, plan.window)
+    start = [0, *plan.tiling.sizes().long().cumsum(0).tolist()]
+    if fp8:
+        q, k, v = fake_quantize(q, k, v, at.layout, plan.granularity)
+    last = len(start) - 2
+    wrong, size = 0.0, 0.0
+    for tile in sorted({round(i * last / max(1, tiles - 1)) for i in range(tiles)}):
+        rows = slice(start[tile], start[tile + 1])
+        seen = lists.indices[0, tile, : int(lists.counts[0, tile])].tolist()
+        keys = torch.cat([torch.arange(start[u], start[u + 1]) for u in seen]).to(q.device)
+        query, key, value = (x.transpose(1, 2).float() for x in (q[:, rows], k[:, keys], v[:, keys]))
+        wanted = torch.softmax(query @ key.mT * q.shape[-1] ** -0.5, -1) @ value
+        got = out[:, rows].transpose(1, 2).float()
+        wrong += float((got - wanted).square().sum())
+        size += float(wanted.square().sum())
+    return (wrong / max(size, 1e-30)) ** 0.5
+
+
+def measure(call: Callable[[], object], seconds: float, device: torch.device) -> list[float]:
+    """Milliseconds of single calls, at least three, for about `seconds`; warmed up before."""
+    cuda = device.type == "cuda"
+    for _ in range(3 if cuda else 1):
+        call()
+    times: list[float] = []
+    limit = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < limit:
+        if cuda:
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end))
+        else:
+            begin = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - begin) * 1e3)
+    return times
+
+
+def _quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
