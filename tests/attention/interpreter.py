@@ -71,8 +71,20 @@ def install(monkeypatch, *modules) -> None:
 
 @contextlib.contextmanager
 def interpreted(*modules):
+    """The interpreter leaves parts of triton.language patched, which breaks every later compilation: put them back."""
     import pytest
+    import triton.language as tl
 
-    with pytest.MonkeyPatch.context() as patch:
-        install(patch, *modules)
-        yield
+    places = (tl, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base, tl.core.dtype)
+    before = [dict(vars(place)) for place in places]
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            install(patch, *modules)
+            yield
+    finally:
+        for place, names in zip(places, before, strict=True):
+            for name, value in list(vars(place).items()):
+                if name not in names and name != "__annotations__":
+                    delattr(place, name)
+                elif name in names and names[name] is not value:
+                    setattr(place, name, names[name])

@@ -34,3 +34,15 @@ def test_prepare(name, dim, block):
     usage = build_prepare(name, dim, block)
     print(f"{name} D={dim} block={block}: {usage}")
     assert usage.stack == 0 and usage.local_loads == 0
+
+
+def test_the_interpreter_leaves_the_compiler_as_it_was():
+    from fpsgen.attention.kernels import forward, prepare
+
+    from .cases import BY_NAME
+    from .interpreter import interpreted
+
+    case = BY_NAME["one_tile"]
+    with interpreted(forward, prepare):
+        forward.attention_triton(*case.inputs(), case.lay(), True)
+    assert build_prepare("quantize_rows", 64, 64).registers > 0

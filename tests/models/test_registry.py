@@ -77,6 +77,9 @@ def test_auto_is_nano_on_a_machine_without_others(hub, embedded):
 
 
 def test_auto_takes_the_best_that_fits(hub, embedded, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     small, large = models()[1:]
     folders = {spec.name: hub(spec.source) for spec in (small, large)}
     spec, folder, reason = resolve("auto")

@@ -175,7 +175,8 @@ def command(tiny_dir, *more: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FPSGEN_")}
-    return clean | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join(filter(None, (str(ROOT), clean.get("PYTHONPATH"))))
+    return clean | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def test_the_streams_of_a_run(tmp_path, tiny_dir):
