@@ -1,7 +1,7 @@
 """Train the nano denoiser and its text encoder, dense or with FPSAttention in the forward pass.
 
     python -m fpsgen.train.nano.train_denoiser --vae DIR --out DIR --minutes 9.5
-    python -m fpsgen.train.nano.train_denoiser --vae DIR --out DIR --minutes 4 --resume DIR --schedule FILE --lr 3e-4
+    python -m fpsgen.train.nano.train_denoiser --vae DIR --out DIR --minutes 4.75 --resume DIR --schedule FILE --lr 1e-3
 
 Flow matching with logit-normal sigmas under shift 3, captions dropped for one in ten (paper, section 3: 0.1), EMA.
 With a schedule, a step draws one of its sigma windows (half by mass, half evenly) and all sigmas within it, so that the
