@@ -161,7 +161,7 @@ def _profiles(runs: Runs) -> list[dict[str, Any]]:
         entry["steps"] += 1
         entry |= {"method": step["method"], "kernel": step["kernel"], "density": round(step["density"], 4)}
         entry["times"] += runs.steps[index::count]
-    return [{**entry, "step_s": spread(entry.pop("times"))} for entry in table.values()]
+    return [{"step_s": spread(entry.pop("times")), **entry} for entry in table.values()]
 
 
 def append_rows(rows: list[dict[str, Any]], path: Path) -> None:
