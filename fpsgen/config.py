@@ -174,20 +174,18 @@ def gather(
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
     user_config: Path | None = None,
+    line: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Settings:
     """Settings from all layers.
 
     flags: as typed on the command line; None where an option was not given.
-    environ, folder: default to the process's own. user_config: defaults to FPSGEN_CONFIG, else the platform's place.
-    Raises FpsgenError: USAGE for a flag or variable, BAD_INPUT for a file.
+    environ, folder: default to the process's own. user_config: defaults to user_config_file().
+    line: what a line of a prompt file sets, above the flags, and where that is ("prompts.jsonl line 3").
+    Raises FpsgenError: USAGE for a flag or variable, BAD_INPUT for a file or a line.
     """
     environ = os.environ if environ is None else environ
     local = (folder or Path()) / CONFIG_NAME
-    if user_config is None:
-        named = environ.get("FPSGEN_CONFIG")
-        if named and not Path(named).is_file():
-            raise FpsgenError(f"FPSGEN_CONFIG={show(named)} is not a file", "name a TOML file, or unset it", BAD_INPUT)
-        user_config = Path(named) if named else platformdirs.user_config_path("fpsgen") / "config.toml"
+    user_config = user_config or user_config_file(environ)
 
     warnings = [
         f"{name} is not a setting{_guess(name, [f'FPSGEN_{key.upper()}' for key in PARSERS])}"
@@ -195,7 +193,8 @@ def gather(
         if name.startswith("FPSGEN_") and name not in _NOT_SETTINGS and name[7:].lower() not in PARSERS
     ]
     from_environ = {key: environ[name] for key in PARSERS if environ.get(name := f"FPSGEN_{key.upper()}")}
-    layers = [
+    layers = [] if line is None else [_Layer(_checked(line[1], line[0]), line[0], _labels(line[0]), BAD_INPUT)]
+    layers += [
         _Layer({k: v for k, v in flags.items() if v is not None}, "flag", lambda key: f"--{key}", USAGE),
         _Layer(from_environ, "environment", lambda key: f"FPSGEN_{key.upper()}", USAGE),
         _file_layer(local, f"./{CONFIG_NAME}"),
@@ -211,6 +210,16 @@ def gather(
             if key not in values:
                 values[key], origins[key] = value, layer.origin
     return Settings(**values, origins=origins, warnings=tuple(warnings))
+
+
+def user_config_file(environ: Mapping[str, str] | None = None) -> Path:
+    """The user's own config file, which need not exist: FPSGEN_CONFIG, else the platform's place. Raises FpsgenError
+    BAD_INPUT where FPSGEN_CONFIG names no file.
+    """
+    named = (os.environ if environ is None else environ).get("FPSGEN_CONFIG")
+    if named and not Path(named).is_file():
+        raise FpsgenError(f"FPSGEN_CONFIG={show(named)} is not a file", "name a TOML file, or unset it", BAD_INPUT)
+    return Path(named) if named else platformdirs.user_config_path("fpsgen") / "config.toml"
 
 
 @dataclass(frozen=True)
@@ -280,10 +289,7 @@ def _superseded(found: Mapping[str, Any], above: Mapping[str, Any], layer: _Laye
 
 def _file_layer(path: Path, origin: str) -> _Layer:
     """The settings of one TOML file; an absent file is an empty layer."""
-
-    def label(key: str) -> str:
-        return f"{key} in {origin}"
-
+    label = _labels(origin)
     try:
         if not path.exists():
             return _Layer({}, origin, label, BAD_INPUT)
@@ -298,6 +304,15 @@ def _file_layer(path: Path, origin: str) -> _Layer:
         raise FpsgenError(f"{origin} is not UTF-8 TOML text", "save it as plain UTF-8 text", BAD_INPUT) from error
     except tomllib.TOMLDecodeError as error:
         raise FpsgenError(f"{origin} is not valid TOML: {show(error)}", "mend the line named", BAD_INPUT) from error
+    return _Layer(_checked(values, origin), origin, label, BAD_INPUT)
+
+
+def _labels(origin: str) -> Callable[[str], str]:
+    return lambda key: f"{key} in {origin}"
+
+
+def _checked(values: Mapping[str, Any], origin: str) -> Mapping[str, Any]:
+    """The same values. Raises FpsgenError BAD_INPUT for a key that is no setting or a value that is not single."""
     for key, value in values.items():
         if key not in PARSERS:
             known = f"known are {', '.join(PARSERS)}"
@@ -307,7 +322,7 @@ def _file_layer(path: Path, origin: str) -> _Layer:
             raise FpsgenError(
                 f"{origin}: {key} is not a single value", f"for example {key} = {EXAMPLES[key]}", BAD_INPUT
             )
-    return _Layer(values, origin, label, BAD_INPUT)
+    return values
 
 
 def _guess(name: str, known: list[str]) -> str:

@@ -13,6 +13,7 @@ import typer
 
 from fpsgen import __version__, errors
 from fpsgen.cli import bench, console
+from fpsgen.cli.batch import batch
 from fpsgen.cli.generate import generate
 from fpsgen.errors import FpsgenError
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command()(batch)
 app.add_typer(bench.app)
 
 

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from fpsgen import config
 from fpsgen.cli import console, options
+from fpsgen.errors import USAGE, FpsgenError
 
 if TYPE_CHECKING:
     from fpsgen.pipeline.request import GenerateRequest
 
 
 def generate(
-    prompt: options.Prompt,
+    prompt: options.Prompt = None,
+    prompts: options.Prompts = None,
     model: options.Model = None,
     res: options.Res = None,
     aspect: options.Aspect = None,
@@ -41,25 +43,17 @@ def generate(
 
     stdout: the path. stderr: progress. Exit codes: 2 usage, 4 input file, 5 model, 6 machine, 7 disk, 9 bad video.
     """
-    texts = {
-        "model": model,
-        "res": res,
-        "aspect": aspect,
-        "frames": frames,
-        "seconds": seconds,
-        "fps": fps,
-        "steps": steps,
-        "guidance": guidance,
-        "shift": shift,
-        "negative": negative,
-        "seed": seed,
-        "method": method,
-        "schedule": schedule,
-        "output": output,
-        "device": device,
-        "dtype": dtype,
-    }
-    settings = config.gather({**texts, "strict": strict or None, "metadata": False if no_metadata else None})
+    given = options.flags(locals())
+    if prompts is not None:
+        if prompt is not None:
+            raise FpsgenError("a prompt and --prompts were both given", "give one of the two", USAGE)
+        from fpsgen.cli.batch import make
+
+        make(prompts, given, overwrite, as_json, quiet, dry_run, debug, "generate")
+        return
+    if prompt is None:
+        raise FpsgenError("no prompt was given", 'for example fpsgen generate "a cat surfing"', USAGE)
+    settings = config.gather(given)
 
     from fpsgen.pipeline.request import plan
 

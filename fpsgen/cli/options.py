@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
-from fpsgen.config import DTYPES, METHODS
+from fpsgen.config import DTYPES, METHODS, PARSERS
 
 _VIDEO, _QUALITY, _SPEED, _OUTPUT, _MACHINE = "Video", "Quality", "Acceleration", "Output", "Machine"
 
@@ -21,7 +22,19 @@ def switch(*names: str, panel: str, help: str) -> typer.models.OptionInfo:
     return typer.Option(*names, rich_help_panel=panel, metavar="", help=help, show_default=False)
 
 
-Prompt = Annotated[str, typer.Argument(help='What the video shows, in quotes: "a cat surfing".', show_default=False)]
+def flags(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a command's parameters those that are settings, for config.gather; switches that are off were not given."""
+    found = {key: value for key, value in given.items() if key in PARSERS}
+    return {**found, "strict": given["strict"] or None, "metadata": False if given["no_metadata"] else None}
+
+
+Prompt = Annotated[
+    str | None, typer.Argument(help='What the video shows, in quotes: "a cat surfing".', show_default=False)
+]
+Prompts = Annotated[
+    str | None,
+    _text("--prompts", panel=_VIDEO, metavar="FILE", help="Many videos, as fpsgen batch FILE makes them."),
+]
 Model = Annotated[
     str | None,
     _text("--model", "-m", panel=_VIDEO, metavar="NAME", help="auto, nano, wan2.1-1.3b, wan2.1-14b, hub id or folder."),
@@ -62,6 +75,9 @@ Strict = Annotated[bool, switch("--strict", panel=_SPEED, help="Fail where anyth
 Output = Annotated[
     str | None,
     _text("--output", "-o", panel=_OUTPUT, metavar="PATH", help="An .mp4 file or a folder. [outputs/]"),
+]
+Folder = Annotated[
+    str | None, _text("--output", "-o", panel=_OUTPUT, metavar="FOLDER", help="Where the videos go. [outputs/]")
 ]
 Overwrite = Annotated[bool, switch("--overwrite", panel=_OUTPUT, help="Replace the file if it exists.")]
 NoMetadata = Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,7 +9,13 @@ from fpsgen.cli import console
 
 
 class Quiet:
-    """Says nothing; also what the other two are made from. Satisfies fpsgen.pipeline.request.Events."""
+    """Says nothing; also what the other two are made from. Satisfies fpsgen.pipeline.request.Events.
+
+    brief: stages are shown while they run and leave no line behind.
+    """
+
+    def __init__(self) -> None:
+        self.brief = False
 
     def __enter__(self) -> Self:
         return self
@@ -40,19 +45,23 @@ class Plain(Quiet):
     """One line for each stage, and one for each tenth of the denoising."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._spent = 0.0
         self._tenth = 0
         self._pace = ""
 
+    def stage_start(self, name: str, note: str = "") -> None:
+        self._spent, self._tenth, self._pace = 0.0, 0, ""
+
     def stage_end(self, name: str, seconds: float) -> None:
-        self.note(name, f"{seconds:.1f} s{self._pace}")
-        self._pace = ""
+        if not self.brief:
+            self.note(name, f"{seconds:.1f} s{self._pace}")
 
     def step(self, index: int, total: int, seconds: float, note: str) -> None:
         self._spent += seconds
         done = index + 1
         self._pace = f", {total} steps, {self._spent / done:.2f} s/it"
-        if done * 10 // total > self._tenth and done < total:
+        if done * 10 // total > self._tenth and done < total and not self.brief:
             self._tenth = done * 10 // total
             self.note("denoise", f"{done}/{total} {pace(done, total, self._spent)}  {note}")
 
@@ -67,6 +76,7 @@ class Drawn(Quiet):
     """The running stage moves on the last line; those that have ended stay above it."""
 
     def __init__(self) -> None:
+        super().__init__()
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.table import Column
@@ -95,12 +105,13 @@ class Drawn(Quiet):
         self._progress.stop()
 
     def stage_start(self, name: str, note: str = "") -> None:
-        self._pace = ""
+        self._spent, self._pace = 0.0, ""
         self._task = self._progress.add_task(name, total=None, note=note)
 
     def stage_end(self, name: str, seconds: float) -> None:
         self._progress.remove_task(self._task)
-        self.note(name, f"{seconds:.1f} s{self._pace}")
+        if not self.brief:
+            self.note(name, f"{seconds:.1f} s{self._pace}")
 
     def step(self, index: int, total: int, seconds: float, note: str) -> None:
         self._spent += seconds
@@ -127,6 +138,11 @@ def choose(quiet: bool) -> Quiet:
 def pace(done: int, total: int, spent: float) -> str:
     """Seconds for a step so far, and the time that the rest will take."""
     each = spent / done
-    rest = time.gmtime(each * (total - done))
-    clock = time.strftime("%H:%M:%S" if rest.tm_hour else "%M:%S", rest)
-    return f"{each:.2f} s/it ETA {clock}"
+    return f"{each:.2f} s/it ETA {clock(each * (total - done))}"
+
+
+def clock(seconds: float) -> str:
+    """A duration as 05:12, or 1:05:12 from an hour on."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"

@@ -42,7 +42,7 @@ def resolve_output(output: str | None, prompt: str, seed: int, overwrite: bool) 
     elif path.suffix.lower() != _SUFFIX or len(path.name) == len(_SUFFIX):
         remedy = f"for example -o {show(path.stem or 'video')}.mp4, or a folder: -o {show(output)}/"
         raise FpsgenError(f"-o {show(output)} does not end in .mp4", remedy, USAGE)
-    _check_writable(path.parent)
+    check_writable(path.parent)
     if folder and not overwrite:
         path = free_name(path)
     elif not overwrite:
@@ -66,7 +66,7 @@ def sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Raise FpsgenError DISK unless files can be made in `folder`, or it can be made first. Changes nothing."""
     standing = folder.absolute()
     while not os.path.lexists(standing) and standing != standing.parent:

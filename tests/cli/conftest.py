@@ -1,0 +1,55 @@
+"""What tests of commands share."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fpsgen.cli.app import run
+
+
+class Shell:
+    """Runs command lines in this process and keeps what they wrote."""
+
+    def __init__(self, capsys) -> None:
+        self._capsys = capsys
+        self.code = 0
+        self.out = self.err = ""
+
+    def __call__(self, *arguments: str) -> int:
+        self._capsys.readouterr()
+        self.code = run([str(argument) for argument in arguments])
+        self.out, self.err = self._capsys.readouterr()
+        return self.code
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.out)
+
+    def refused(self, code: int, *words: str) -> None:
+        """The last run failed with this code, in two lines that hold these words, and no result."""
+        assert self.code == code, self.err
+        lines = self.err.splitlines()[-2:]
+        assert lines[0].startswith("error: ") and lines[1].startswith("fix: "), self.err
+        assert all(word in " ".join(lines) for word in words), self.err
+
+
+@pytest.fixture
+def fpsgen(capsys, monkeypatch, tmp_path):
+    """The command line, in an empty folder and without this machine's settings."""
+    import os
+
+    for name in [name for name in os.environ if name.startswith("FPSGEN_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FPSGEN_DEVICE", "cpu")
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    return Shell(capsys)
