@@ -131,7 +131,7 @@ def test_other_errors(tmp_path, tiny_dir, arguments, code, said):
 def test_a_wan_model_that_is_missing_names_the_command_that_fetches_it(tmp_path, name):
     done = fpsgen("generate", "cat", "-m", name, cwd=tmp_path, HF_HOME=str(tmp_path / "hf"))
     _, fix = two_lines(done, 5)
-    assert "hf download Wan-AI/Wan2.1-T2V-" in fix
+    assert "fpsgen models pull wan2.1-" in fix
 
 
 @pytest.mark.skipif((weights_dir() / "nano").is_dir(), reason="the embedded model is here")

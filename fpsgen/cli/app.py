@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fpsgen import __version__, errors
-from fpsgen.cli import bench, console
+from fpsgen.cli import bench, console, models
 from fpsgen.cli.batch import batch
 from fpsgen.cli.generate import generate
 from fpsgen.errors import FpsgenError
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(batch)
 app.add_typer(bench.app)
+app.add_typer(models.app)
 
 
 class Terminated(BaseException):
@@ -45,14 +46,16 @@ def root(
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line (default: the process's own) and return its exit code. Errors are shown, never raised."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    bare = not arguments or arguments == [models.app.info.name]
     console.prepare_streams()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = app(args=arguments or ["--help"], prog_name="fpsgen", standalone_mode=False) or errors.OK
+        given = [*arguments, "--help"] if bare else arguments
+        code = app(args=given, prog_name="fpsgen", standalone_mode=False) or errors.OK
         sys.stdout.flush()
         if code == errors.INTERRUPTED:  # typer turns KeyboardInterrupt into this code
             raise KeyboardInterrupt
-        return code if arguments else errors.USAGE
+        return errors.USAGE if bare else code
     except BrokenPipeError:  # whoever read our results has gone
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -110,7 +113,8 @@ def _usage(error: Exception, arguments: list[str]) -> tuple[str, str]:
         return message, f'to make a video: fpsgen generate "{console.one_line(first)}"'
     command = " ".join(["fpsgen", *filter(None, [_command(arguments)])])
     if message.startswith("missing argument"):
-        return "no prompt was given", 'for example fpsgen generate "a cat surfing"'
-    if "unexpected extra argument" in message:
+        missing = message.removeprefix("missing argument").strip(" '")
+        return f"{command} needs {missing}", f"{command} --help says what that is"
+    if "unexpected extra argument" in message and command == "fpsgen generate":
         return message, 'put the whole prompt in quotes: fpsgen generate "a cat surfing"'
     return message, f"{command} --help lists what there is"

@@ -7,13 +7,16 @@ import tomllib
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from fpsgen.assets import weights_dir
-from fpsgen.errors import MODEL, FpsgenError
+from fpsgen.config import show, user_config_file
+from fpsgen.errors import BAD_INPUT, MODEL, FpsgenError
 from fpsgen.models.folder import check_folder, read_json
 
 AUTO = "auto"
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+USER_ROWS = "models.toml"  # beside the user's config file
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,63 @@ def read_registry(path: Path) -> tuple[ModelSpec, ...]:
     for row in tomllib.loads(path.read_text(encoding="utf-8"))["model"]:
         if row.keys() != wanted:
             raise ValueError(f"{path}: row {row.get('name')!r} has wrong keys: {sorted(row.keys() ^ wanted)}.")
-        row["resolutions"] = {name: (width, height) for name, (width, height) in row["resolutions"].items()}
-        rows.append(ModelSpec(**row))
+        rows.append(_spec(row))
     return tuple(rows)
 
 
-def models() -> tuple[ModelSpec, ...]:
+def shipped() -> tuple[ModelSpec, ...]:
     """The models of weights/registry.toml, smallest first."""
     return read_registry(weights_dir() / "registry.toml")
+
+
+def models() -> tuple[ModelSpec, ...]:
+    """The shipped models, then the user's own. Raises FpsgenError BAD_INPUT for rows that cannot be used."""
+    path = user_config_file().with_name(USER_ROWS)
+    return shipped() + (read_user_rows(path) if path.is_file() else ())
+
+
+def read_user_rows(path: Path) -> tuple[ModelSpec, ...]:
+    """Models of a user's models.toml: `[[model]]` with name, source (hub repository or folder) and like (a shipped
+    model, whose values stand where the row sets none). Raises FpsgenError BAD_INPUT naming file and row.
+    """
+    known = {spec.name: spec for spec in shipped()}
+    example = 'a row is [[model]] with name = "mine", source = "OWNER/REPOSITORY", like = "wan2.1-1.3b"'
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("model", [])
+    except (OSError, ValueError) as error:
+        raise FpsgenError(f"{path} cannot be read: {show(error)}", example, BAD_INPUT) from error
+    rows: list[ModelSpec] = []
+    for number, row in enumerate(table if isinstance(table, list) else [table], 1):
+        place = f"{path} row {number}"
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("name", "source")):
+            raise FpsgenError(f"{place} has no name or source", example, BAD_INPUT)
+        like = known.get(row.get("like", ""))
+        if like is None:
+            names = ", ".join(known)
+            raise FpsgenError(f"{place}: like is {show(row.get('like'))!r}", f"choose from {names}", BAD_INPUT)
+        taken = (*known, *(spec.name for spec in rows), AUTO)
+        if row["name"] in taken or not row["name"].strip():
+            raise FpsgenError(f"{place}: the name {show(row['name'])!r} is taken", "choose another", BAD_INPUT)
+        base = {field.name: getattr(like, field.name) for field in fields(ModelSpec)}
+        base |= {"embedded": False, "revision": "main", "description": f"like {like.name}", "licence": "unknown"}
+        base |= {"download_gb": 0.0, "trained_schedule": False}
+        own = {key: value for key, value in row.items() if key != "like"}
+        wrong = [key for key in own if key not in base or not _same_kind(own[key], base[key])]
+        if wrong:
+            keys = ", ".join(key for key in base if key != "embedded")
+            raise FpsgenError(f"{place}: {', '.join(map(show, wrong))} cannot be used", f"keys are {keys}", BAD_INPUT)
+        rows.append(_spec(base | own))
+    return tuple(rows)
+
+
+def _same_kind(value: object, like: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number if isinstance(like, float) else type(value) is type(like)
+
+
+def _spec(row: dict[str, Any]) -> ModelSpec:
+    sizes = {name: (width, height) for name, (width, height) in row["resolutions"].items()}
+    return ModelSpec(**{**row, "resolutions": sizes})
 
 
 def resolve(name: str = AUTO) -> tuple[ModelSpec, Path, str]:
@@ -83,10 +135,10 @@ def resolve(name: str = AUTO) -> tuple[ModelSpec, Path, str]:
     if name and folder.is_dir():
         check_folder(folder)
         return describe(folder), folder.resolve(), "chosen by folder"
-    if _HUB_ID.fullmatch(name) and not folder.exists():
+    if HUB_ID.fullmatch(name) and not folder.exists():
         found = cached(name, "main")
         if found is None:
-            raise _missing(name, name, "main", None)
+            raise missing(name, None)
         check_folder(found)
         return replace(describe(found), name=name, source=name, revision=found.name), found, "chosen by repository"
     what = "is a file, not a model folder" if folder.exists() else "is not known, and no such folder exists"
@@ -98,7 +150,7 @@ def describe(folder: Path) -> ModelSpec:
     """A spec for a folder that the registry does not know: the defaults of the known model nearest to it in size."""
     config = read_json(folder / "transformer" / "config.json")
     width = int(config.get("num_attention_heads", 0)) * int(config.get("attention_head_dim", 0))
-    like = models()[0 if width < 1024 else 1 if width < 4096 else 2]
+    like = shipped()[0 if width < 1024 else 1 if width < 4096 else 2]
     tokens = read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length", like.max_sequence_length)
     return replace(
         like,
@@ -130,25 +182,28 @@ def on_disk(spec: ModelSpec) -> Path | None:
     if spec.embedded:
         folder = weights_dir() / spec.source
         return folder if (folder / "model_index.json").is_file() else None
+    local = Path(spec.source).expanduser()
+    if local.is_dir():
+        return local.resolve()
     return cached(spec.source, spec.revision)
 
 
 def _require(spec: ModelSpec) -> Path:
     folder = on_disk(spec)
     if folder is None:
-        raise _missing(spec.name, spec.source, spec.revision, spec)
+        raise missing(spec.name, spec)
     check_folder(folder)
     return folder
 
 
-def _missing(name: str, source: str, revision: str, spec: ModelSpec | None) -> FpsgenError:
+def missing(name: str, spec: ModelSpec | None) -> FpsgenError:
+    """The error for a model that is not on this machine, with the command that fetches it."""
     if spec is not None and spec.embedded:
         return FpsgenError(
-            f"model {name} is not in {weights_dir() / source}", "install fpsgen again: it comes with it", MODEL
+            f"model {name} is not in {weights_dir() / spec.source}", "install fpsgen again: it comes with it", MODEL
         )
-    size = f" ({spec.download_gb:g} GB)" if spec is not None else ""
-    pin = "" if revision == "main" else f" --revision {revision}"
-    return FpsgenError(f"model {name} is not on this machine{size}", f"fetch it: hf download {source}{pin}", MODEL)
+    size = f" ({spec.download_gb:g} GB)" if spec is not None and spec.download_gb else ""
+    return FpsgenError(f"model {name} is not on this machine{size}", f"fetch it: fpsgen models pull {name}", MODEL)
 
 
 def _best() -> tuple[ModelSpec, Path, str]:
@@ -171,10 +226,10 @@ def _best() -> tuple[ModelSpec, Path, str]:
             continue
         why = "the best model that is on disk and fits"
         return spec, folder, f"{why}; {'; '.join(passed)}" if passed else why
-    smallest = models()[0]
+    smallest = shipped()[0]
     raise FpsgenError(
         f"no model is on this machine: {'; '.join(passed)}; {smallest.name} is missing",
-        "install fpsgen again (nano comes with it), or fetch one: hf download " + models()[1].source,
+        f"install fpsgen again (nano comes with it), or fetch one: fpsgen models pull {shipped()[1].name}",
         MODEL,
     )
 

@@ -28,6 +28,12 @@ def tiny(fpsgen, tiny_dir):
     return call
 
 
+def recipe_of(path: str | Path) -> dict:
+    recipe = read_recipe(path)
+    assert recipe is not None
+    return recipe
+
+
 def write(*lines: str, name: str = "p.txt") -> str:
     Path(name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return name
@@ -43,8 +49,8 @@ def test_makes_every_line_once_and_skips_what_is_done(fpsgen, tiny, monkeypatch)
     assert tiny(file) == 0, fpsgen.err
     paths = [Path(line) for line in fpsgen.lines]
     assert len(paths) == len(set(paths)) == 3 and loads == [1]
-    assert [read_recipe(path)["prompt"] for path in paths] == ["a cat", "a dog", "a cat"]
-    assert len({read_recipe(path)["seed"] for path in paths}) == 3  # equal prompts get different seeds
+    assert [recipe_of(path)["prompt"] for path in paths] == ["a cat", "a dog", "a cat"]
+    assert len({recipe_of(path)["seed"] for path in paths}) == 3  # equal prompts get different seeds
     assert all(count_frames(path) == 5 and path.with_suffix(".json").is_file() for path in paths)
     assert "3 made" in fpsgen.err and "ETA" in fpsgen.err and "3/3" in fpsgen.err
     times = [path.stat().st_mtime_ns for path in paths]
@@ -101,14 +107,14 @@ def test_lines_of_json_set_their_own(fpsgen, tiny):
     )
     assert tiny(file, "-o", "there", "--seed", "3") == 0, fpsgen.err
     cat, dog = (Path(line) for line in fpsgen.lines)
-    assert cat == Path("there/cat.mp4") and read_recipe(cat)["seed"] == 5
-    recipe = read_recipe(dog)
+    assert cat == Path("there/cat.mp4") and recipe_of(cat)["seed"] == 5
+    recipe = recipe_of(dog)
     got = [recipe[key] for key in ("seed", "frames", "steps", "guidance", "negative")]
     assert got == [3, 9, 2, 2.5, "blur"] and dog.parent == Path("there")
     write('{"prompt": "a cat", "seed": 6, "output": "cat.mp4"}', name="p.jsonl")
     tiny(file, "-o", "there")
     fpsgen.refused(7, "line 1", "cat.mp4", "--overwrite")
-    assert read_recipe(cat)["seed"] == 5
+    assert recipe_of(cat)["seed"] == 5
 
 
 BAD = [

@@ -67,7 +67,7 @@ def test_a_terminal_gets_the_moving_line_and_a_pipe_does_not(monkeypatch):
     ("done", "total", "spent", "text"),
     [
         (1, 2, 3.0, "3.00 s/it ETA 00:03"),
-        (2, 50, 200.0, "100.00 s/it ETA 01:20:00"),
+        (2, 50, 200.0, "100.00 s/it ETA 1:20:00"),
         (5, 5, 1.0, "0.20 s/it ETA 00:00"),
     ],
 )

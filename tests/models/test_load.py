@@ -181,4 +181,4 @@ def test_sharded_weights_load(folder):
 def test_missing_models_say_what_to_do():
     with pytest.raises(FpsgenError, match="not on this machine") as caught:
         load("someone/nowhere")
-    assert caught.value.remedy == "fetch it: hf download someone/nowhere"
+    assert caught.value.remedy == "fetch it: fpsgen models pull someone/nowhere"

@@ -109,10 +109,10 @@ def test_a_missing_model_names_the_command_that_fetches_it(hub):
     small, large = models()[1:]
     error = failure(small.name)
     assert "28.9 GB" in error.message
-    assert error.remedy == f"fetch it: hf download {small.source} --revision {small.revision}"
-    assert failure(large.name).remedy == f"fetch it: hf download {large.source}"
+    assert error.remedy == f"fetch it: fpsgen models pull {small.name}"
+    assert failure(large.name).remedy == f"fetch it: fpsgen models pull {large.name}"
     assert failure(small.source).remedy == failure(small.name).remedy
-    assert failure("someone/else").remedy == "fetch it: hf download someone/else"
+    assert failure("someone/else").remedy == "fetch it: fpsgen models pull someone/else"
 
 
 def test_a_missing_embedded_model(tmp_path, monkeypatch, hub):

@@ -1,0 +1,123 @@
+"""A local server that speaks as much of the Hugging Face hub's API as is asked for here, with faults to order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """Repositories by name, each a folder. `cut`: file -> bytes after which one transfer breaks off. `spoil`: files
+    that arrive with a wrong byte. `status`: repository -> HTTP status that is answered instead.
+    """
+
+    def __init__(self, **repositories: Path) -> None:
+        self.repositories = {name.replace("__", "/"): Path(path) for name, path in repositories.items()}
+        self.cut: dict[str, int] = {}
+        self.spoil: set[str] = set()
+        self.status: dict[str, int] = {}
+        self.sent: Counter[str] = Counter()  # bytes by file
+        self.asked: list[str] = []
+        self.url = ""
+
+    def info(self, name: str) -> dict:
+        folder = self.repositories[name]
+        siblings = []
+        for path in sorted(folder.rglob("*")):
+            if not path.is_file():
+                continue
+            data = path.read_bytes()
+            entry = {"rfilename": path.relative_to(folder).as_posix(), "size": len(data), "blobId": git_id(data)}
+            if path.suffix == ".safetensors":
+                entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+            siblings.append(entry)
+        return {"_id": "0", "id": name, "modelId": name, "sha": COMMIT, "private": False, "siblings": siblings}
+
+
+def git_id(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+@contextmanager
+def serving(hub: Hub):
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: object) -> None: ...
+
+        def do_HEAD(self) -> None:
+            self.do_GET(body=False)
+
+        def do_GET(self, body: bool = True) -> None:
+            path = unquote(urlsplit(self.path).path)
+            hub.asked.append(f"{self.command} {path}")
+            api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
+            file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+            name, revision = (api or file or ("", "", None))[1:3]
+            if name in hub.status:
+                return self.refuse(hub.status[name], {403: "GatedRepo"}.get(hub.status[name], ""))
+            if name not in hub.repositories:
+                return self.refuse(404, "RepoNotFound")
+            if (revision or "main") not in ("main", COMMIT):
+                return self.refuse(404, "RevisionNotFound")
+            if api:
+                return self.answer(200, json.dumps(hub.info(name)).encode(), {"Content-Type": "application/json"}, body)
+            self.file(name, file[3] if file else "", body)
+
+        def file(self, name: str, rest: str, body: bool) -> None:
+            path = hub.repositories[name] / rest
+            if not path.is_file():
+                return self.refuse(404, "EntryNotFound")
+            data = path.read_bytes()
+            large = path.suffix == ".safetensors"
+            tag = hashlib.sha256(data).hexdigest() if large else git_id(data)
+            headers = {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            if large:
+                headers |= {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": str(len(data))}
+            if rest in hub.spoil:
+                data = data[:-1] + bytes([data[-1] ^ 1])
+            status, start = 200, 0
+            if asked := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
+                status, start = 206, int(asked[1])
+                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            part = data[start:]
+            if body and rest in hub.cut:
+                cut = hub.cut.pop(rest)
+                hub.sent[rest] += cut
+                self.answer(status, part, headers, True, cut)
+                self.close_connection = True
+                return
+            if body:
+                hub.sent[rest] += len(part)
+            self.answer(status, part, headers, body)
+
+        def refuse(self, status: int, code: str) -> None:
+            headers = {"X-Error-Code": code, "X-Error-Message": code} if code else {}
+            self.answer(status, b"{}", headers, self.command == "GET")
+
+        def answer(self, status: int, data: bytes, headers: dict, body: bool, cut: int | None = None) -> None:
+            self.send_response(status)
+            for key, value in {**headers, "Content-Length": str(len(data))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if body:
+                self.wfile.write(data[:cut])
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
