@@ -62,7 +62,8 @@ def serving(hub: Hub):
             hub.asked.append(f"{self.command} {path}")
             api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
             file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-            name, revision = (api or file or ("", "", None))[1:3]
+            match = api or file
+            name, revision = (match[1], match[2]) if match else ("", None)
             if name in hub.status:
                 return self.refuse(hub.status[name], {403: "GatedRepo"}.get(hub.status[name], ""))
             if name not in hub.repositories:
