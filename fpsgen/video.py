@@ -101,6 +101,25 @@ def read_recipe(path: str | Path) -> dict[str, Any] | None:
     return recipe if isinstance(recipe, dict) and _SCHEMA_KEY in recipe else None
 
 
+def read_frames(path: str | Path) -> tuple[np.ndarray, float]:
+    """(uint8 frames [T, H, W, 3] in RGB, frames a second) of a whole video. Raises FpsgenError BAD_INPUT."""
+    probe = [ffmpeg(), "-hide_banner", "-i", _url(path)]
+    said = subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE).stderr
+    stream = re.search(rb"Stream #0:\d+.*Video: .*?, (\d+)x(\d+)[ ,].*?([\d.]+) fps", said)
+    command = [ffmpeg(), "-hide_banner", "-v", "error", "-xerror", "-i", _url(path), "-map", "0:v:0"]
+    command += ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
+    done = None
+    if stream is not None:
+        with suppress(subprocess.TimeoutExpired):
+            patience = PATIENCE + _size(path) / 1e5
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=patience)
+    if stream is None or done is None or done.returncode or not done.stdout:
+        why = _last_line(done.stderr if done is not None else said)
+        raise FpsgenError(f"{path} is not a video that can be read: {why}", "name an MP4 file", BAD_INPUT)
+    width, height = int(stream[1]), int(stream[2])
+    return np.frombuffer(bytearray(done.stdout), np.uint8).reshape(-1, height, width, 3), float(stream[3])
+
+
 def count_frames(path: str | Path) -> int:
     """Decode the whole file and count its frames; 0 where it does not decode cleanly."""
     command = [ffmpeg(), "-hide_banner", "-v", "error", "-xerror", "-i", _url(path)]

@@ -140,6 +140,8 @@ class Schedule:
             change = [replace(p, method="fp8", window="all") for p in self.profiles]
         else:
             change = [replace(p, method="bf16", window="all", granularity=1) for p in self.profiles]
+        if tuple(change) == self.profiles:
+            return self
         return replace(self, name=f"{self.name}-{method}", profiles=tuple(change))
 
     def to_toml(self) -> str:

@@ -14,7 +14,10 @@ import typer
 from fpsgen import __version__, errors
 from fpsgen.cli import bench, console, models
 from fpsgen.cli.batch import batch
+from fpsgen.cli.compare import compare
+from fpsgen.cli.doctor import doctor
 from fpsgen.cli.generate import generate
+from fpsgen.cli.info import info, replay
 from fpsgen.errors import FpsgenError
 
 app = typer.Typer(
@@ -28,6 +31,8 @@ app.command()(generate)
 app.command()(batch)
 app.add_typer(bench.app)
 app.add_typer(models.app)
+for command in (info, replay, compare, doctor):
+    app.command()(command)
 
 
 class Terminated(BaseException):

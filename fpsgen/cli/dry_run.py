@@ -8,6 +8,7 @@ from typing import Any
 from fpsgen.attention.schedule import Schedule, flow_sigma, preset
 from fpsgen.cli import console
 from fpsgen.config import show as clean
+from fpsgen.models.schedules import read_schedule
 from fpsgen.pipeline.request import GenerateRequest, Plan
 from fpsgen.pipeline.size import token_grid
 
@@ -68,7 +69,7 @@ def planned_schedule(request: GenerateRequest) -> tuple[Schedule, str]:
     """The schedule that `fpsgen.apply` will choose, and why where nobody asked for one."""
     name, own, why = request.schedule, request.model_path / "schedule.toml", ""
     if name is not None:
-        schedule = Schedule.from_file(name) if name.endswith(".toml") else preset(name)
+        schedule = read_schedule(name)
     elif own.is_file():
         schedule, why = Schedule.from_file(own), "carried by the checkpoint"
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -12,10 +12,36 @@ from fpsgen.config import DTYPES, METHODS, PARSERS
 _VIDEO, _QUALITY, _SPEED, _OUTPUT, _MACHINE = "Video", "Quality", "Acceleration", "Output", "Machine"
 
 
-def _text(*names: str, panel: str, metavar: str, help: str) -> typer.models.OptionInfo:
+def _text(
+    *names: str, panel: str, metavar: str, help: str, values: Callable[[], Iterable[str]] = tuple
+) -> typer.models.OptionInfo:
+    """values: what shell completion offers."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values() if value.startswith(incomplete)]
+
+    help = help.replace("[", "\\[")
     return typer.Option(
-        *names, rich_help_panel=panel, metavar=metavar, help=help.replace("[", "\\["), show_default=False
+        *names, rich_help_panel=panel, metavar=metavar, help=help, show_default=False, autocompletion=complete
     )
+
+
+def _models() -> list[str]:
+    from fpsgen.models.registry import AUTO, models
+
+    return [AUTO, *(spec.name for spec in models())]
+
+
+def _sizes() -> list[str]:
+    from fpsgen.models.registry import shipped
+
+    return list(dict.fromkeys(size for spec in shipped() for size in spec.resolutions))
+
+
+def _schedules() -> list[str]:
+    from fpsgen.attention.schedule import PRESETS
+
+    return list(PRESETS)
 
 
 def switch(*names: str, panel: str, help: str) -> typer.models.OptionInfo:
@@ -37,11 +63,27 @@ Prompts = Annotated[
 ]
 Model = Annotated[
     str | None,
-    _text("--model", "-m", panel=_VIDEO, metavar="NAME", help="auto, nano, wan2.1-1.3b, wan2.1-14b, hub id or folder."),
+    _text(
+        "--model",
+        "-m",
+        panel=_VIDEO,
+        metavar="NAME",
+        values=_models,
+        help="auto, nano, wan2.1-1.3b, wan2.1-14b, hub id or folder.",
+    ),
 ]
-Res = Annotated[str | None, _text("--res", panel=_VIDEO, metavar="SIZE", help="480p, 720p or WIDTHxHEIGHT.")]
+Res = Annotated[
+    str | None, _text("--res", panel=_VIDEO, metavar="SIZE", values=_sizes, help="480p, 720p or WIDTHxHEIGHT.")
+]
 Aspect = Annotated[
-    str | None, _text("--aspect", panel=_VIDEO, metavar="W:H", help="16:9, 9:16, 1:1, 4:3, 3:4 ... at that size.")
+    str | None,
+    _text(
+        "--aspect",
+        panel=_VIDEO,
+        metavar="W:H",
+        values=lambda: ("16:9", "9:16", "1:1", "4:3", "3:4"),
+        help="16:9, 9:16, 1:1, 4:3, 3:4 ... at that size.",
+    ),
 ]
 Frames = Annotated[str | None, _text("--frames", panel=_VIDEO, metavar="N", help="Number of frames, 4n+1.")]
 Seconds = Annotated[
@@ -60,7 +102,10 @@ Negative = Annotated[
 ]
 Seed = Annotated[str | None, _text("--seed", panel=_QUALITY, metavar="N", help="Same seed, same video. [drawn]")]
 Method = Annotated[
-    str | None, _text("--method", panel=_SPEED, metavar="NAME", help=f"{', '.join(METHODS)}. [as scheduled]")
+    str | None,
+    _text(
+        "--method", panel=_SPEED, metavar="NAME", values=lambda: METHODS, help=f"{', '.join(METHODS)}. [as scheduled]"
+    ),
 ]
 Schedule = Annotated[
     str | None,
@@ -68,6 +113,7 @@ Schedule = Annotated[
         "--schedule",
         panel=_SPEED,
         metavar="NAME",
+        values=_schedules,
         help="safe, balanced, paper or a file. [model's own, or safe]",
     ),
 ]
@@ -86,8 +132,18 @@ NoMetadata = Annotated[
 Json = Annotated[bool, switch("--json", panel=_OUTPUT, help="One JSON object on stdout.")]
 Quiet = Annotated[bool, switch("--quiet", "-q", panel=_OUTPUT, help="Only the path.")]
 DryRun = Annotated[bool, switch("--dry-run", panel=_OUTPUT, help="Show every setting and where it is from; stop.")]
-Device = Annotated[str | None, _text("--device", panel=_MACHINE, metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str | None,
+    _text(
+        "--device",
+        panel=_MACHINE,
+        metavar="NAME",
+        values=lambda: ("auto", "cpu", "cuda"),
+        help="auto, cpu, cuda or cuda:N.",
+    ),
+]
 Dtype = Annotated[
-    str | None, _text("--dtype", panel=_MACHINE, metavar="NAME", help=f"{', '.join(DTYPES)}. [bf16 on GPU]")
+    str | None,
+    _text("--dtype", panel=_MACHINE, metavar="NAME", values=lambda: DTYPES, help=f"{', '.join(DTYPES)}. [bf16 on GPU]"),
 ]
 Debug = Annotated[bool, switch("--debug", panel=_MACHINE, help="Tracebacks, and the libraries' own messages.")]

@@ -36,12 +36,13 @@ def build_recipe(request: GenerateRequest, run: dict[str, Any]) -> dict[str, Any
         "max_sequence_length": request.max_sequence_length,
         "strict": request.strict,
         **run,
-        "versions": {"fpsgen": __version__, "python": platform.python_version(), **_versions()},
+        "versions": versions(),
     }
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def versions() -> dict[str, str]:
+    """What has a part in the frames, by name."""
+    found = {"fpsgen": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = version(name)

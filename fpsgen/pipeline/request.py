@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from fpsgen.attention.schedule import PRESETS
+from fpsgen.attention.schedule import PRESETS, Schedule
 from fpsgen.config import Settings, clean_text, show
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
 from fpsgen.models.registry import ModelSpec, resolve
@@ -49,7 +49,7 @@ class GenerateRequest:
     seed: int
     max_sequence_length: int
     method: str | None  # None: as the schedule says
-    schedule: str | None  # a preset's name or a TOML file; None: the checkpoint's own, else "safe"
+    schedule: str | Schedule | None  # a preset's name, a TOML file or the thing; None: the checkpoint's own, or "safe"
     strict: bool
     device: str  # "auto", "cpu", "cuda", "cuda:N"
     dtype: str  # "auto", "bf16", "fp16", "fp32"
@@ -131,8 +131,6 @@ def _check_schedule(name: str | None) -> str | None:
         return name
     path = Path(name)
     if path.suffix == ".toml" and path.is_file():
-        from fpsgen.attention.schedule import Schedule
-
         try:
             Schedule.from_file(path)
         except (ValueError, KeyError, TypeError, OSError) as error:

@@ -1,0 +1,251 @@
+"""`fpsgen doctor`: is this machine fit, and what is in use; a kernel is run against the reference."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fpsgen import __version__, config
+from fpsgen.cli import console, options
+from fpsgen.errors import ENVIRONMENT, FpsgenError
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+SELF_TEST_LIMIT = 3e-2  # relative L2 against exact attention on the same FP8 inputs; P's cast alone is 1.7e-2 to 2.7e-2
+
+Asked = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="NAME", help="Judge the machine for this model. [nano]", show_default=False),
+]
+
+
+@dataclass(frozen=True)
+class Check:
+    """name, status (ok, warn, fail), what was found, and how to mend it where it is not ok."""
+
+    name: str
+    status: str
+    value: str
+    remedy: str = ""
+
+
+def doctor(model: Asked = None, as_json: options.Json = False, debug: options.Debug = False) -> None:
+    """Check this machine: versions, GPU, memory, disk, models, and a kernel against the reference.
+
+    Exit code 6 where it is unfit for what is asked: nano, or the model of --model.
+    """
+    settings = config.gather({"model": model})
+    console.quiet_libraries(console.debugging(debug))
+    wanted = model or "nano"
+    checks: list[Check] = []
+    for part in (software, gpu, memory_and_disk, video, model_checks, settings_in_use, self_test):
+        checks += _guarded(part, wanted)
+    failed = [check for check in checks if check.status == FAIL]
+    if as_json and not failed:
+        console.print_json("doctor", [asdict(check) for check in checks], list(settings.warnings))
+        return
+    if as_json:
+        print_failed(checks, failed, list(settings.warnings), wanted)
+        raise typer.Exit(ENVIRONMENT)
+    wide = max(len(check.name) for check in checks)
+    for check in checks:
+        print(f"{check.status:<4}  {check.name:<{wide}}  {console.one_line(check.value)}")
+        if check.remedy:
+            print(f"{'':<4}  {'':<{wide}}  -> {check.remedy}")
+    sys.stdout.flush()
+    if failed:
+        raise unfit(failed, wanted)
+    console.note(f"fit for {wanted}")
+
+
+def unfit(failed: list[Check], wanted: str) -> FpsgenError:
+    return FpsgenError(f"unfit for {wanted}: {', '.join(c.name for c in failed)}", failed[0].remedy, ENVIRONMENT)
+
+
+def print_failed(checks: list[Check], failed: list[Check], warnings: list[str], wanted: str) -> None:
+    """The envelope with what was found and the error, which the general one for errors lacks."""
+    problem = unfit(failed, wanted)
+    console.print_json("doctor", [asdict(check) for check in checks], warnings, problem)
+    console.error(problem)
+
+
+def software(wanted: str) -> list[Check]:
+    import torch
+
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    checks = [
+        Check("fpsgen", OK, __version__),
+        Check("python", OK, f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        Check("torch", OK, f"{torch.__version__} ({cuda})"),
+    ]
+    try:
+        import triton
+    except ImportError:
+        remedy = "pip install triton (it comes with CUDA builds of torch)"
+        status = WARN if torch.cuda.is_available() else OK
+        return [*checks, Check("triton", status, "not installed; needed for GPU kernels", remedy if status else "")]
+    checks.append(Check("triton", OK, str(triton.__version__)))
+    path = os.environ.get("TRITON_PTXAS_PATH") or str(Path(triton.__file__).parent / "backends/nvidia/bin/ptxas")
+    return [*checks, _ptxas(path)]
+
+
+def _ptxas(path: str) -> Check:
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check("ptxas", WARN, f"{path}: {error}", "set TRITON_PTXAS_PATH, or install triton again")
+    version = re.search(r"V([\d.]+)", said)
+    return Check("ptxas", OK, f"{version[1] if version else 'unknown'} ({path})")
+
+
+def gpu(wanted: str) -> list[Check]:
+    import torch
+
+    needs = _spec(wanted).min_memory_gb
+    if not torch.cuda.is_available():
+        remedy = "" if not needs else "use a machine with an NVIDIA GPU, or -m nano"
+        return [Check("GPU", FAIL if needs else OK, "none that torch can use; nano runs on the CPU", remedy)]
+    checks = []
+    driver = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
+    checks.append(Check("driver", OK, driver[0] if driver else "unknown"))
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        fp8 = (facts.major, facts.minor) >= (8, 9)
+        name = f"{facts.name}, {facts.total_memory / 1e9:.0f} GB, compute capability {facts.major}.{facts.minor}"
+        remedy = "" if fp8 else "run with --method sta or bf16: FP8 needs compute capability 8.9"
+        checks.append(Check(f"GPU {index}", OK if fp8 else WARN, f"{name}, FP8 {'yes' if fp8 else 'no'}", remedy))
+        if needs and facts.total_memory / 1e9 < needs:
+            text = f"{wanted} needs {needs:g} GB of GPU memory"
+            checks.append(Check(f"memory of GPU {index}", FAIL, text, "use a larger GPU, or a smaller model"))
+    return checks
+
+
+def memory_and_disk(wanted: str) -> list[Check]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    checks = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+        low = total < 4
+        checks.append(Check("RAM", WARN if low else OK, f"{total:.0f} GB", "nano takes 1 GB" if low else ""))
+    from fpsgen.models.registry import on_disk
+
+    spec = _spec(wanted)
+    to_come = 0.0 if on_disk(spec) else spec.download_gb
+    for name, place, needed in (("model cache", Path(HF_HUB_CACHE), to_come), ("outputs", Path("outputs"), 0.1)):
+        standing = place.absolute()
+        while not standing.exists():
+            standing = standing.parent
+        free = shutil.disk_usage(standing).free / 1e9
+        low = free < needed
+        remedy = f"free some space: {needed:g} GB are needed" if low else ""
+        checks.append(Check(f"disk, {name}", FAIL if low else OK, f"{free:.1f} GB free at {place}", remedy))
+    return checks
+
+
+def video(wanted: str) -> list[Check]:
+    from fpsgen.video import ffmpeg
+
+    path = ffmpeg()
+    said = _run(path, "-hide_banner", "-version").splitlines()
+    encoders = _run(path, "-hide_banner", "-encoders")
+    version = said[0].split(" Copyright")[0] if said else "does not run"
+    if "libx264" in encoders:
+        return [Check("ffmpeg", OK, f"{version}, libx264 ({path})")]
+    return [Check("ffmpeg", FAIL, f"{version}, no libx264 ({path})", "unset IMAGEIO_FFMPEG_EXE")]
+
+
+def model_checks(wanted: str) -> list[Check]:
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    from fpsgen.models.folder import check_folder
+    from fpsgen.models.registry import models, on_disk
+
+    checks = []
+    for spec in models():
+        folder = on_disk(spec)
+        asked = spec.name == wanted
+        if folder is None:
+            remedy = f"fpsgen models pull {spec.name}" if asked else ""
+            checks.append(Check(f"model {spec.name}", FAIL if asked else OK, "not on this machine", remedy))
+            continue
+        try:
+            check_folder(folder)
+            checks.append(Check(f"model {spec.name}", OK, str(folder)))
+        except FpsgenError as error:
+            checks.append(Check(f"model {spec.name}", FAIL if asked else WARN, error.message, error.remedy))
+    state = "HF_HUB_OFFLINE is set: nothing is fetched" if HF_HUB_OFFLINE else f"models come from {ENDPOINT}"
+    return [*checks, Check("hub", OK, state)]
+
+
+def settings_in_use(wanted: str) -> list[Check]:
+    files = [str(path) for path in (Path(config.CONFIG_NAME), config.user_config_file()) if path.is_file()]
+    names = sorted(name for name in os.environ if name.startswith("FPSGEN_"))
+    return [Check("settings", OK, ", ".join([*files, *names]) or "none: all defaults")]
+
+
+def self_test(wanted: str) -> list[Check]:
+    """fps attention on small random inputs, by the kernel of this machine, against exact attention."""
+    import torch
+
+    from fpsgen.attention.function import attend
+    from fpsgen.attention.methods import AttentionPlan
+    from fpsgen.attention.quantize import fake_quantize
+    from fpsgen.attention.tiles import mask_from_lists
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        return [Check("kernel self-test", WARN, "FP8 does not run on this GPU", "use --method sta or bf16")]
+    plan = AttentionPlan((4, 12, 20), tile=(4, 4, 4), window=(1, 3, 3))
+    at = plan.tensors("cpu")
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 960, 2, 64, generator=draw).to(device, torch.bfloat16) for _ in range(3))
+    out = torch.as_tensor(attend(q, k, v, plan))
+    fq, fk, fv = (x.transpose(1, 2).double() for x in fake_quantize(q, k, v, at.layout, plan.granularity))
+    seen = mask_from_lists(at.lists, at.layout).to(device)
+    score = (fq @ fk.mT * 64**-0.5).masked_fill(~seen, float("-inf"))
+    exact = (torch.softmax(score, -1) @ fv).transpose(1, 2)
+    error = float((out.float() - exact).norm() / exact.norm())
+    text = f"{plan.kernel(device)} on {device.type}: relative error {error:.1e}, allowed {SELF_TEST_LIMIT:g}"
+    remedy = "" if error <= SELF_TEST_LIMIT else "set TRITON_PTXAS_PATH to a newer ptxas, and report this"
+    return [Check("kernel self-test", FAIL if remedy or error != error else OK, text, remedy)]
+
+
+def _guarded(part: Callable[[str], list[Check]], wanted: str) -> list[Check]:
+    """A check that cannot run is a finding, not the end of the others; two-line errors of its own stay errors."""
+    try:
+        return part(wanted)
+    except FpsgenError as error:
+        if part is gpu:
+            raise
+        return [Check(part.__name__.replace("_", " "), FAIL, error.message, error.remedy)]
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        return [Check(part.__name__.replace("_", " "), FAIL, text, "report this; --debug shows more")]
+
+
+def _spec(name: str) -> Any:
+    from fpsgen.errors import MODEL
+    from fpsgen.models.registry import models
+
+    spec = next((spec for spec in models() if name in (spec.name, spec.source)), None)
+    if spec is None:
+        known = ", ".join(spec.name for spec in models())
+        raise FpsgenError(f"no model is named {config.show(name)!r}", f"choose from {known}", MODEL)
+    return spec
+
+
+def _run(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
