@@ -147,7 +147,8 @@ def _row(runs: Runs, baseline: Runs, base: GenerateRequest, opened: Opened, fact
         "video": str(runs.path) if runs.path else None,
     }
     if runs is not baseline and runs.frames is not None and baseline.frames is not None:
-        row["psnr_db"] = round(float(np.median(psnr(runs.frames, baseline.frames))), 2)
+        peak = float(np.median(psnr(runs.frames, baseline.frames)))
+        row["psnr_db"] = round(peak, 2) if np.isfinite(peak) else None  # JSON has no infinity; ssim is 1 then
         row["ssim"] = round(float(np.median(ssim(runs.frames, baseline.frames))), 4)
     return row
 

@@ -12,11 +12,11 @@ _STYLE = """
 @media (prefers-color-scheme:dark){:root{--ink:#eee;--soft:#aaa;--line:#444;--bar:#5d7699;--ours:#e57a45;
 --page:#181818}}
 *{box-sizing:border-box}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:1100px;
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:1200px;
 margin:2rem auto;padding:0 1rem}
 h1{font-size:1.4rem;margin:0 0 .2rem}h2{font-size:1.1rem;margin:2rem 0 .5rem}p{margin:.2rem 0;color:var(--soft)}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
+th,td{padding:.35rem .5rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}.fps td{font-weight:600}
 .videos{display:grid;grid-template-columns:repeat(auto-fit,minmax(240px,1fr));gap:1rem}
 figure{margin:0}video{width:100%;background:#000;border-radius:4px}figcaption{color:var(--soft)}
@@ -56,7 +56,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         "share": "-" if row["attention_share"] is None else f"{row['attention_share']:.0%}",
         "density": "-" if row["density"] is None else f"{row['density']:.0%}",
         "memory": "-" if memory is None else f"{memory / 1e9:.1f} GB",
-        "psnr": "-" if row["psnr_db"] is None else f"{row['psnr_db']:.1f}",
+        "psnr": f"{row['psnr_db']:.1f}" if row["psnr_db"] is not None else "equal" if row["ssim"] == 1 else "-",
         "ssim": "-" if row["ssim"] is None else f"{row['ssim']:.3f}",
     }
 
