@@ -34,7 +34,7 @@ def _attention(
     impl: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     plan = _plan(grid, tile, window, granularity, method, impl)
-    if plan.kernel(q.device) != "triton":
+    if plan.kernel(q.device) not in ("triton", "hopper"):
         at = plan.tensors("cpu")
         return attention_reference(q, k, v, at.layout, at.lists, plan.fp8, plan.granularity)
     if plan.fp8 and q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 9):

@@ -5,8 +5,9 @@ Source: arXiv 2506.04648, table of ablations (BF16, FP8 alone, STA alone, both).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 
@@ -57,6 +58,23 @@ class PlanTensors:
     block_tile: torch.Tensor
     list_index: torch.Tensor
     list_count: torch.Tensor
+    _work: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def work(self, consumers: int) -> torch.Tensor:
+        """int32 [groups, 4]: query rows as forward_hopper.py shares them out, 64 for each consumer: first row, end of
+        its tile (both in padded rows), tile, 0. Groups without a token are left out.
+        """
+        if consumers not in self._work:
+            step, block = 64 * consumers, self.layout.block
+            bounds = (self.layout.tile_first_block.long() * block).tolist()
+            last = self.layout.block_len[(self.layout.tile_first_block[1:] - 1).long()].tolist()
+            rows = [
+                (row, end, tile, 0)
+                for tile, (start, end) in enumerate(pairwise(bounds))
+                for row in range(start, end - block + last[tile], step)
+            ]
+            self._work[consumers] = torch.tensor(rows, dtype=torch.int32).to(self.block_start.device)
+        return self._work[consumers]
 
 
 @dataclass(frozen=True)
@@ -115,13 +133,19 @@ class AttentionPlan:
         """Kept token pairs over L squared."""
         return _density(self)
 
-    def kernel(self, device: torch.device | str) -> str:
-        """What computes this plan on `device`: "sdpa", "reference" or "triton"."""
+    def kernel(self, device: torch.device | str, head_dim: int | None = None) -> str:
+        """What computes this plan on `device`: "sdpa", "reference", "triton" (the portable kernel), or "hopper", its
+        like for FP8 on sm_90 at head dims of 65 to 128 and tiles of more than 64 tokens, if head_dim says so.
+        """
         if self.impl != "auto":
             return self.impl
         if self.dense and not self.fp8:
             return "sdpa"
-        return "triton" if torch.device(device).type == "cuda" else "reference"
+        device = torch.device(device)
+        if device.type != "cuda":
+            return "reference"
+        fits = self.fp8 and head_dim is not None and 64 < head_dim <= 128 and max(self.tiling.sizes()) > 64
+        return "hopper" if fits and torch.cuda.get_device_capability(device) == (9, 0) else "triton"
 
     def tensors(self, device: torch.device | str) -> PlanTensors:
         """Lists and permutations on `device`; built once per plan and device."""

@@ -6,6 +6,7 @@ blocks does not count. "op" is the whole operator (quantization and attention), 
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -67,10 +68,46 @@ def run(shapes: list[Shape], methods: list[str], densities: list[float], seconds
             for density in densities if METHODS[name].windowed else [1.0]:
                 plan = plan_for(shape, name, density)
                 row = {**common, "method": name, "peer": False, "density": round(plan.density, 4)}
-                row |= {"tile": list(plan.tile), "window": list(plan.window), "kernel": plan.kernel(device)}
+                row |= {"tile": list(plan.tile), "window": list(plan.window), "kernel": plan.kernel(device, shape.dim)}
                 function = cast(Attention, partial(attend, plan=plan))
                 rows.append(row | _timed(function, plan, (q, k, v), seconds, GATE[plan.fp8], plan.fp8))
+                if row["kernel"] == "hopper":
+                    rows[-1] |= _parts(plan, (q, k, v), seconds)
     return rows
+
+
+def _parts(
+    plan: AttentionPlan, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], seconds: float
+) -> dict[str, Any]:
+    """The operator's two halves on their own. attend_block_tflops counts padding as work, attend_tflops does not."""
+    from fpsgen.attention.kernels import prepare_inputs
+    from fpsgen.attention.kernels.forward_hopper import launch_hopper
+    from fpsgen.attention.kernels.launch import select_hopper
+
+    q, k, v = inputs
+    batch, length, heads, dim = q.shape
+    at = plan.tensors(q.device)
+    config = select_hopper(dim, at.layout.block, at.layout.blocks_per_tile, True, (9, 0))
+    assert config is not None
+    ready = prepare_inputs(q, k, v, at, plan.granularity, permuted=True)
+    out, lse = torch.empty_like(q), torch.empty(batch, heads, length, device=q.device)
+    scale = dim**-0.5 * math.log2(math.e)
+    prepare = statistics.median(
+        measure(lambda: prepare_inputs(q, k, v, at, plan.granularity, permuted=True), seconds, q.device)
+    )
+    times = measure(lambda: launch_hopper(ready, at, out, lse, scale, config), seconds, q.device)
+    attend = statistics.median(times)
+    operations = 4 * dim * batch * heads / attend / 1e9
+    first = at.layout.tile_first_block.long()
+    blocks = (first[1:] - first[:-1]) * at.list_count.cpu().double().mean(0)
+    return {
+        "prepare_ms": round(prepare, 4),
+        "attend_ms": round(attend, 4),
+        "attend_p10_ms": round(_quantile(times, 0.1), 4),
+        "attend_p90_ms": round(_quantile(times, 0.9), 4),
+        "attend_tflops": round(operations * plan.density * length**2, 1),
+        "attend_block_tflops": round(operations * float(blocks.sum()) * at.layout.block**2, 1),
+    }
 
 
 def plan_for(shape: Shape, method: str, density: float) -> AttentionPlan:

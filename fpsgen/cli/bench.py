@@ -227,18 +227,21 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 def kernel_table(rows: list[dict[str, Any]]) -> None:
     """The rows of the kernel bench, a block for each shape."""
-    print(f"{rows[0]['device']}, commit {rows[0]['commit'] or 'unknown'}; TFLOP/s of kept pairs of real tokens")
+    print(
+        f"{rows[0]['device']}, commit {rows[0]['commit'] or 'unknown'}; TFLOP/s of kept pairs of real tokens; attend: without quantization"
+    )
     for name in dict.fromkeys(row["shape"] for row in rows):
-        lines = [[name, "density", "ms", "p10-p90", "TFLOP/s", "error"]]
+        lines = [[name, "density", "ms", "p10-p90", "TFLOP/s", "error", "attend"]]
         for row in rows:
             if row["shape"] != name:
                 continue
             if "missing" in row:
-                lines.append([row["method"], row["missing"], "", "", "", ""])
+                lines.append([row["method"], row["missing"], *[""] * 5])
                 continue
             spread = f"{row['p10_ms']:.3f}-{row['p90_ms']:.3f}"
             figures = [f"{row['density']:.1%}", f"{row['median_ms']:.3f}", spread, f"{row['tflops']:.0f}"]
-            lines.append([row["method"], *figures, f"{row['relative_error']:.1e}"])
+            alone = f"{row['attend_tflops']:.0f}" if "attend_tflops" in row else ""
+            lines.append([row["method"], *figures, f"{row['relative_error']:.1e}", alone])
         print_columns(lines)
 
 

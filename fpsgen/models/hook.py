@@ -171,8 +171,10 @@ class ForwardHook(ModelHook):
             dense = AttentionPlan(grid, profile.tile, method="bf16")
             chosen = None if backend is None else str(getattr(backend, "value", backend))
 
+            head_dim = self._module.config.attention_head_dim
+
             def kernel(plan: AttentionPlan) -> str:
-                return chosen if chosen and plan.method == "bf16" else plan.kernel(device)
+                return chosen if chosen and plan.method == "bf16" else plan.kernel(device, head_dim)
 
             self._plans[key] = (
                 Layers(plan, kernel(plan), dense_reason(profile, plan, self.run.method)),

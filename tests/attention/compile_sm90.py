@@ -9,8 +9,10 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
 
-from fpsgen.attention.kernels import forward, launch, prepare
+from fpsgen.attention.kernels import forward, forward_hopper, launch, prepare
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
@@ -34,7 +36,8 @@ def build(fn, types: dict[str, str], constants: dict, options: dict) -> Usage:
     attrs = {
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(fn.arg_names) if types.get(name, "").endswith("!")
     }
-    source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=attrs)
+    kind = GluonASTSource if fn.is_gluon() else ASTSource
+    source = kind(fn=fn, signature=signature, constexprs=constants, attrs=attrs)
     kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -84,8 +87,24 @@ def build_forward(
     return build(forward.attention_forward, types, constants, options)
 
 
+def build_hopper(config: launch.HopperConfig, length: int) -> Usage:
+    """length: real keys of every block, 0 where blocks differ."""
+    layout = gl.NVMMASharedLayout.get_default_for([128, 128], gl.float8e4nv)
+    types = dict.fromkeys(("lse", "q_scale", "k_scale", "v_scale"), "*fp32!")
+    types |= dict.fromkeys(("work", "block_start", "block_len", "list_index", "list_count"), "*i32!")
+    names = ("jobs", "groups", "heads", "tokens", "num_blocks", "num_tiles", "num_lists", "longest")
+    types |= dict.fromkeys(names, "i32") | {"out": "*bf16!", "softmax_scale": "fp32"}
+    types |= {
+        name: f"tensordesc<fp8e4nv[{rows}, 128],{layout!r}>" for name, rows in (("q", 64), ("k", 128), ("v", 128))
+    }
+    constants = {"CONSUMERS": config.consumers, "BLOCK": 128, "D": 128, "STAGES": config.stages, "LENGTH": length}
+    constants |= {"POLY": config.poly, "REGISTERS": config.registers}
+    return build(forward_hopper.attention_forward_hopper, types, constants, {"num_warps": 4})
+
+
 def build_prepare(name: str, dim: int, block: int) -> Usage:
     types = dict.fromkeys(("stride_b", "stride_l", "stride_h"), "i64!")
     types |= dict.fromkeys(("heads", "num_blocks", "granularity"), "i32") | {"x": "*bf16!", "out": "*fp8e4nv!"}
     types |= dict.fromkeys(("scales", "partial"), "*fp32!") | dict.fromkeys(("block_start", "block_len"), "*i32!")
-    return build(getattr(prepare, name), types, {"D": dim, "BLOCK": block}, {"num_warps": 8})
+    constants = {"D": dim, "BLOCK": block} | ({"PERMUTED": True} if name == "quantize_transposed" else {})
+    return build(getattr(prepare, name), types, constants, {"num_warps": 8})

@@ -1,14 +1,16 @@
 """The kernels compile for Hopper without a GPU, with no spills; the figures are printed (pytest -rP)."""
 
 import itertools
+import re
 
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from fpsgen.attention.kernels.forward import TRITON
+from fpsgen.attention.kernels.launch import HopperConfig
 
-from .compile_sm90 import TOOLS, build_forward, build_prepare
+from .compile_sm90 import TOOLS, build_forward, build_hopper, build_prepare
 
 pytestmark = pytest.mark.skipif(not (TOOLS / "cuobjdump").exists(), reason="this triton carries no CUDA tools")
 SHAPES = list(itertools.product((128, 64), (128, 64)))
@@ -26,6 +28,37 @@ def test_forward(dim, block, fp8, masked):
     assert usage.shared <= 227 * 1024
     assert ("QGMMA" if fp8 else "HGMMA") in usage.sass
     assert not fp8 or "UTMALDG" in usage.sass
+
+
+@pytest.mark.parametrize("length", [128, 120, 0], ids=["whole", "even", "ragged"])
+@pytest.mark.parametrize("consumers", [2, 3])
+def test_hopper(consumers, length):
+    usage = build_hopper(HopperConfig(consumers), length)
+    print(f"hopper consumers={consumers} length={length}: {usage}")
+    assert usage.shared <= 227 * 1024 and usage.registers <= 168
+    assert {"QGMMA", "UTMALDG"} <= set(re.findall(r"\b[A-Z]+\b", usage.sass))
+    inner = [body for body in loops(usage.sass) if sum("QGMMA" in line for line in body) == 12]
+    assert len(inner) >= consumers
+    spilt = (
+        1 if length else 32 if TRITON >= (3, 9) else 6
+    )  # scalars, where blocks differ; ptxas 13.4 keeps more of them
+    for body in inner[:consumers]:  # four products for the scores, four for the sums, four for the output
+        assert sum("LDL" in line or "STL" in line for line in body) <= spilt
+        assert len(body) < (520 if length else 720) and sum("SHFL" in line for line in body) <= 8
+
+
+def loops(sass: str) -> list[list[str]]:
+    """The instructions of every loop, shortest first."""
+    label, lines, found = {}, [], []
+    for text in sass.splitlines():
+        if mark := re.match(r"\s*(\.L_x_\d+):", text):
+            label[mark[1]] = len(lines)
+        elif code := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", text):
+            lines.append(code[1])
+            back = re.search(r"BRA\S*\s+`\((\.L_x_\d+)\)", code[1])
+            if back and back[1] in label:
+                found.append(lines[label[back[1]] :])
+    return sorted(found, key=len)
 
 
 @pytest.mark.parametrize("name", ["quantize_rows", "channel_amax", "quantize_transposed"])

@@ -118,9 +118,9 @@ def test_operator_registration():
 
 def test_plans_are_resolved_hashable_and_equal():
     plan = AttentionPlan([21, 45, 80], window=(0, "all", 0.5))
-    assert plan.tile == (7, 9, 2) and plan.window == (3, 5, 21)
-    assert plan == AttentionPlan((21, 45, 80), (7, 9, 2), (3, 5, 21)) and hash(plan) == hash(
-        AttentionPlan((21, 45, 80), window=(3, 5, 21))
+    assert plan.tile == (21, 9, 2) and plan.window == (1, 5, 21)
+    assert plan == AttentionPlan((21, 45, 80), (21, 9, 2), (1, 5, 21)) and hash(plan) == hash(
+        AttentionPlan((21, 45, 80), window=(1, 5, 21))
     )
     assert plan.density == pytest.approx(21 / 40)
     assert (plan.kernel("cpu"), plan.kernel("cuda:0")) == ("reference", "triton")

@@ -39,20 +39,30 @@ def test_order_is_a_permutation_into_contiguous_tiles(grid, tile):
 
 
 def test_fit_finds_the_known_shapes():
-    assert fit_tile((21, 45, 80)) == (7, 9, 2)  # 126 of 128 rows
-    assert fit_tile((21, 30, 52)) == (3, 10, 4)  # 120 of 128
-    assert fit_tile((9, 10, 16)) == (3, 5, 4)  # 60 of 64: a small grid
+    assert fit_tile((21, 45, 80)) == (21, 9, 2)  # 378 of 384 rows
+    assert fit_tile((21, 30, 52)) == (3, 30, 4)  # 360 of 384
+    assert fit_tile((9, 10, 16)) == (3, 10, 2)  # 60 of 64: a small grid
+    assert math.prod(fit_tile((1, 300, 300))) > 350
     assert fit_tile((1, 1, 1)) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(
     "grid", [(21, 45, 80), (21, 30, 52), (13, 7, 11), (1, 30, 52), (2, 2, 4), (31, 45, 80), (5, 1, 1)]
 )
-def test_fit_fits_one_block(grid):
+def test_fit_fits_its_rows(grid):
     tile = fit_tile(grid)
     layout = BlockLayout(make_tiling(grid))
-    assert layout.num_blocks == layout.tiling.num_tiles
-    assert all(t <= g for t, g in zip(tile, grid, strict=True)) and math.prod(tile) <= layout.block
+    assert layout.num_blocks == layout.tiling.num_tiles * layout.blocks_per_tile or not layout.uniform
+    assert all(t <= g for t, g in zip(tile, grid, strict=True))
+    assert math.prod(tile) <= layout.block * layout.blocks_per_tile <= 384
+
+
+def test_equal_tiles_are_cut_evenly():
+    layout = BlockLayout(Tiling((21, 45, 80), (21, 9, 2)))
+    assert (layout.uniform, layout.blocks_per_tile, layout.block) == (126, 3, 128)
+    ragged = BlockLayout(Tiling((21, 45, 80), (6, 8, 8)))
+    assert ragged.uniform == 0 and ragged.block_len[:3].tolist() == [128, 128, 128]
+    assert set(ragged.block_len.tolist()) == {128, 112, 64, 120}  # edge tiles fill their blocks one after the other
 
 
 @pytest.mark.parametrize(("grid", "tile"), [*GRIDS, ((6, 16, 9), (6, 8, 8))])

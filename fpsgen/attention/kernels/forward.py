@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fpsgen.attention.kernels.launch import HEAD_DIMS, LaunchConfig, select
+from fpsgen.attention.kernels.launch import HEAD_DIMS, HopperConfig, LaunchConfig, select, select_hopper
 from fpsgen.attention.kernels.prepare import prepare_inputs
 from fpsgen.attention.methods import PlanTensors
 
@@ -159,15 +159,15 @@ def attention_triton(
     at: PlanTensors,
     fp8: bool,
     granularity: int = 1,
-    config: LaunchConfig | None = None,
+    config: LaunchConfig | HopperConfig | None = None,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of q, k, v [B, L, H, D] (tile order) over the lists in `at`, as attention_reference does it.
 
     D up to 128 (padded to 64 or 128; more raises ValueError). Without fp8, fp32 inputs are multiplied in bf16. out
-    (contiguous [B, L, H, D]) and lse (fp32 [B, H, L]) may be given, as tests do. Returns out in q's dtype and LSE
-    (natural logarithm).
+    (contiguous [B, L, H, D]) and lse (fp32 [B, H, L]) may be given, as tests do. config: None takes the Hopper kernel
+    where it fits (launch.select_hopper), else this file's. Returns out in q's dtype and LSE (natural logarithm).
     """
     batch, tokens, heads, dim = q.shape
     groups = at.list_count.shape[0]
@@ -183,6 +183,15 @@ def attention_triton(
     lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32) if lse is None else lse
     block, blocks = at.layout.block, at.layout.num_blocks
     capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
+    if config is None and q.is_cuda:
+        config = select_hopper(padded, block, at.layout.blocks_per_tile, fp8, capability)
+    if isinstance(config, HopperConfig):
+        from fpsgen.attention.kernels.forward_hopper import launch_hopper
+
+        with torch.cuda.device(q.device):
+            ready = prepare_inputs(q, k, v, at, granularity, permuted=True)
+            launch_hopper(ready, at, out, lse, dim**-0.5 * math.log2(math.e), config)
+        return (out if padded == dim else out[..., :dim].contiguous()), lse
     config = select(padded, block, fp8, capability, TRITON) if config is None else config
     half = tl.float16 if q.dtype == torch.float16 else tl.bfloat16
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])

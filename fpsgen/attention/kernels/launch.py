@@ -25,6 +25,35 @@ class LaunchConfig:
     rounded_sum: bool = True
 
 
+@dataclass(frozen=True)
+class HopperConfig:
+    """How the Hopper kernel runs.
+
+    consumers: warpgroups of 64 query rows each, 2 or 3. stages: key blocks in flight. poly: one in so many
+    exponentials runs on the FMA units, 4 or 8, 0 for none. registers: of a consumer's thread.
+    """
+
+    consumers: int
+    stages: int = 3
+    poly: int = 8
+
+    @property
+    def registers(self) -> int:
+        return 160 if self.consumers == 3 else 240
+
+
+def select_hopper(
+    head_dim: int, block: int, blocks_per_tile: int, fp8: bool, capability: tuple[int, int]
+) -> HopperConfig | None:
+    """The choice for a layout, None where forward.py's kernel is the one: other GPUs, head dims, blocks, precisions.
+
+    blocks_per_tile: kernel blocks of the largest tile. Three of 128 rows are six times 64: two rounds of three.
+    """
+    if capability != (9, 0) or not fp8 or head_dim != 128 or block != 128:
+        return None
+    return HopperConfig(consumers=3 if blocks_per_tile >= 3 else 2)
+
+
 def select(
     head_dim: int,
     block: int,

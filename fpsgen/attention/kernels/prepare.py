@@ -114,22 +114,30 @@ def quantize_transposed(
     num_blocks,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
+    PERMUTED: tl.constexpr,
 ):
-    """out [B*H, D, P] from x [B, L, H, D] and scales [B*H, D]."""
+    """out [B*H, D, P] from x [B, L, H, D] and scales [B*H, D]. PERMUTED: key 8a + 2b + c of every 16 (a, c below 2, b
+    below 4) lies at 4b + 2a + c, the order in which a thread of a warpgroup holds scores.
+    """
     block, bh = tl.program_id(0), tl.program_id(1)
     channels = tl.arange(0, D)
     inverse = tl.math.div_rn(tl.full([D], 1.0, tl.float32), tl.load(scales + bh.to(tl.int64) * D + channels))
     values = _load_block(x, block, bh, block_start, block_len, stride_b, stride_l, stride_h, heads, D, BLOCK)
     turned = tl.trans((values * inverse[None, :]).to(tl.float8e4nv))  # [D, BLOCK]
     line = bh.to(tl.int64) * D + channels  # [D]
-    at = line[:, None] * (num_blocks * BLOCK) + block * BLOCK + tl.arange(0, BLOCK)[None, :]
+    key = tl.arange(0, BLOCK)
+    if PERMUTED:
+        key = (key & ~15) | ((key & 6) << 1) | ((key & 8) >> 2) | (key & 1)
+    at = line[:, None] * (num_blocks * BLOCK) + block * BLOCK + key[None, :]
     tl.store(out + at, turned)
 
 
 def prepare_inputs(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, at: PlanTensors, granularity: int = 1
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, at: PlanTensors, granularity: int = 1, permuted: bool = False
 ) -> Prepared:
-    """Prepared inputs from q, k, v [B, L, H, D] (tile order, last stride 1); D is 64 or 128."""
+    """Prepared inputs from q, k, v [B, L, H, D] (tile order, last stride 1); D is 64 or 128. permuted: V's keys in the
+    order of forward_hopper.py, see quantize_transposed.
+    """
     batch, _, heads, dim = q.shape
     block, blocks = at.layout.block, at.layout.num_blocks
 
@@ -151,5 +159,7 @@ def prepare_inputs(
     common = (at.block_start, at.block_len, *v.stride()[:3], heads, blocks)
     channel_amax[(blocks, batch * heads)](v, partial, *common, D=dim, BLOCK=block, num_warps=8)
     v_scale = partial.amax(2).clamp_(min=_FLOOR.value).mul_(_TOP.value)
-    quantize_transposed[(blocks, batch * heads)](v, turned, v_scale, *common, D=dim, BLOCK=block, num_warps=8)
+    quantize_transposed[(blocks, batch * heads)](
+        *(v, turned, v_scale, *common), D=dim, BLOCK=block, PERMUTED=permuted, num_warps=8
+    )
     return Prepared(values[0], values[1], turned, scales[0], scales[1], v_scale)
