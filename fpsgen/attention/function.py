@@ -8,6 +8,8 @@ tiles, which is how arXiv 2506.04648, section 3 trains. The LSE carries no gradi
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 
@@ -83,7 +85,12 @@ def _(grad, q, k, v, grid, tile, window, granularity, method, impl):
 
 
 def _plan(grid, tile, window, granularity, method, impl) -> AttentionPlan:
-    return AttentionPlan(tuple(grid), tuple(tile), tuple(window), granularity, method, impl)
+    return _plan_of(tuple(grid), tuple(tile), tuple(window), granularity, method, impl)
+
+
+@lru_cache(maxsize=256)
+def _plan_of(*fields) -> AttentionPlan:
+    return AttentionPlan(*fields)
 
 
 def _save(ctx, inputs, output):

@@ -152,7 +152,7 @@ class BlockLayout:
         lane = torch.arange(self.block)
         self.rows = start[:, None] + torch.where(lane < length[:, None], lane, 0)
 
-    @property
+    @cached_property
     def uniform(self) -> int:
         """Tokens per block where all blocks hold equally many, else 0."""
         return int(self.block_len[0]) if bool((self.block_len == self.block_len[0]).all()) else 0

@@ -227,9 +227,8 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 def kernel_table(rows: list[dict[str, Any]]) -> None:
     """The rows of the kernel bench, a block for each shape."""
-    print(
-        f"{rows[0]['device']}, commit {rows[0]['commit'] or 'unknown'}; TFLOP/s of kept pairs of real tokens; attend: without quantization"
-    )
+    print(f"{rows[0]['device']}, commit {rows[0]['commit'] or 'unknown'}")
+    print("TFLOP/s of kept pairs of real tokens; attend: the same without quantization")
     for name in dict.fromkeys(row["shape"] for row in rows):
         lines = [[name, "density", "ms", "p10-p90", "TFLOP/s", "error", "attend"]]
         for row in rows:

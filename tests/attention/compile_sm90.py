@@ -106,5 +106,6 @@ def build_prepare(name: str, dim: int, block: int) -> Usage:
     types = dict.fromkeys(("stride_b", "stride_l", "stride_h"), "i64!")
     types |= dict.fromkeys(("heads", "num_blocks", "granularity"), "i32") | {"x": "*bf16!", "out": "*fp8e4nv!"}
     types |= dict.fromkeys(("scales", "partial"), "*fp32!") | dict.fromkeys(("block_start", "block_len"), "*i32!")
-    constants = {"D": dim, "BLOCK": block} | ({"PERMUTED": True} if name == "quantize_transposed" else {})
+    own = {"quantize_transposed": {"PERMUTED": True}, "quantize_rows": {"SINGLE": True}}
+    constants = {"D": dim, "BLOCK": block} | own.get(name, {})
     return build(getattr(prepare, name), types, constants, {"num_warps": 8})

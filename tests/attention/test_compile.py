@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 from fpsgen.attention.kernels.forward import TRITON
-from fpsgen.attention.kernels.launch import HopperConfig
+from fpsgen.attention.kernels.launch import select_hopper
 
 from .compile_sm90 import TOOLS, build_forward, build_hopper, build_prepare
 
@@ -33,7 +33,7 @@ def test_forward(dim, block, fp8, masked):
 @pytest.mark.parametrize("length", [128, 120, 0], ids=["whole", "even", "ragged"])
 @pytest.mark.parametrize("consumers", [2, 3])
 def test_hopper(consumers, length):
-    usage = build_hopper(HopperConfig(consumers), length)
+    usage = build_hopper(select_hopper(128, 128, consumers, True, (9, 0)), length)
     print(f"hopper consumers={consumers} length={length}: {usage}")
     assert usage.shared <= 227 * 1024 and usage.registers <= 168
     assert {"QGMMA", "UTMALDG"} <= set(re.findall(r"\b[A-Z]+\b", usage.sass))

@@ -143,6 +143,8 @@ def test_prepare_equals_the_torch_rule_bit_for_bit(granularity):
     turned = ready.v.float().transpose(2, 3)
     assert torch.equal(turned[:, :, real], expected.float().transpose(1, 2)[:, :, token[real]])
     assert (turned[:, :, ~real] == 0).all()
+    permuted = prepare_inputs(q, k, v, at, granularity, permuted=True).v.float().unflatten(3, (-1, 4, 2, 2))
+    assert torch.equal(permuted.transpose(4, 5).flatten(3), ready.v.float())  # what the Hopper kernel reads
 
 
 def test_head_dims_beyond_the_kernels_are_refused():

@@ -60,20 +60,28 @@ def quantize_rows(
     granularity,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
+    SINGLE: tl.constexpr,
 ):
-    """One program per (scale group, batch x head): amax over the group's blocks, then the cast."""
+    """One program per (scale group, batch x head): amax over the group's blocks, then the cast. SINGLE: a group is one
+    block, which stays in registers.
+    """
     first = tl.program_id(0) * granularity
     last = tl.minimum(first + granularity, num_blocks)
     bh = tl.program_id(1)
     amax = 0.0
-    for block in range(first, last):
-        values = _load_block(x, block, bh, block_start, block_len, stride_b, stride_l, stride_h, heads, D, BLOCK)
-        amax = tl.maximum(amax, tl.max(tl.max(tl.abs(values), 1), 0))
+    values = _load_block(x, first, bh, block_start, block_len, stride_b, stride_l, stride_h, heads, D, BLOCK)
+    if SINGLE:
+        amax = tl.max(tl.max(tl.abs(values), 1), 0)
+    else:
+        for block in range(first, last):
+            values = _load_block(x, block, bh, block_start, block_len, stride_b, stride_l, stride_h, heads, D, BLOCK)
+            amax = tl.maximum(amax, tl.max(tl.max(tl.abs(values), 1), 0))
     scale = tl.maximum(amax, _FLOOR) * _TOP
     inverse = tl.math.div_rn(1.0, scale)
     cells = tl.arange(0, BLOCK)[:, None] * D + tl.arange(0, D)[None, :]
     for block in range(first, last):
-        values = _load_block(x, block, bh, block_start, block_len, stride_b, stride_l, stride_h, heads, D, BLOCK)
+        if not SINGLE:
+            values = _load_block(x, block, bh, block_start, block_len, stride_b, stride_l, stride_h, heads, D, BLOCK)
         slot = bh.to(tl.int64) * num_blocks + block
         tl.store(out + slot * (BLOCK * D) + cells, (values * inverse).to(tl.float8e4nv))
         tl.store(scales + slot, scale)
@@ -125,10 +133,9 @@ def quantize_transposed(
     values = _load_block(x, block, bh, block_start, block_len, stride_b, stride_l, stride_h, heads, D, BLOCK)
     turned = tl.trans((values * inverse[None, :]).to(tl.float8e4nv))  # [D, BLOCK]
     line = bh.to(tl.int64) * D + channels  # [D]
-    key = tl.arange(0, BLOCK)
     if PERMUTED:
-        key = (key & ~15) | ((key & 6) << 1) | ((key & 8) >> 2) | (key & 1)
-    at = line[:, None] * (num_blocks * BLOCK) + block * BLOCK + key[None, :]
+        turned = tl.permute(turned.reshape(D, BLOCK // 16, 2, 4, 2), 0, 1, 3, 2, 4).reshape(D, BLOCK)
+    at = line[:, None] * (num_blocks * BLOCK) + block * BLOCK + tl.arange(0, BLOCK)[None, :]
     tl.store(out + at, turned)
 
 
@@ -151,6 +158,7 @@ def prepare_inputs(
             *(x, value, scale, at.block_start, at.block_len, *x.stride()[:3], heads, blocks, granularity),
             D=dim,
             BLOCK=block,
+            SINGLE=granularity == 1,
             num_warps=8,
         )
         values.append(value)
