@@ -2,7 +2,10 @@
 three warpgroups of 64 query rows each turn them into output. Same inputs, lists and results as forward.py.
 
 What makes it fast, each measured on its own on an H100 (figures/README.md has how):
-- Persistent programs; the producer runs ahead across jobs, so that keys are there when a query block begins.
+- Persistent programs; the producer runs ahead across jobs, so that keys are there when a query block begins. One more
+  warp looks a job ahead of it: all that is known of a job lies in shared memory when it begins, what is known of a
+  key block comes with it, and consumers read nothing from global memory.
+- The output goes through shared memory once, to be stored in whole lines.
 - V's keys lie permuted within 16 (prepare.py): each thread then holds P as the tensor core wants it, no shuffles.
 - Row sums come from the tensor core, as P times a block of 448s, the value to which a constant V is scaled: of exactly
   the P that multiplies V and with the same rounding, so V = 1 gives O = 1; that saves an addition per element. Every
@@ -30,6 +33,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from fpsgen.attention.kernels.hopper_parts import as_operand, bits, ceil, exp2, exp2_mixed, masked, number, pick, put
 from fpsgen.attention.kernels.launch import HopperConfig
 from fpsgen.attention.kernels.prepare import Prepared
 from fpsgen.attention.methods import PlanTensors
@@ -39,103 +43,106 @@ _SHIFT = gl.constexpr(math.log2(448.0))  # P = 2^(x - m) * 448
 _LN_2 = gl.constexpr(math.log(2.0))
 _E4M3_ONE = gl.constexpr(0x38)
 _E4M3_TOP = gl.constexpr(0x7E)  # 448
-_MAGIC = gl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer
 
 
 @gluon.jit
-def _ceil(x):
-    return gl.inline_asm_elementwise("cvt.rpi.f32.f32 $0, $1;", "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def _exp2(x):
-    return gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def _exp2_fma(x):
-    """2^x without the special function unit: nearest integer into the exponent, a cubic for the rest."""
-    shifted = gl.maximum(x, -120.0) + _MAGIC
-    rest = x - (shifted - _MAGIC)
-    rest = gl.where(x < -120.0, 0.0, rest)
-    whole = (shifted.to(gl.int32, bitcast=True) << 23) + 0x3F800000
-    return (((0.0555054 * rest + 0.2402265) * rest + 0.6931472) * rest + 1.0) * whole.to(gl.float32, bitcast=True)
-
-
-@gluon.jit
-def _halves(x):
-    """Left and right half of the columns; registers only."""
-    rows: gl.constexpr = x.shape[0]
-    columns: gl.constexpr = x.shape[1] // 2
-    return gl.split(gl.permute(gl.reshape(x, [rows, 2, columns]), [0, 2, 1]))
-
-
-@gluon.jit
-def _beside(left, right, layout: gl.constexpr):
-    rows: gl.constexpr = left.shape[0]
-    columns: gl.constexpr = left.shape[1] * 2
-    both = gl.join(left, gl.convert_layout(right, left.type.layout))
-    return gl.convert_layout(gl.reshape(gl.permute(both, [0, 2, 1]), [rows, columns]), layout)
-
-
-@gluon.jit
-def _exp2_mixed(x, POLY: gl.constexpr):
-    """2^x, the first POLY-th of the columns on the FMA units (POLY 4 or 8)."""
-    left, right = _halves(x)
-    quarter, rest = _halves(left)
-    at_all: gl.constexpr = x.type.layout
-    at_left: gl.constexpr = left.type.layout
-    at_quarter: gl.constexpr = quarter.type.layout
-    if POLY == 4:
-        quarter = _exp2_fma(quarter)
-    else:
-        first, second = _halves(quarter)
-        quarter = _beside(_exp2_fma(first), _exp2(second), at_quarter)
-    left = _beside(quarter, _exp2(rest), at_left)
-    return _beside(left, _exp2(right), at_all)
-
-
-@gluon.jit
-def _operand(weight, layout: gl.constexpr):
-    """P in E4M3 as left operand. Its columns are taken in the order that V's keys have: a matter of names only."""
-    rows: gl.constexpr = weight.shape[0]
-    columns: gl.constexpr = weight.shape[1]
-    x = gl.permute(gl.reshape(weight, [rows, columns // 16, 2, 4, 2]), [0, 1, 3, 2, 4])
-    return gl.convert_layout(gl.reshape(x, [rows, columns]).to(gl.float8e4nv), layout)
+def _look_ahead(args, CONSUMERS: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr):
+    """What the others must know of every job, one job ahead of them: chains of loads that would stop the tensor cores
+    at each job's start.
+    """
+    rings, shape, tables, softmax_scale, q_scale, k_scale, v_scale = args
+    walk_s, rows_s, v_scale_s, job_full, job_free = rings
+    jobs, groups, _heads, _tokens, num_blocks, num_tiles, num_lists, longest = shape
+    work, block_start, block_len, list_index, list_count = tables
+    channels = gl.arange(0, D, gl.BlockedLayout([D // 32], [32], [1], [0]))
+    eight: gl.constexpr = gl.BlockedLayout([8], [32], [1], [0])
+    four: gl.constexpr = gl.BlockedLayout([4], [32], [1], [0])
+    job = gl.program_id(0)
+    turn = 0
+    while job < jobs:
+        bh = job // groups
+        entry = work + (job % groups) * 4
+        row = gl.load(entry)
+        end = gl.load(entry + 1)
+        line = (bh % num_lists) * num_tiles + gl.load(entry + 2)
+        count = gl.load(list_count + line)
+        keys = line * longest
+        first = gl.maximum(gl.load(list_index + keys), 0)  # an empty list holds -1
+        second = gl.maximum(gl.load(list_index + keys + gl.minimum(longest - 1, 1)), 0)
+        scales_v = gl.load(v_scale + bh * D + channels)
+        walk = gl.full([8], 0, gl.int32, eight)
+        walk = put(put(put(walk, 0, count), 1, row), 2, keys)
+        walk = put(put(walk, 3, first), 4, second)
+        walk = put(walk, 5, bits(gl.load(k_scale + bh * num_blocks + first)))
+        walk = put(walk, 6, gl.load(block_len + first))
+        mbarrier.wait(job_free.index(turn & 1), ((turn >> 1) & 1) ^ 1)
+        walk_s.index(turn & 1).store(walk)
+        v_scale_s.index(turn & 1).store(scales_v)
+        for i in gl.static_range(CONSUMERS):
+            at = row + i * 64
+            own = gl.minimum(at // BLOCK, num_blocks - 1)
+            left = gl.where(at < end, gl.load(block_len + own) - at % BLOCK, 0)  # rows with a token
+            token = gl.load(block_start + own) + at % BLOCK
+            scale = gl.load(q_scale + bh * num_blocks + own) * softmax_scale
+            rows = gl.full([4], 0, gl.int32, four)
+            rows = put(put(rows, 0, count), 1, left)
+            rows = put(put(rows, 2, token), 3, bits(scale))
+            rows_s.index((turn & 1) * CONSUMERS + i).store(rows)
+        mbarrier.arrive(job_full.index(turn & 1), count=1)
+        turn += 1
+        job += gl.num_programs(0)
 
 
 @gluon.jit
 def _produce(args, CONSUMERS: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr):
-    """Queries of every job and key blocks of every list, in order, into the rings."""
-    q, k, v, q_s, k_s, v_s, q_full, q_free, k_full, v_full, free, shape, work, list_index, list_count = args
-    jobs, groups, _heads, _tokens, num_blocks, num_tiles, num_lists, longest = shape
+    """Queries of every job and key blocks of every list, in order, into the rings; with a key block its K scale and
+    number of keys.
+    """
+    q, k, v, buffers, block_s, walk_s, job_full, job_free, jobs, groups, num_blocks, list_index, block_len, k_scale = (
+        args
+    )
+    q_s, k_s, v_s, q_full, q_free, k_full, v_full, free = buffers
     q_bytes: gl.constexpr = CONSUMERS * 64 * D
     block_bytes: gl.constexpr = BLOCK * D
+    eight: gl.constexpr = gl.BlockedLayout([8], [32], [1], [0])
+    two: gl.constexpr = gl.BlockedLayout([2], [32], [1], [0])
     job = gl.program_id(0)
     turn = 0
     step = 0
     while job < jobs:
         bh = job // groups
-        entry = work + (job % groups) * 4
-        row = gl.load(entry)
-        line = (bh % num_lists) * num_tiles + gl.load(entry + 2)
-        count = gl.load(list_count + line)
         first = bh * (num_blocks * BLOCK)
+        scales = k_scale + bh * num_blocks
+        mbarrier.wait(job_full.index(turn & 1), (turn >> 1) & 1)
+        walk = walk_s.index(turn & 1).load(eight)
+        mbarrier.arrive(job_free.index(turn & 1), count=1)
+        count = pick(walk, 0)
+        row = pick(walk, 1)
+        keys = list_index + pick(walk, 2)
+        block = pick(walk, 3)
+        following = pick(walk, 4)
+        scale = pick(walk, 5)
+        length = pick(walk, 6)
         mbarrier.wait(q_free.index(turn & 1), ((turn >> 1) & 1) ^ 1)
         mbarrier.expect(q_full.index(turn & 1), q_bytes)
         for i in gl.static_range(CONSUMERS):
             _load(q, [first + row + i * 64, 0], q_full.index(turn & 1), q_s.index((turn & 1) * CONSUMERS + i))
-        keys = list_index + line * longest
-        block = gl.load(keys)
         for i in range(count):
             slot = step % STAGES
-            ahead = gl.load(keys + gl.minimum(i + 1, count - 1))
+            after = gl.load(keys + gl.minimum(i + 2, count - 1))
+            scale_ahead = bits(gl.load(scales + following))
+            length_ahead = gl.load(block_len + following)
             mbarrier.wait(free.index(slot), ((step // STAGES) & 1) ^ 1)
+            words = gl.full([2], 0, gl.int32, two)
+            block_s.index(slot).store(put(put(words, 0, scale), 1, length))
             mbarrier.expect(k_full.index(slot), block_bytes)
             _load(k, [first + block * BLOCK, 0], k_full.index(slot), k_s.index(slot))
             mbarrier.expect(v_full.index(slot), block_bytes)
             _load(v, [bh * D, block * BLOCK], v_full.index(slot), v_s.index(slot))
-            block = ahead
+            block = following
+            following = after
+            scale = scale_ahead
+            length = length_ahead
             step += 1
         turn += 1
         job += gl.num_programs(0)
@@ -153,70 +160,57 @@ def _consume(
     POLY: gl.constexpr,
 ):
     """Rows [64 * ME, 64 * ME + 64) of every job. LENGTH: real keys of every block, 0 where blocks differ."""
-    buffers, shape, tables, softmax_scale, q_scale, k_scale, v_scale, out, lse = args
-    q_s, k_s, v_s, ones_s, q_full, q_free, k_full, v_full, free = buffers
-    jobs, groups, heads, tokens, num_blocks, num_tiles, num_lists, longest = shape
-    work, block_start, block_len, list_index, list_count = tables
+    buffers, rings, block_s, ones_s, jobs, groups, heads, tokens, out, lse = args
+    q_s, k_s, v_s, q_full, q_free, k_full, v_full, free = buffers
+    _walk_s, rows_s, v_scale_s, job_full, job_free = rings
     warps: gl.constexpr = gl.num_warps()
     at_score: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, BLOCK, 32])
     at_out: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, D, 32])
     at_sum: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, 8, 32])
     at_total: gl.constexpr = gl.split(gl.reshape(gl.zeros([64, 8], gl.float32, at_sum), [64, 4, 2]))[0].type.layout
+    at_store: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [warps, 1], [1, 0])  # whole lines of out
     score_rows: gl.constexpr = gl.SliceLayout(1, at_score)
     out_rows: gl.constexpr = gl.SliceLayout(1, at_out)
-    columns = gl.expand_dims(gl.arange(0, BLOCK, gl.SliceLayout(0, at_score)), 0)
+    two: gl.constexpr = gl.BlockedLayout([2], [32], [warps], [0])
+    four: gl.constexpr = gl.BlockedLayout([4], [32], [warps], [0])
     job = gl.program_id(0)
     turn = 0
     step = 0
-    entry = work + (job % groups) * 4
-    row = gl.load(entry) + ME * 64
-    end = gl.load(entry + 1)
-    tile = gl.load(entry + 2)
     while job < jobs:
-        bh = job // groups
-        line = (bh % num_lists) * num_tiles + tile
-        count = gl.load(list_count + line)
-        own = gl.minimum(row // BLOCK, num_blocks - 1)
-        left = gl.where(row < end, gl.load(block_len + own) - row % BLOCK, 0)  # rows with a token
-        token = gl.load(block_start + own) + row % BLOCK
-        keys = list_index + line * longest
-        scales = k_scale + bh * num_blocks
-        scale_q = gl.load(q_scale + bh * num_blocks + own) * softmax_scale
-        block = gl.load(keys)
-        block = gl.maximum(block, 0)  # an empty list holds -1
-        scale = scale_q * gl.load(scales + block)
-        length = gl.load(block_len + block)
+        mbarrier.wait(job_full.index(turn & 1), (turn >> 1) & 1)
+        record = rows_s.index((turn & 1) * CONSUMERS + ME).load(four)
+        count = pick(record, 0)
+        scale_q = number(pick(record, 3))
         top = gl.full([64], float("-inf"), gl.float32, score_rows)
         total = gl.zeros([64, 4], gl.float32, at_total)  # four times the same sum
         exact = gl.zeros([64, 4], gl.float32, at_total)  # four parts of it
         acc = gl.zeros([64, D], gl.float32, at_out)
         mbarrier.wait(q_full.index(turn & 1), (turn >> 1) & 1)
         query = q_s.index((turn & 1) * CONSUMERS + ME)
-        if left > 0:
-            for i in range(count):
+        if pick(record, 1) > 0:
+            for _ in range(count):
                 slot = step % STAGES
                 phase = (step // STAGES) & 1
-                ahead = gl.load(keys + gl.minimum(i + 1, count - 1))
-                scale_ahead = scale_q * gl.load(scales + ahead)
                 mbarrier.wait(k_full.index(slot), phase)
                 score = gl.zeros([64, BLOCK], gl.float32, at_score)
                 key = k_s.index(slot).permute((1, 0))
                 score = warpgroup_mma(query, key, score, use_acc=False, is_async=True)
+                words = block_s.index(slot).load(two)
                 score = warpgroup_mma_wait(0, deps=(score,))
+                scale = scale_q * number(pick(words, 0))
                 if LENGTH == 0:
-                    length_ahead = gl.load(block_len + ahead)
+                    length = pick(words, 1)
                     if length < BLOCK:
-                        score = gl.where(columns < length, score, float("-inf"))
-                    length = length_ahead
+                        score = masked(score, length)
                 elif LENGTH < BLOCK:
-                    score = gl.where(columns < LENGTH, score, float("-inf"))
-                higher = gl.maximum(top, _ceil(gl.max(score, 1) * scale))
+                    score = masked(score, LENGTH)
+                higher = gl.maximum(top, ceil(gl.max(score, 1) * scale))
                 base = gl.where(higher == float("-inf"), 0.0, higher)
-                decay = _exp2(top - base)
+                decay = exp2(top - base)
                 top = higher
                 weight = score * scale - gl.expand_dims(base - _SHIFT, 1)
-                weight = _exp2_mixed(weight, POLY) if POLY else _exp2(weight)
-                p = _operand(weight, gl.DotOperandLayout(0, at_out, 4))
+                weight = exp2_mixed(weight, POLY) if POLY else exp2(weight)
+                p = as_operand(weight, gl.DotOperandLayout(0, at_out, 4))
                 mbarrier.wait(v_full.index(slot), phase)
                 part_sum = gl.zeros([64, 8], gl.float32, at_sum)
                 same = gl.convert_layout(p, gl.DotOperandLayout(0, at_sum, 4))
@@ -230,7 +224,6 @@ def _consume(
                 total = total * decay_total + all_keys
                 exact = exact * decay_total + some_keys
                 mbarrier.arrive(free.index(slot), count=1)
-                scale = scale_ahead
                 step += 1
         else:  # no row to work for, but the others count on its arrivals
             for _ in range(count):
@@ -239,26 +232,28 @@ def _consume(
                 mbarrier.arrive(free.index(step % STAGES), count=1)
                 step += 1
         mbarrier.arrive(q_free.index(turn & 1), count=1)
-        turn += 1
-        job += gl.num_programs(0)
-        entry = work + (gl.minimum(job, jobs - 1) % groups) * 4
-        row = gl.load(entry) + ME * 64  # the next job's, on their way while this one is written
-        end = gl.load(entry + 1)
-        tile = gl.load(entry + 2)
 
         sums = gl.convert_layout(gl.max(total, 1), out_rows)
-        channels = gl.arange(0, D, gl.SliceLayout(0, at_out))
         inverse = 448.0 / gl.where(sums == 0.0, 1.0, sums)
-        result = acc * gl.expand_dims(inverse, 1) * gl.expand_dims(gl.load(v_scale + bh * D + channels), 0)
+        scales_v = v_scale_s.index(turn & 1).load(gl.SliceLayout(0, at_out))
+        result = (acc * gl.expand_dims(inverse, 1) * gl.expand_dims(scales_v, 0)).to(out.dtype.element_ty)
+        result = gl.convert_layout(result, at_store)
+        record = rows_s.index((turn & 1) * CONSUMERS + ME).load(four)  # again: nothing of it stays through the loop
+        left = pick(record, 1)
+        token = pick(record, 2)
+        bh = job // groups
+        place = ((bh // heads).to(gl.int64) * tokens + token) * heads + bh % heads
+        lanes = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(1, at_store)), 1)
+        cells = lanes * (heads * D) + gl.expand_dims(gl.arange(0, D, gl.SliceLayout(0, at_store)), 0)
+        gl.store(out + place * D + cells, result, mask=lanes < left)
         height = gl.convert_layout(top, out_rows)
         height = gl.where(height == float("-inf"), 0.0, height) - _SHIFT
         height += gl.log2(gl.convert_layout(gl.sum(exact, 1), out_rows))
         lanes = gl.arange(0, 64, out_rows)
-        keep = lanes < left
-        place = ((bh // heads).to(gl.int64) * tokens + token) * heads + bh % heads
-        cells = gl.expand_dims(lanes * (heads * D), 1) + gl.expand_dims(channels, 0)
-        gl.store(out + place * D + cells, result.to(out.dtype.element_ty), mask=gl.expand_dims(keep, 1))
-        gl.store(lse + bh.to(gl.int64) * tokens + token + lanes, height * _LN_2, mask=keep)
+        gl.store(lse + bh.to(gl.int64) * tokens + token + lanes, height * _LN_2, mask=lanes < left)
+        mbarrier.arrive(job_free.index(turn & 1), count=1)
+        turn += 1
+        job += gl.num_programs(0)
 
 
 @gluon.jit
@@ -304,13 +299,22 @@ def attention_forward_hopper(
     ones = ones.to(gl.int8).to(gl.float8e4nv, bitcast=True)
     at_ones: gl.constexpr = gl.NVMMASharedLayout.get_default_for([8, BLOCK], gl.float8e4nv)
     ones_s = gl.allocate_shared_memory(gl.float8e4nv, [8, BLOCK], at_ones, ones)
+    plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[0])
+    walk_s = gl.allocate_shared_memory(gl.int32, [2, 8], plain)
+    rows_s = gl.allocate_shared_memory(gl.int32, [2 * CONSUMERS, 4], plain)
+    v_scale_s = gl.allocate_shared_memory(gl.float32, [2, D], plain)
+    block_s = gl.allocate_shared_memory(gl.int32, [STAGES, 2], plain)
     bar: gl.constexpr = mbarrier.MBarrierLayout()
+    job_full = gl.allocate_shared_memory(gl.int64, [2, 1], bar)
+    job_free = gl.allocate_shared_memory(gl.int64, [2, 1], bar)
     q_full = gl.allocate_shared_memory(gl.int64, [2, 1], bar)
     q_free = gl.allocate_shared_memory(gl.int64, [2, 1], bar)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
     for i in gl.static_range(2):
+        mbarrier.init(job_full.index(i), count=1)
+        mbarrier.init(job_free.index(i), count=CONSUMERS + 1)
         mbarrier.init(q_full.index(i), count=1)
         mbarrier.init(q_free.index(i), count=CONSUMERS)
     for i in gl.static_range(STAGES):
@@ -319,19 +323,23 @@ def attention_forward_hopper(
         mbarrier.init(free.index(i), count=CONSUMERS)
     fence_async_shared()
     shape = (jobs, groups, heads, tokens, num_blocks, num_tiles, num_lists, longest)
-    produced = (q, k, v, q_s, k_s, v_s, q_full, q_free, k_full, v_full, free, shape, work, list_index, list_count)
-    buffers = (q_s, k_s, v_s, ones_s, q_full, q_free, k_full, v_full, free)
+    buffers = (q_s, k_s, v_s, q_full, q_free, k_full, v_full, free)
+    rings = (walk_s, rows_s, v_scale_s, job_full, job_free)
     tables = (work, block_start, block_len, list_index, list_count)
-    args = (buffers, shape, tables, softmax_scale, q_scale, k_scale, v_scale, out, lse)
+    planned = (rings, shape, tables, softmax_scale, q_scale, k_scale, v_scale)
+    produced = (q, k, v, buffers, block_s, walk_s, job_full, job_free)
+    produced += (jobs, groups, num_blocks, list_index, block_len, k_scale)
+    args = (buffers, rings, block_s, ones_s, jobs, groups, heads, tokens, out, lse)
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
                 (_consume, (args, 0, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
                 (_consume, (args, 1, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
                 (_produce, (produced, CONSUMERS, BLOCK, D, STAGES)),
+                (_look_ahead, (planned, CONSUMERS, BLOCK, D)),
             ],
-            [4, 1],
-            [REGISTERS, 24],
+            [4, 1, 1],
+            [REGISTERS, 24, 24],
         )
     else:
         gl.warp_specialize(
@@ -340,9 +348,10 @@ def attention_forward_hopper(
                 (_consume, (args, 1, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
                 (_consume, (args, 2, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
                 (_produce, (produced, CONSUMERS, BLOCK, D, STAGES)),
+                (_look_ahead, (planned, CONSUMERS, BLOCK, D)),
             ],
-            [4, 4, 1],
-            [REGISTERS, REGISTERS, 24],
+            [4, 4, 1, 1],
+            [REGISTERS, REGISTERS, 24, 24],
         )
 
 

@@ -1,4 +1,4 @@
-"""Compile the kernels for sm_90a without a GPU and read registers, spills and shared memory from the binary."""
+"""Compile kernels without a GPU, for sm_90a and others; read registers, spills and shared memory from the binary."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ class Usage:
         return f"{self.registers} registers, stack {self.stack}, shared {self.shared}, {count}"
 
 
-def build(fn, types: dict[str, str], constants: dict, options: dict) -> Usage:
+def build(fn, types: dict[str, str], constants: dict, options: dict, capability: int = 90) -> Usage:
     """types: Triton type of every argument that is no constant; '!' marks pointers and multiples of 16."""
     signature = {name: types.get(name, "constexpr").rstrip("!") for name in fn.arg_names}
     attrs = {
@@ -38,7 +38,7 @@ def build(fn, types: dict[str, str], constants: dict, options: dict) -> Usage:
     }
     kind = GluonASTSource if fn.is_gluon() else ASTSource
     source = kind(fn=fn, signature=signature, constexprs=constants, attrs=attrs)
-    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -52,9 +52,14 @@ def build(fn, types: dict[str, str], constants: dict, options: dict) -> Usage:
 
 
 def build_forward(
-    dim: int, block: int, fp8: bool, masked: bool = True, config: launch.LaunchConfig | None = None
+    dim: int,
+    block: int,
+    fp8: bool,
+    masked: bool = True,
+    config: launch.LaunchConfig | None = None,
+    capability: int = 90,
 ) -> Usage:
-    config = config or launch.select(dim, block, fp8, triton=forward.TRITON)
+    config = config or launch.select(dim, block, fp8, divmod(capability, 10), forward.TRITON)
     types = dict.fromkeys(("stride_qb", "stride_ql", "stride_qh", "stride_kb", "stride_kl", "stride_kh"), "i64!")
     types |= dict.fromkeys(("stride_vb", "stride_vl", "stride_vh"), "i64!")
     types |= dict.fromkeys(("heads", "tokens", "num_blocks", "num_tiles", "num_groups", "longest"), "i32")
@@ -84,7 +89,7 @@ def build_forward(
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     if config.maxnreg:
         options["maxnreg"] = config.maxnreg
-    return build(forward.attention_forward, types, constants, options)
+    return build(forward.attention_forward, types, constants, options, capability)
 
 
 def build_hopper(config: launch.HopperConfig, length: int) -> Usage:
@@ -102,10 +107,12 @@ def build_hopper(config: launch.HopperConfig, length: int) -> Usage:
     return build(forward_hopper.attention_forward_hopper, types, constants, {"num_warps": 4})
 
 
-def build_prepare(name: str, dim: int, block: int) -> Usage:
-    types = dict.fromkeys(("stride_b", "stride_l", "stride_h"), "i64!")
-    types |= dict.fromkeys(("heads", "num_blocks", "granularity"), "i32") | {"x": "*bf16!", "out": "*fp8e4nv!"}
-    types |= dict.fromkeys(("scales", "partial"), "*fp32!") | dict.fromkeys(("block_start", "block_len"), "*i32!")
+def build_prepare(name: str, dim: int, block: int, capability: int = 90) -> Usage:
+    types = dict.fromkeys((f"stride_{x}{axis}" for x in ("", "q", "k", "v") for axis in "blh"), "i64!")
+    types |= dict.fromkeys(("heads", "num_blocks", "granularity"), "i32") | dict.fromkeys("qkvx", "*bf16!")
+    types |= dict.fromkeys(("out", "q_out", "k_out"), "*fp8e4nv!")
+    types |= dict.fromkeys(("scales", "amax", "q_scale", "k_scale", "v_amax"), "*fp32!")
+    types |= dict.fromkeys(("block_start", "block_len"), "*i32!")
     own = {"quantize_transposed": {"PERMUTED": True}, "quantize_rows": {"SINGLE": True}}
-    constants = {"D": dim, "BLOCK": block} | own.get(name, {})
-    return build(getattr(prepare, name), types, constants, {"num_warps": 8})
+    constants = {"D": dim, "BLOCK": block} | own[name]
+    return build(getattr(prepare, name), types, constants, {"num_warps": 8}, capability)

@@ -1,0 +1,157 @@
+"""Mistakes planted in the kernels, one at a time: the suite's own checks must catch every one, and pass without.
+
+The checks are those of test_kernels.py on a handful of cases, in Triton's interpreter.
+"""
+
+import importlib.util
+import math
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from fpsgen.attention import quantize
+
+from .cases import BY_NAME, Case
+from .interpreter import interpreted
+from .numerics import check, truth
+
+pytest.importorskip("triton", reason="triton is not installed")
+from fpsgen.attention.kernels import forward, prepare
+
+FORWARD = {  # what is wrong: (as it is, as planted)
+    "walks the first key block again and again": ("tl.load(keys + i)", "tl.load(keys)"),
+    "drops the last key block": ("for i in range(count):", "for i in range(count - 1):"),
+    "lets one padding key in": ("lanes_k[None, :] < length, score", "lanes_k[None, :] <= length, score"),
+    "loses a block's last key": ("lanes_k[None, :] < length, score", "lanes_k[None, :] < length - 1, score"),
+    "K scale of another block": ("tl.load(scales + block_k)", "tl.load(scales + block_q)"),
+    "Q scale of another head": ("q_scale + bh.to(tl.int64) * num_blocks + block_q", "q_scale + block_q"),
+    "V scale of another head": ("v_scale + bh.to(tl.int64) * D + channels", "v_scale + channels"),
+    "V scale forgotten": ("result = result * tl.load(v_scale", "result + tl.load(v_scale"),
+    "no softmax scale": ("block_q) * softmax_scale", "block_q)"),
+    "values of another block": ("v.load([bh * D, block_k * BLOCK])", "v.load([bh * D, block_q * BLOCK])"),
+    "output not rescaled": ("acc = acc * decay[:, None]", "acc = acc * 1.0"),
+    "row sum not rescaled": ("total = total * decay + tl.sum(weight, 1)", "total = total + tl.sum(weight, 1)"),
+    "row sum of P before its cast": ("            if ROUNDED_SUM:", "            if not ROUNDED_SUM:"),
+    "maximum is no whole number": ("peak = tl.ceil(peak)", "peak = peak + 0.0"),
+    "lists of another group": ("(bh % num_groups)", "(bh // heads % num_groups)"),
+    "every part works for the first rows": ("block_q) * BLOCK + part, 0]", "block_q) * BLOCK, 0]"),
+    "last row of a tile not written": ("keep = lanes_q < rows_left", "keep = lanes_q < rows_left - 1"),
+    "a row beyond the tile written": ("keep = lanes_q < rows_left", "keep = lanes_q < rows_left + 1"),
+    "division by zero for empty lists": ("tl.where(total == 0.0, 1.0, total)", "total"),
+    "output of all heads in the first": ("lanes_q) * heads + head)", "lanes_q) * heads)"),
+    "LSE in base 2": ("height * _LN_2", "height"),
+    "LSE with P's 448 in it": ("height = height - _P_SHIFT", "height = height + 0.0"),
+    "LSE of another head": ("lse + bh.to(tl.int64) * tokens", "lse + head * tokens"),
+    "16 bit: keys of the first batch": ("base_k = k + batch * stride_kb", "base_k = k"),
+    "16 bit: keys by the queries' stride": ("rows[:, None] * stride_kl", "rows[:, None] * stride_ql"),
+    "16 bit: row sum not rescaled": (
+        "- base[:, None])\n            total = total * decay",
+        "- base[:, None])\n            total = total",
+    ),
+}
+PREPARE = {
+    "scales of half the range": ("_TOP = tl.constexpr(1.0 / 448.0)", "_TOP = tl.constexpr(1.0 / 224.0)"),
+    "neighbours in the padding": ("mask=rows[:, None] < length", "mask=rows[:, None] < BLOCK"),
+    "heads and batches exchanged": ("(bh % heads).to(tl.int64)", "(bh // heads).to(tl.int64)"),
+    "every block of a group into the first": (
+        "* num_blocks + block\n        tl.store(out",
+        "* num_blocks + first\n        tl.store(out",
+    ),
+    "V's first block of a group alone": (
+        "for block in range(first, tl.minimum(first + granularity, num_blocks)):",
+        "for block in range(first, first + 1):",
+    ),
+    "V's largest value, not magnitude": ("amax = tl.max(tl.abs(values), 0)", "amax = tl.max(values, 0)"),
+    "K scales into Q's": ("*(k, k_out, k_scale, bh", "*(k, k_out, q_scale, bh"),
+    "keys by Q's head stride": ("stride_kb, stride_kl, stride_kh),", "stride_kb, stride_kl, stride_kb),"),
+    "V's keys not permuted": ("BLOCK // 16, 2, 4, 2), 0, 1, 3, 2, 4)", "BLOCK // 16, 2, 4, 2), 0, 1, 2, 3, 4)"),
+    "V scaled by magnitudes": ("inverse[None, :]).to(tl.float8e4nv)", "scale[None, :]).to(tl.float8e4nv)"),
+}
+MUTANTS = [(forward, *item) for item in FORWARD.items()] + [(prepare, *item) for item in PREPARE.items()]
+BATTERY = [
+    (BY_NAME["shared_scales"], torch.float32),
+    (Case("sixteen", (5, 6, 7), (2, 4, 4), (3, 1, 1), batch=2, heads=2), torch.bfloat16),
+    (Case("many", (5, 6, 7), (2, 4, 4), "per_head", batch=2, heads=2, granularity=2), torch.float32),
+    (BY_NAME["empty_rows"], torch.float32),
+    (Case("halves", (6, 8, 4), (6, 8, 4), dim=128), torch.float32),
+]
+
+
+@cache
+def prepared(index: int):
+    """Inputs, in a mixture of strides, and what is true of them."""
+    case, dtype = BATTERY[index]
+    q, k, v = case.inputs(dtype)
+    k, v = torch.stack((k, v, v), 2).unbind(2)[:2]
+    at = case.lay()
+    return at, (q, k, v), truth(q, k, v, at.layout, at.lists, dtype == torch.float32, case.granularity)
+
+
+def examine(attention_triton, prepare_inputs) -> None:
+    """Raises AssertionError at the first check that fails."""
+    for index, (case, dtype) in enumerate(BATTERY):
+        at, (q, k, v), true = prepared(index)
+        fp8 = dtype == torch.float32
+        pool = torch.full((3, *q.shape), math.nan, dtype=dtype)
+        heights = torch.full((3, case.batch, case.heads, q.shape[1]), math.nan)
+        attention_triton(q, k, v, at, fp8, case.granularity, None, pool[1], heights[1])
+        for guard in (pool[0], pool[2], heights[0], heights[2]):
+            assert guard.isnan().all(), "written outside"
+        if fp8:
+            check(pool[1], heights[1], true, case.name)
+            rule(prepare_inputs(q, k, v, at, case.granularity, permuted=True), q, k, v, at, case.granularity)
+        else:
+            finite = true.lse.isfinite()
+            assert (pool[1].double() - true.out).norm() / true.out.norm() < 5e-3
+            torch.testing.assert_close(heights[1][finite].double(), true.lse[finite], atol=2e-5, rtol=1e-5)
+    at, (q, k, v), _ = prepared(0)
+    out, _ = attention_triton(q * 3, k, torch.ones_like(v), at, True, 1)
+    torch.testing.assert_close(out, torch.ones_like(out), atol=1e-6, rtol=0)
+
+
+def rule(ready, q, k, v, at, granularity: int) -> None:
+    """Prepared inputs equal the torch rule to the bit; V's keys permuted."""
+    token = at.layout.rows.flatten()
+    real = (torch.arange(at.layout.block) < at.layout.block_len[:, None]).flatten()
+    plain = ready.v.view(torch.uint8).unflatten(3, (-1, 4, 2, 2)).transpose(4, 5).flatten(3)
+    plain = plain.view(torch.float8_e4m3fn).transpose(2, 3)
+    rows = [(ready.q, ready.q_scale, quantize.quantize_blocks(q, at.layout, granularity))]
+    rows.append((ready.k, ready.k_scale, quantize.quantize_blocks(k, at.layout, granularity)))
+    rows.append((plain, ready.v_scale, quantize.quantize_channels(v)))
+    for values, scale, (wanted, wanted_scale) in rows:
+        assert torch.equal(scale, wanted_scale)
+        assert torch.equal(values.float()[:, :, real], wanted.float().transpose(1, 2)[:, :, token[real]])
+        assert (values.float()[:, :, ~real] == 0).all()
+
+
+def load(module, old: str, new: str, folder: Path):
+    """The module with the first `old` replaced; a file of its own, since Triton reads functions from theirs."""
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    assert old in source, f"nothing to replace: {old}"
+    path = folder / "mutant.py"
+    path.write_text(source.replace(old, new, 1), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(f"{module.__name__}_mutant", path)
+    assert spec and spec.loader
+    mutant = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutant)
+    return mutant
+
+
+@pytest.mark.filterwarnings("ignore")  # planted mistakes divide by zero, and overflow
+@pytest.mark.parametrize(("module", "what", "change"), MUTANTS, ids=[mutant[1] for mutant in MUTANTS])
+def test_planted_mistakes_are_caught(module, what, change, tmp_path, monkeypatch):
+    mutant = load(module, *change, tmp_path)
+    main = mutant if module is forward else forward
+    own = mutant if module is prepare else prepare
+    with interpreted(main, own):
+        monkeypatch.setattr(main, "prepare_inputs", own.prepare_inputs)
+        with pytest.raises(AssertionError):
+            examine(main.attention_triton, own.prepare_inputs)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")
+def test_without_a_mistake_all_checks_pass():
+    with interpreted(forward, prepare):
+        examine(forward.attention_triton, prepare.prepare_inputs)
