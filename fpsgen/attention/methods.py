@@ -5,6 +5,7 @@ Source: arXiv 2506.04648, table of ablations (BF16, FP8 alone, STA alone, both).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -80,7 +81,7 @@ class PlanTensors:
 @dataclass(frozen=True)
 class AttentionPlan:
     """Everything that shapes one attention call but the tensors; hashable, with `tile` and `window` resolved on
-    construction.
+    construction, which also sets `tiling` and `dense`.
 
     grid: (T, H, W) tokens. tile: "fit" or (t, h, w). window: "all" or one entry per axis, see tiles.resolve_window.
     granularity: kernel blocks that share a Q or K scale. method: a key of METHODS. impl: "auto" (CPU: reference,
@@ -94,6 +95,8 @@ class AttentionPlan:
     granularity: int = 1
     method: str = "fps"
     impl: str = "auto"
+    tiling: Tiling = field(init=False, repr=False, compare=False)
+    dense: bool = field(init=False, repr=False, compare=False)  # every query sees every key
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -114,19 +117,12 @@ class AttentionPlan:
         object.__setattr__(self, "grid", tiling.grid)
         object.__setattr__(self, "tile", tiling.tile)
         object.__setattr__(self, "window", window)
-
-    @property
-    def tiling(self) -> Tiling:
-        return make_tiling(self.grid, self.tile)
+        object.__setattr__(self, "tiling", tiling)
+        object.__setattr__(self, "dense", window == tiling.tile_grid)
 
     @property
     def fp8(self) -> bool:
         return METHODS[self.method].fp8
-
-    @property
-    def dense(self) -> bool:
-        """True where every query sees every key."""
-        return self.window == self.tiling.tile_grid
 
     @property
     def density(self) -> float:
@@ -144,7 +140,7 @@ class AttentionPlan:
         device = torch.device(device)
         if device.type != "cuda":
             return "reference"
-        fits = self.fp8 and head_dim is not None and 64 < head_dim <= 128 and max(self.tiling.sizes()) > 64
+        fits = self.fp8 and head_dim is not None and 64 < head_dim <= 128 and math.prod(self.tiling.tile) > 64
         return "hopper" if fits and torch.cuda.get_device_capability(device) == (9, 0) else "triton"
 
     def tensors(self, device: torch.device | str) -> PlanTensors:
