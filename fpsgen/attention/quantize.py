@@ -15,7 +15,9 @@ from fpsgen.attention.tiles import BlockLayout
 
 E4M3_MAX = 448.0
 INT8_MAX = 127.0
-AMAX_FLOOR = 2.0**-100  # keeps the scale of an all-zero group above zero and its inverse finite
+AMAX_FLOOR = 2.0**-100  # keeps the scale of an all-zero channel above zero and its inverse finite
+# of Q and K: the product of two scales must not vanish either, or a masked score, minus infinity, becomes NaN
+BLOCK_AMAX_FLOOR = 2.0**-50
 
 
 def round_e4m3(x: torch.Tensor) -> torch.Tensor:
@@ -49,7 +51,7 @@ def _group_scale(x: torch.Tensor, layout: BlockLayout, granularity: int, top: fl
         padded = F.pad(blocks, (0, 0, 0, -layout.num_blocks % groups))
         amax = padded.unflatten(1, (-1, groups)).amax(2)
         blocks = amax.repeat_interleave(groups, 1)[:, : layout.num_blocks]
-    return blocks.clamp(min=AMAX_FLOOR) * (1.0 / top)
+    return blocks.clamp(min=BLOCK_AMAX_FLOOR) * (1.0 / top)
 
 
 def _per_token(scale: torch.Tensor, layout: BlockLayout) -> torch.Tensor:

@@ -18,8 +18,10 @@ import triton
 import triton.language as tl
 
 from fpsgen.attention.methods import PlanTensors
+from fpsgen.attention.quantize import AMAX_FLOOR, BLOCK_AMAX_FLOOR
 
-_FLOOR = tl.constexpr(2.0**-100)
+_FLOOR = tl.constexpr(AMAX_FLOOR)
+_BLOCK_FLOOR = tl.constexpr(BLOCK_AMAX_FLOOR)
 _TOP = tl.constexpr(1.0 / 448.0)
 
 
@@ -76,7 +78,7 @@ def _cast_group(
         for block in range(first, last):
             values = _load_block(x, block, bh, block_start, block_len, stride_b, stride_l, stride_h, heads, D, BLOCK)
             amax = tl.maximum(amax, tl.max(tl.max(tl.abs(values), 1), 0))
-    scale = tl.maximum(amax, _FLOOR) * _TOP
+    scale = tl.maximum(amax, _BLOCK_FLOOR) * _TOP
     inverse = tl.math.div_rn(1.0, scale)
     cells = tl.arange(0, BLOCK)[:, None] * D + tl.arange(0, D)[None, :]
     for block in range(first, last):
