@@ -144,3 +144,23 @@ def check(out: torch.Tensor, lse: torch.Tensor, true: Truth, label: str = "") ->
     broken = faults(figures)
     assert not broken, f"{label}: {'; '.join(broken)}"
     return figures
+
+
+def check_prepared(ready, q, k, v, at, granularity: int, permuted: bool) -> None:
+    """Raises AssertionError unless prepared inputs equal the torch rule to the bit, with zeros in the padding.
+
+    permuted: V's keys lie in the order that the Hopper kernel reads.
+    """
+    token = at.layout.rows.flatten()
+    real = (torch.arange(at.layout.block) < at.layout.block_len[:, None]).flatten()
+    values = ready.v.float()
+    if permuted:
+        values = values.unflatten(3, (-1, 4, 2, 2)).transpose(4, 5).flatten(3)
+    for got, scale, (wanted, wanted_scale) in (
+        (ready.q, ready.q_scale, quantize_blocks(q, at.layout, granularity)),
+        (ready.k, ready.k_scale, quantize_blocks(k, at.layout, granularity)),
+        (values.transpose(2, 3), ready.v_scale, quantize_channels(v)),
+    ):
+        assert torch.equal(scale, wanted_scale)
+        assert torch.equal(got.float()[:, :, real], wanted.float().transpose(1, 2)[:, :, token[real]])
+        assert (got.float()[:, :, ~real] == 0).all()

@@ -59,12 +59,8 @@ def loops(sass: str) -> list[list[str]]:
     return sorted(found, key=len)
 
 
-SHARED = {
-    80: 163,
-    89: 99,
-    100: 227,
-    120: 99,
-}  # kB that a program may have (CUDA C++ programming guide, table of limits)
+# kB that a program may have (CUDA C++ programming guide, table of limits)
+SHARED = {80: 163, 89: 99, 100: 227, 120: 99}
 
 
 @pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "bf16"])

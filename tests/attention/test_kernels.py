@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 
-from fpsgen.attention import quantize
 from fpsgen.attention.reference import attention_reference
 
 from .cases import BY_NAME, CASES, EDGES, IDS, Case, line_case
-from .numerics import check, truth
+from .numerics import check, check_prepared, truth
 
 pytestmark = [
     pytest.mark.usefixtures("interpreted_kernels"),
@@ -130,21 +129,8 @@ def test_prepare_equals_the_torch_rule_bit_for_bit(granularity):
     case = BY_NAME["ragged_window"]
     at = case.lay()
     q, k, v = case.inputs(torch.bfloat16)
-    ready = prepare_inputs(q, k, v, at, granularity)
-    token = at.layout.rows.flatten()
-    real = (torch.arange(at.layout.block) < at.layout.block_len[:, None]).flatten()
-    for x, values, scale in ((q, ready.q, ready.q_scale), (k, ready.k, ready.k_scale)):
-        expected, expected_scale = quantize.quantize_blocks(x, at.layout, granularity)
-        assert torch.equal(scale, expected_scale)
-        assert torch.equal(values.float()[:, :, real], expected.float().transpose(1, 2)[:, :, token[real]])
-        assert (values.float()[:, :, ~real] == 0).all()
-    expected, expected_scale = quantize.quantize_channels(v)
-    assert torch.equal(ready.v_scale, expected_scale)
-    turned = ready.v.float().transpose(2, 3)
-    assert torch.equal(turned[:, :, real], expected.float().transpose(1, 2)[:, :, token[real]])
-    assert (turned[:, :, ~real] == 0).all()
-    permuted = prepare_inputs(q, k, v, at, granularity, permuted=True).v.float().unflatten(3, (-1, 4, 2, 2))
-    assert torch.equal(permuted.transpose(4, 5).flatten(3), ready.v.float())  # what the Hopper kernel reads
+    check_prepared(prepare_inputs(q, k, v, at, granularity), q, k, v, at, granularity, False)
+    check_prepared(prepare_inputs(q, k, v, at, granularity, permuted=True), q, k, v, at, granularity, True)
 
 
 def test_head_dims_beyond_the_kernels_are_refused():

@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fpsgen.attention import quantize
-
 from .cases import BY_NAME, Case
 from .interpreter import interpreted
-from .numerics import check, truth
+from .numerics import check, check_prepared, truth
 
 pytest.importorskip("triton", reason="triton is not installed")
 from fpsgen.attention.kernels import forward, prepare
@@ -101,7 +99,9 @@ def examine(attention_triton, prepare_inputs) -> None:
             assert guard.isnan().all(), "written outside"
         if fp8:
             check(pool[1], heights[1], true, case.name)
-            rule(prepare_inputs(q, k, v, at, case.granularity, permuted=True), q, k, v, at, case.granularity)
+            check_prepared(
+                prepare_inputs(q, k, v, at, case.granularity, permuted=True), q, k, v, at, case.granularity, True
+            )
         else:
             finite = true.lse.isfinite()
             assert (pool[1].double() - true.out).norm() / true.out.norm() < 5e-3
@@ -109,21 +109,6 @@ def examine(attention_triton, prepare_inputs) -> None:
     at, (q, k, v), _ = prepared(0)
     out, _ = attention_triton(q * 3, k, torch.ones_like(v), at, True, 1)
     torch.testing.assert_close(out, torch.ones_like(out), atol=1e-6, rtol=0)
-
-
-def rule(ready, q, k, v, at, granularity: int) -> None:
-    """Prepared inputs equal the torch rule to the bit; V's keys permuted."""
-    token = at.layout.rows.flatten()
-    real = (torch.arange(at.layout.block) < at.layout.block_len[:, None]).flatten()
-    plain = ready.v.view(torch.uint8).unflatten(3, (-1, 4, 2, 2)).transpose(4, 5).flatten(3)
-    plain = plain.view(torch.float8_e4m3fn).transpose(2, 3)
-    rows = [(ready.q, ready.q_scale, quantize.quantize_blocks(q, at.layout, granularity))]
-    rows.append((ready.k, ready.k_scale, quantize.quantize_blocks(k, at.layout, granularity)))
-    rows.append((plain, ready.v_scale, quantize.quantize_channels(v)))
-    for values, scale, (wanted, wanted_scale) in rows:
-        assert torch.equal(scale, wanted_scale)
-        assert torch.equal(values.float()[:, :, real], wanted.float().transpose(1, 2)[:, :, token[real]])
-        assert (values.float()[:, :, ~real] == 0).all()
 
 
 def load(module, old: str, new: str, folder: Path):

@@ -71,8 +71,8 @@ def _cast_group(
     first = tl.program_id(0) * granularity
     last = tl.minimum(first + granularity, num_blocks)
     amax = 0.0
-    values = _load_block(x, first, bh, block_start, block_len, stride_b, stride_l, stride_h, heads, D, BLOCK)
     if SINGLE:
+        values = _load_block(x, first, bh, block_start, block_len, stride_b, stride_l, stride_h, heads, D, BLOCK)
         amax = tl.max(tl.max(tl.abs(values), 1), 0)
     else:
         for block in range(first, last):
