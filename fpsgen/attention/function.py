@@ -1,5 +1,5 @@
-"""fps_attention and attend: the custom operator "fpsgen::attention" with its fake kernel and straight-through
-gradient.
+"""fps_attention and attend: the operators "fpsgen::attention", which has a straight-through gradient, and
+"fpsgen::attention_inference", which has none.
 
 Legend: B batch, L tokens, H heads, D head dim. Public tensors are [B, L, H, D]. The gradient treats every cast as the
 identity (straight-through) and is that of exact softmax attention at the de-quantized q, k, v over the same key
@@ -16,11 +16,26 @@ import torch.nn.functional as F
 from fpsgen.attention.backward import attention_gradient
 from fpsgen.attention.methods import AttentionPlan
 from fpsgen.attention.reference import attention_reference
+from fpsgen.attention.rotary import NormRotary
 from fpsgen.attention.tiles import Size3, Window
 
 
 class UnsupportedDeviceError(RuntimeError):
     """This device cannot run the method; two lines: what is wrong, how to mend it."""
+
+
+_PLAN = "int[] grid, int[] tile, int[] window, int granularity, str method, str impl"
+_ROTARY = "Tensor? norm_q, Tensor? norm_k, Tensor? table, float eps"
+# without a gradient's formula, which costs the host more than all else here: what inference calls
+torch.library.define(
+    "fpsgen::attention_inference", f"(Tensor q, Tensor k, Tensor v, {_PLAN}, {_ROTARY}) -> (Tensor, Tensor)"
+)
+
+
+@torch.library.impl("fpsgen::attention_inference", ("cpu", "cuda"))
+def _inference(q, k, v, grid, tile, window, granularity, method, impl, norm_q, norm_k, table, eps):
+    rotary = None if table is None else NormRotary(norm_q, norm_k, table, eps)
+    return _run(q, k, v, _plan(grid, tile, window, granularity, method, impl), rotary)
 
 
 @torch.library.custom_op("fpsgen::attention", mutates_args=())
@@ -35,9 +50,24 @@ def _attention(
     method: str,
     impl: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    plan = _plan(grid, tile, window, granularity, method, impl)
+    return _run(q, k, v, _plan(grid, tile, window, granularity, method, impl), None)
+
+
+@torch.library.register_fake("fpsgen::attention_inference")
+@_attention.register_fake
+def _(q, k, v, *_others):
+    batch, length, heads, _ = q.shape
+    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(
+        (batch, heads, length), dtype=torch.float32
+    )
+
+
+def _run(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan, rotary: NormRotary | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     if plan.kernel(q.device) not in ("triton", "hopper"):
         at = plan.tensors("cpu")
+        q, k = rotary.apply(q, k) if rotary else (q, k)
         return attention_reference(q, k, v, at.layout, at.lists, plan.fp8, plan.granularity)
     if plan.fp8 and q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 9):
         major, minor = torch.cuda.get_device_capability(q.device)
@@ -52,15 +82,8 @@ def _attention(
             f"the GPU kernels need triton, and it cannot be imported ({error}).\n"
             'Install the triton that belongs to your torch, or use method="bf16".'
         ) from error
-    return attention_triton(q, k, v, plan.tensors(q.device), plan.fp8, plan.granularity)
-
-
-@_attention.register_fake
-def _(q, k, v, grid, tile, window, granularity, method, impl):
-    batch, length, heads, _ = q.shape
-    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(
-        (batch, heads, length), dtype=torch.float32
-    )
+    at = plan.tensors(q.device)
+    return attention_triton(q, k, v, at, plan.fp8, plan.granularity, rotary=rotary)
 
 
 @torch.library.custom_op("fpsgen::attention_backward", mutates_args=())
@@ -111,23 +134,41 @@ def _backward(ctx, grad_out, _grad_lse):
 torch.library.register_autograd("fpsgen::attention", _backward, setup_context=_save)
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan, return_lse: bool = False):
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: AttentionPlan,
+    return_lse: bool = False,
+    rotary: NormRotary | None = None,
+):
     """Attention by a prepared plan; q, k, v [B, L, H, D] already in tile order, and so is the result.
 
     Returns out [B, L, H, D] in q's dtype, with return_lse also LSE fp32 [B, H, L] (natural logarithm). Differentiable
-    in q, k, v; traceable by torch.compile(fullgraph=True). Raises ValueError for shapes that do not fit the plan's
-    grid and UnsupportedDeviceError for FP8 on GPUs older than compute capability 8.9.
+    in q, k, v; traceable by torch.compile(fullgraph=True). rotary: q and k are what the projections wrote; they are
+    normed and rotated first, which FP8 kernels do in the pass that quantizes. Raises ValueError for shapes that do not
+    fit the plan's grid and UnsupportedDeviceError for FP8 on GPUs older than compute capability 8.9.
     """
     if q.dim() != 4 or q.shape[1] != plan.tiling.num_tokens or k.shape != q.shape or v.shape != q.shape:
         raise ValueError(
             f"q, k, v are {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} for the grid {plan.grid}.\n"
             "Give three tensors [B, L, H, D] of one shape with L = T*H*W."
         )
-    if plan.kernel(q.device) == "sdpa" and not return_lse:
+    if rotary is not None:
+        rotary.check(q)
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    exact = plan.kernel(q.device) == "sdpa" and not return_lse
+    if rotary is not None and (trains or exact):
+        q, k = rotary.apply(q, k)
+        rotary = None
+    if exact:
         return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
-    out, lse = torch.ops.fpsgen.attention(
-        q, k, v, list(plan.grid), list(plan.tile), list(plan.window), plan.granularity, plan.method, plan.impl
-    )
+    fields = (plan.grid, plan.tile, plan.window, plan.granularity, plan.method, plan.impl)
+    if trains:
+        out, lse = torch.ops.fpsgen.attention.default(q, k, v, *fields)
+    else:
+        turn = (None, None, None, 0.0) if rotary is None else rotary
+        out, lse = torch.ops.fpsgen.attention_inference.default(q, k, v, *fields, *turn)
     return (out, lse) if return_lse else out
 
 

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -59,6 +60,7 @@ class PlanTensors:
     block_tile: torch.Tensor
     list_index: torch.Tensor
     list_count: torch.Tensor
+    compiled: dict[tuple, Any] = field(default_factory=dict, init=False, repr=False)  # of kernels/launch.py's start
     _work: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def work(self, consumers: int) -> torch.Tensor:
@@ -131,7 +133,7 @@ class AttentionPlan:
 
     def kernel(self, device: torch.device | str, head_dim: int | None = None) -> str:
         """What computes this plan on `device`: "sdpa", "reference", "triton" (the portable kernel), or "hopper", its
-        like for FP8 on sm_90 at head dims of 65 to 128 and tiles of more than 64 tokens, if head_dim says so.
+        like on sm_90 at head dims of 65 to 128 and tiles of more than 64 tokens, if head_dim says so.
         """
         if self.impl != "auto":
             return self.impl
@@ -140,7 +142,7 @@ class AttentionPlan:
         device = torch.device(device)
         if device.type != "cuda":
             return "reference"
-        fits = self.fp8 and head_dim is not None and 64 < head_dim <= 128 and math.prod(self.tiling.tile) > 64
+        fits = head_dim is not None and 64 < head_dim <= 128 and math.prod(self.tiling.tile) > 64
         return "hopper" if fits and torch.cuda.get_device_capability(device) == (9, 0) else "triton"
 
     def tensors(self, device: torch.device | str) -> PlanTensors:

@@ -16,7 +16,7 @@ from fpsgen.attention.methods import METHODS, AttentionPlan
 from fpsgen.attention.schedule import Profile, Schedule
 from fpsgen.errors import ENVIRONMENT, NUMERIC, USAGE, FpsgenError
 from fpsgen.models.order import Size3, move_patches, token_grid
-from fpsgen.models.processor import Rotary
+from fpsgen.models.processor import Rotary, plain_norms
 from fpsgen.models.report import Layers, Recorder, dense_reason
 
 SPATIAL_CACHES = ("SeaCacheConfig", "FasterCacheConfig")  # look at tokens as an image: raster order only
@@ -120,7 +120,17 @@ class ForwardHook(ModelHook):
         if self.now.order is not None:
             at = self.now.order.tensors(output[0].device).order
             output = output[0].index_select(1, at), output[1].index_select(1, at)
-        return Rotary(*output, self.now.sparse.plan, self.now.dense.plan)
+        plan = self.now.sparse.plan
+        return Rotary(*output, plan, self.now.dense.plan, self._table(plan, *output))
+
+    def _table(self, plan: AttentionPlan, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor | None:
+        """NormRotary's table where the kernel that quantizes can norm and rotate as well; it has no gradient."""
+        kernel = plan.kernel(cos.device, self._module.config.attention_head_dim)
+        if not plan.fp8 or kernel not in ("triton", "hopper") or torch.is_grad_enabled():
+            return None
+        if torch.is_autocast_enabled(cos.device.type) or not all(map(plain_norms, self.attentions)):
+            return None
+        return torch.cat((cos[0, :, 0, ::2], sin[0, :, 0, ::2]), -1).float()
 
     def _where(self, timestep: torch.Tensor) -> tuple[int | None, str, float]:
         """(step index or None, branch, sigma): set by Handle.at, else told by the pipeline, else from the timestep."""

@@ -17,18 +17,20 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from fpsgen.attention.function import attend
 from fpsgen.attention.methods import AttentionPlan
+from fpsgen.attention.rotary import NormRotary
 from fpsgen.models.clock import AttentionClock
 
 
 class Rotary(NamedTuple):
     """What a patched rope module gives the blocks: cos and sin fp32 [1, L, 1, D] in the order of the tokens, the plan
-    of the step, and the plan of layers that stay dense.
+    of the step, the plan of layers that stay dense, and NormRotary's table where FP8 attention may norm and rotate.
     """
 
     cos: torch.Tensor
     sin: torch.Tensor
     plan: AttentionPlan
     dense_plan: AttentionPlan
+    table: torch.Tensor | None = None
 
 
 class FpsAttnProcessor(WanAttnProcessor):
@@ -60,28 +62,48 @@ class FpsAttnProcessor(WanAttnProcessor):
             raise ValueError("attn1 was called on its own, or with a mask.\nCall the transformer, without a mask.")
         if not torch.compiler.is_compiling():
             self.count(self.layer)
-        query, key, value = project(attn, hidden_states)
-        query = attn.norm_q(query).unflatten(2, (attn.heads, -1))
-        key = attn.norm_k(key).unflatten(2, (attn.heads, -1))
-        value = value.unflatten(2, (attn.heads, -1))
-        # under autocast the norms come out in fp32, the value does not
-        query, key = (rotate(x, rotary_emb.cos, rotary_emb.sin).type_as(value) for x in (query, key))
         plan = rotary_emb.dense_plan if self.dense else rotary_emb.plan
+        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in project(attn, hidden_states))
+        rotary = None
+        if rotary_emb.table is not None and plan.fp8:
+            rotary = NormRotary(attn.norm_q.weight, attn.norm_k.weight, rotary_emb.table, attn.norm_q.eps)
+        else:
+            query, key = (norm(x.flatten(2)).view_as(x) for norm, x in ((attn.norm_q, query), (attn.norm_k, key)))
+            # under autocast the norms come out in fp32, the value does not
+            query, key = (rotate(x, rotary_emb.cos, rotary_emb.sin).type_as(value) for x in (query, key))
         if self.clock is None or torch.compiler.is_compiling():
-            out = self._attend(query, key, value, plan)
+            out = self._attend(query, key, value, plan, rotary)
         else:
             with self.clock(value.device):
-                out = self._attend(query, key, value, plan)
+                out = self._attend(query, key, value, plan, rotary)
         out = out.flatten(2, 3).type_as(value)
         return attn.to_out[1](attn.to_out[0](out))
 
-    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> Any:
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        plan: AttentionPlan,
+        rotary: NormRotary | None,
+    ) -> Any:
         if self._attention_backend is not None and plan.method == "bf16":
             return dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         if torch.is_autocast_enabled(value.device.type):  # the cast is done; nothing within is to be cast again
             with torch.autocast(value.device.type, enabled=False):
                 return attend(query, key, value, plan)
-        return attend(query, key, value, plan)
+        return attend(query, key, value, plan, rotary=rotary)
+
+
+def plain_norms(attn: Any) -> bool:
+    """Whether attn's norms are no more than their weights: nothing hooked or replaced."""
+    norms = (attn.norm_q, attn.norm_k)
+    return attn.norm_q.eps == attn.norm_k.eps is not None and all(
+        type(norm) is torch.nn.RMSNorm
+        and norm.weight is not None
+        and not (norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm))
+        for norm in norms
+    )
 
 
 def project(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from fpsgen.attention.methods import PlanTensors, place
+from fpsgen.attention.rotary import NormRotary
 from fpsgen.attention.tiles import BlockLayout, TileLists, Tiling, lists_from_mask, window_lists
 
 
@@ -48,6 +49,14 @@ class Case:
         shape = (self.batch, Tiling(self.grid, self.tile).num_tokens, self.heads, self.dim)
         q, k, v = (torch.randn(shape, generator=random) for _ in range(3))
         return tuple(x.to(device, dtype) for x in (q * 1.5, k, v + 0.2))
+
+    def rotary(self, dtype=torch.float32, device: str = "cpu") -> NormRotary:
+        """Weights unlike each other, angles that differ in every token and pair, an eps that shows."""
+        random = torch.Generator().manual_seed(12)
+        norm_q, norm_k = torch.rand(2, self.heads * self.dim, generator=random) + 0.5
+        angle = torch.rand(Tiling(self.grid, self.tile).num_tokens, self.dim // 2, generator=random) * 6.28
+        table = torch.cat((angle.cos(), angle.sin()), -1)
+        return NormRotary(norm_q.to(device, dtype), norm_k.to(device, dtype), table.to(device), 0.25)
 
 
 CASES = [

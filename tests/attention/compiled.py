@@ -12,7 +12,7 @@ from triton.compiler import ASTSource
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from fpsgen.attention.kernels import forward, forward_hopper, launch, prepare
+from fpsgen.attention.kernels import forward, forward_hopper, forward_hopper16, launch, prepare
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
@@ -92,27 +92,35 @@ def build_forward(
     return build(forward.attention_forward, types, constants, options, capability)
 
 
-def build_hopper(config: launch.HopperConfig, length: int) -> Usage:
+def build_hopper(config: launch.HopperConfig, length: int, fp8: bool = True) -> Usage:
     """length: real keys of every block, 0 where blocks differ."""
-    layout = gl.NVMMASharedLayout.get_default_for([128, 128], gl.float8e4nv)
+    layout = gl.NVMMASharedLayout.get_default_for([128, 128], gl.float8e4nv if fp8 else gl.bfloat16)
     types = dict.fromkeys(("lse", "q_scale", "k_scale", "v_scale"), "*fp32!")
     types |= dict.fromkeys(("work", "block_start", "block_len", "list_index", "list_count"), "*i32!")
     names = ("jobs", "groups", "heads", "tokens", "num_blocks", "num_tiles", "num_lists", "longest")
     types |= dict.fromkeys(names, "i32") | {"out": "*bf16!", "softmax_scale": "fp32"}
-    types |= {
-        name: f"tensordesc<fp8e4nv[{rows}, 128],{layout!r}>" for name, rows in (("q", 64), ("k", 128), ("v", 128))
-    }
+    types |= dict.fromkeys(("step_q", "step_k", "step_v"), "i32!")
+    kind = "fp8e4nv" if fp8 else "bf16"
+    types |= {f"{x}": f"tensordesc<{kind}[{n}, 128],{layout!r}>" for x, n in (("q", 64), ("k", 128), ("v", 128))}
     constants = {"CONSUMERS": config.consumers, "BLOCK": 128, "D": 128, "STAGES": config.stages, "LENGTH": length}
     constants |= {"POLY": config.poly, "REGISTERS": config.registers}
-    return build(forward_hopper.attention_forward_hopper, types, constants, {"num_warps": 4})
+    kernel = forward_hopper.attention_forward_hopper if fp8 else forward_hopper16.attention_forward_hopper16
+    return build(kernel, types, constants, {"num_warps": 4})
 
 
-def build_prepare(name: str, dim: int, block: int, capability: int = 90) -> Usage:
-    types = dict.fromkeys((f"stride_{x}{axis}" for x in ("", "q", "k", "v") for axis in "blh"), "i64!")
-    types |= dict.fromkeys(("heads", "num_blocks", "granularity"), "i32") | dict.fromkeys("qkvx", "*bf16!")
-    types |= dict.fromkeys(("out", "q_out", "k_out"), "*fp8e4nv!")
-    types |= dict.fromkeys(("scales", "amax", "q_scale", "k_scale", "v_amax"), "*fp32!")
+def build_prepare(name: str, dim: int, block: int, norm: bool, capability: int = 90) -> Usage:
+    types = dict.fromkeys((f"stride_{x}{axis}" for x in "qkv" for axis in "blh"), "i64!")
+    types |= dict.fromkeys(("batches", "heads", "tokens", "num_blocks", "granularity"), "i32") | {"eps": "fp32"}
+    types |= dict.fromkeys(("q", "k", "v", "weight_q", "weight_k"), "*bf16!")
+    types |= dict.fromkeys(("q_out", "k_out", "v_out"), "*fp8e4nv!")
+    types |= dict.fromkeys(("q_scale", "k_scale", "v_scale", "v_amax", "norms", "table"), "*fp32!")
     types |= dict.fromkeys(("block_start", "block_len"), "*i32!")
-    own = {"quantize_transposed": {"PERMUTED": True}, "quantize_rows": {"SINGLE": True}}
-    constants = {"D": dim, "BLOCK": block} | own[name]
-    return build(getattr(prepare, name), types, constants, {"num_warps": 8}, capability)
+    own = {"measure_inputs": {"ROWS": 32}, "quantize_inputs": {"SINGLE": True, "PERMUTED": True}}
+    constants = {"D": dim, "BLOCK": block, "NORM": norm} | own[name]
+    return build(
+        getattr(prepare, name),
+        types,
+        constants,
+        {"num_warps": 8 if name == "measure_inputs" else prepare.WARPS[norm]},
+        capability,
+    )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from fpsgen.attention.quantize import dequantize_blocks, dequantize_channels, quantize_blocks, quantize_channels
+from fpsgen.attention.rotary import norm_rotate
 from fpsgen.attention.tiles import BlockLayout, TileLists
 
 RELATIVE = 1e-3  # relative L2, beyond NOISE_SHARE of what P's cast explains
@@ -164,3 +165,21 @@ def check_prepared(ready, q, k, v, at, granularity: int, permuted: bool) -> None
         assert torch.equal(scale, wanted_scale)
         assert torch.equal(got.float()[:, :, real], wanted.float().transpose(1, 2)[:, :, token[real]])
         assert (got.float()[:, :, ~real] == 0).all()
+
+
+def check_rotated(ready, q, k, at, granularity: int, rotary) -> None:
+    """Raises AssertionError unless prepared queries and keys are those that NormRotary asks for: every value the
+    nearest in E4M3, but for what fp32 rounds on the way.
+    """
+    real = (torch.arange(at.layout.block) < at.layout.block_len.cpu()[:, None]).flatten()
+    token = at.layout.rows.flatten()[real]
+    pairs = ((ready.q, ready.q_scale, q, rotary.norm_q), (ready.k, ready.k_scale, k, rotary.norm_k))
+    for got, scale, x, weight in pairs:
+        exact = norm_rotate(x.cpu().double(), weight.cpu(), rotary.table.cpu(), rotary.eps)
+        wanted_scale = quantize_blocks(exact.float(), at.layout, granularity)[1]
+        torch.testing.assert_close(scale.cpu(), wanted_scale, rtol=1e-5, atol=0)
+        scale = scale.cpu().double().repeat_interleave(at.layout.block, 2)[..., None][:, :, real]
+        exact = exact.transpose(1, 2)[:, :, token]
+        off = (got.cpu().double()[:, :, real] * scale - exact).abs()
+        assert (off <= 1.0001 * torch.maximum(exact.abs() * 2.0**-4, scale * 2.0**-10) + 1e-5 * scale).all()
+        assert (got.cpu().float()[:, :, ~real] == 0).all()

@@ -12,48 +12,13 @@ import torch.nn.functional as F
 
 from fpsgen.attention import AttentionPlan, attend, attention_reference, fps_attention
 from fpsgen.attention.backward import attention_gradient
-from fpsgen.attention.kernels.launch import HopperConfig
 
 from .cases import BY_NAME, CASES, EDGES, IDS, Case, line_case
-from .numerics import check, measure, truth
+from .gpu import needs_gpu, run
+from .numerics import check, check_rotated, measure, truth
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.skipif(
-        torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9),
-        reason="FP8 needs compute capability 8.9",
-    ),
-]
-hopper = pytest.mark.skipif(
-    torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
-)
-HOPPER = [HopperConfig(3, stages=2), HopperConfig(2, poly=8), HopperConfig(3, poly=8), HopperConfig(2, poly=4)]
-HOPPER_CASES = [
-    Case("one_tile", (4, 5, 6), (4, 5, 6), dim=128),
-    Case("ragged_window", (9, 11, 13), (4, 5, 6), (3, 1, 3), heads=2, dim=128),
-    Case("three_blocks", (6, 8, 9), (6, 8, 8), (1, 1, 1), dim=128),
-    Case("ragged_three", (13, 17, 19), (6, 8, 8), (3, 3, 1), batch=2, dim=128),
-    Case("even_three", (21, 18, 8), (21, 9, 2), (1, 1, 3), heads=2, dim=128),
-    Case("unsorted", (6, 12, 18), (3, 6, 9), "unsorted", dim=128),
-    Case("empty_rows", (6, 12, 18), (3, 6, 9), "empty", heads=2, dim=128),
-    Case("per_head", (6, 12, 18), (3, 6, 9), "per_head", batch=2, heads=2, dim=128),
-    Case("per_batch_head", (6, 12, 18), (6, 8, 8), "per_batch_head", batch=2, heads=2, dim=128),
-    Case("shared_scales", (9, 11, 13), (4, 5, 6), dim=128, granularity=3),
-    Case("head_dim_96", (9, 11, 13), (4, 5, 6), (3, 3, 1), heads=3, dim=96),
-]
+pytestmark = needs_gpu
 WAN_480P, WAN_720P, NANO = (21, 30, 52), (21, 45, 80), (9, 10, 16)
-
-
-def run(case: Case, fp8: bool, dtype=torch.float32, inputs=None, config=None):
-    """The kernel on outputs that were NaN before."""
-    from fpsgen.attention.kernels import attention_triton
-
-    at = case.lay("cuda")
-    q, k, v = inputs or case.inputs(dtype, "cuda")
-    out = torch.full(q.shape, math.nan, dtype=q.dtype, device="cuda") if case.dim in (64, 128) else None
-    lse = torch.full((q.shape[0], q.shape[2], q.shape[1]), math.nan, device="cuda")
-    return (q, k, v), at, attention_triton(q, k, v, at, fp8, case.granularity, config, out, lse)
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
@@ -62,99 +27,21 @@ def test_fp8_keeps_the_contract(case):
     print(case.name, check(out, lse, truth(*inputs, at.layout, at.lists, True, case.granularity), case.name))
 
 
-@hopper
-@pytest.mark.parametrize("config", HOPPER, ids=str)
-@pytest.mark.parametrize("case", HOPPER_CASES, ids=lambda case: case.name)
-def test_hopper_keeps_the_contract(case, config):
-    assert case.lay().layout.block == 128
-    inputs, at, (out, lse) = run(case, True, config=config)
-    print(case.name, config, check(out, lse, truth(*inputs, at.layout, at.lists, True, case.granularity), case.name))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("granularity", [1, 3])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_norm_and_rotation_on_the_way_into_blocks(dim, granularity, dtype):
+    from fpsgen.attention.kernels import prepare_inputs
 
-
-@hopper
-@pytest.mark.parametrize("config", HOPPER, ids=str)
-@pytest.mark.parametrize("length", [65, 66, 127, 128, 129, 191, 192, 193, 255, 256, 257, 320, 383, 384, 385])
-def test_every_tail_on_hopper(length, config):
-    case = Case("line", (1, 1, 2 * length - 1), (1, 1, length), dim=128, heads=3, batch=2)  # the second tile is shorter
-    inputs, at, (out, lse) = run(case, True, config=config)
-    check(out, lse, truth(*inputs, at.layout, at.lists, True), f"{length} keys")
-
-
-@hopper
-@pytest.mark.parametrize("config", HOPPER, ids=str)
-@pytest.mark.parametrize("tile", [(4, 8, 4), (6, 8, 8), (5, 8, 9)], ids=["one", "three", "even"])
-def test_constant_values_come_back_on_hopper(config, tile):
-    """V = 1 gives O = 1 to the last bit of an fp32 division: both sums are made alike."""
-    case = Case("ones", (10, 16, 18), tile, (3, 3, 3), batch=2, heads=2, dim=128)
-    q, k, v = case.inputs(device="cuda")
-    _, _, (out, _) = run(case, True, inputs=(q * 2, k, torch.ones_like(v)), config=config)
-    torch.testing.assert_close(out, torch.ones_like(out), atol=1e-6, rtol=0)
-
-
-@hopper
-@pytest.mark.parametrize("config", HOPPER, ids=str)
-@pytest.mark.parametrize("key", [0, 7, 15, 40, 100])
-def test_nan_of_a_key_is_not_hidden_on_hopper(config, key):
-    case = Case("nan", (6, 8, 16), (6, 8, 8), "all", heads=1, dim=128)
-    q, k, v = case.inputs(device="cuda")
-    v[0, key, 0, 5] = math.nan
-    _, _, (out, _) = run(case, True, inputs=(q, k, v), config=config)
-    assert out[0, :, 0, 5].isnan().all() and out[0, :, 0, 6].isfinite().all()
-    q, k, v = case.inputs(device="cuda")
-    k[0, key] = math.nan
-    _, _, (out, _) = run(case, True, inputs=(q, k, v), config=config)
-    assert out.isnan().all()
-
-
-@hopper
-@pytest.mark.parametrize("config", HOPPER, ids=str)
-def test_hopper_repeats_are_bit_equal_beside_other_work(config):
-    plan = AttentionPlan((21, 30, 26), window=(0.5, 0.5, 0.5))
-    case = Case("repeat", plan.grid, plan.tile, plan.window, 1, 4, 128)
-    inputs, _, (out, lse) = run(case, True, torch.bfloat16, config=config)
-    other, busy = torch.cuda.Stream(), torch.randn(2048, 2048, device="cuda")
-    for _ in range(100):
-        with torch.cuda.stream(other):
-            busy @ busy
-        _, _, (again, again_lse) = run(case, True, inputs=inputs, config=config)
-        assert torch.equal(out, again) and torch.equal(lse, again_lse)
-
-
-@hopper
-def test_hopper_runs_where_the_plan_says_so(monkeypatch):
-    from fpsgen.attention.kernels import forward_hopper
-
-    calls = []
-    real = forward_hopper.launch_hopper
-    monkeypatch.setattr(forward_hopper, "launch_hopper", lambda *a: calls.append(1) or real(*a))
-    for grid, dim, method in (
-        ((9, 20, 32), 128, "fps"),
-        ((9, 20, 32), 64, "fps"),
-        ((9, 20, 32), 128, "sta"),
-        (NANO, 128, "fps"),
-    ):
-        calls.clear()
-        plan = AttentionPlan(grid, window=(0.5, 0.5, 0.5), method=method)
-        q, k, v = (torch.randn(1, math.prod(grid), 2, dim, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-        attend(q, k, v, plan)
-        assert (
-            bool(calls) == (plan.kernel("cuda", dim) == "hopper") == ((grid, dim, method) == ((9, 20, 32), 128, "fps"))
-        )
-
-
-@hopper
-def test_hopper_can_be_captured_in_a_graph():
-    plan = AttentionPlan((21, 30, 26), window=(0.5, 0.5, 0.5))
-    q, k, v = (torch.randn(1, 21 * 30 * 26, 2, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-    wanted = attend(q, k, v, plan)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = attend(q, k, v, plan)
-    graph.replay()
-    assert torch.equal(out, wanted)
-    q.mul_(0.5)
-    graph.replay()
-    assert torch.equal(out, attend(q, k, v, plan)) and not torch.equal(out, wanted)
+    case = Case("rotary", (9, 11, 13), (4, 5, 6), (3, 3, 1), batch=2, heads=5, dim=dim, granularity=granularity)
+    at, rotary = case.lay("cuda"), case.rotary(dtype, "cuda")
+    q, k, v = torch.stack(case.inputs(dtype, "cuda"), 2).unbind(2)
+    check_rotated(prepare_inputs(q, k, v, at, granularity, rotary=rotary), q, k, at, granularity, rotary)
+    plan = AttentionPlan(case.grid, case.tile, case.lists, granularity)
+    out = attend(q, k, v, plan, rotary=rotary)
+    assert torch.equal(out, attend(q, k, v, plan, rotary=rotary))
+    apart = attend(*rotary.apply(q.float(), k.float()), v.float(), plan)
+    assert (out.float() - apart.float()).norm() / apart.float().norm() < 1e-2
 
 
 @pytest.mark.parametrize("dim", [64, 128])

@@ -13,7 +13,7 @@ import torch
 
 from .cases import BY_NAME, Case
 from .interpreter import interpreted
-from .numerics import check, check_prepared, truth
+from .numerics import check, check_prepared, check_rotated, truth
 
 pytest.importorskip("triton", reason="triton is not installed")
 from fpsgen.attention.kernels import forward, prepare
@@ -57,14 +57,22 @@ PREPARE = {
         "* num_blocks + block\n        tl.store(out",
         "* num_blocks + first\n        tl.store(out",
     ),
-    "V's first block of a group alone": (
-        "for block in range(first, tl.minimum(first + granularity, num_blocks)):",
-        "for block in range(first, first + 1):",
-    ),
+    "V's last block not measured": ("block = program // (batches * heads)", "block = program // (batches * heads + 1)"),
     "V's largest value, not magnitude": ("amax = tl.max(tl.abs(values), 0)", "amax = tl.max(values, 0)"),
-    "K scales into Q's": ("*(k, k_out, k_scale, bh", "*(k, k_out, q_scale, bh"),
-    "keys by Q's head stride": ("stride_kb, stride_kl, stride_kh),", "stride_kb, stride_kl, stride_kb),"),
+    "K scales into Q's": ("*(k, k_out, k_scale, norms", "*(k, k_out, q_scale, norms"),
+    "keys by Q's head stride": ("*(stride_kb, stride_kl, stride_kh", "*(stride_kb, stride_kl, stride_kb"),
     "V's keys not permuted": ("BLOCK // 16, 2, 4, 2), 0, 1, 3, 2, 4)", "BLOCK // 16, 2, 4, 2), 0, 1, 2, 3, 4)"),
+    "norm without its eps": ("tl.sqrt_rn(mean + eps)", "tl.sqrt_rn(mean)"),
+    "norm of one head": ("tl.sum(squares, 1) / (heads * D)", "tl.sum(squares, 1) / D"),
+    "norm leaves the last head out": ("for head in range(heads):", "for head in range(heads - 1):"),
+    "keys by the queries' norm": ("norms += (tl.num_programs(0)", "norms += 0 * (tl.num_programs(0)"),
+    "norm of the first batch": ("line = norms + part.to(tl.int64) * tokens", "line = norms + part // batches * tokens"),
+    "norm weights of the first head": ("weight + (bh % heads) * D + pair", "weight + pair"),
+    "norm weights of the queries for keys": ("norms, weight_k, table", "norms, weight_q, table"),
+    "turned the other way": ("join(even * cos - odd * sin, even * sin", "join(even * cos + odd * sin, even * sin"),
+    "turned by the next token's angle": ("table + token[:, None] * D", "table + (token[:, None] ^ 1) * D"),
+    "turned half as often": ("even * sin + odd * cos)", "even * sin + odd)"),
+    "pairs in the wrong order": ("odd = (both >> kind.primitive_bitwidth)", "odd = (both >> 0)"),
     "V scaled by magnitudes": ("inverse[None, :]).to(tl.float8e4nv)", "scale[None, :]).to(tl.float8e4nv)"),
 }
 MUTANTS = [(forward, *item) for item in FORWARD.items()] + [(prepare, *item) for item in PREPARE.items()]
@@ -98,6 +106,9 @@ def examine(attention_triton, prepare_inputs) -> None:
         for guard in (pool[0], pool[2], heights[0], heights[2]):
             assert guard.isnan().all(), "written outside"
         if fp8:
+            rotary = case.rotary()
+            ready = prepare_inputs(q, k, v, at, case.granularity, True, rotary)
+            check_rotated(ready, q, k, at, case.granularity, rotary)
             check(pool[1], heights[1], true, case.name)
             check_prepared(
                 prepare_inputs(q, k, v, at, case.granularity, permuted=True), q, k, v, at, case.granularity, True

@@ -27,9 +27,9 @@ def calls(monkeypatch):
     made = []
     right = processor_module.attend
 
-    def attend(query, key, value, plan, *rest):
+    def attend(query, key, value, plan, *rest, **others):
         made.append((plan.method, plan.density))
-        return right(query, key, value, plan, *rest)
+        return right(query, key, value, plan, *rest, **others)
 
     monkeypatch.setattr(processor_module, "attend", attend)
     return made

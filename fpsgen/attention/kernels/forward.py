@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +23,10 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fpsgen.attention.kernels.launch import HEAD_DIMS, HopperConfig, LaunchConfig, select, select_hopper
-from fpsgen.attention.kernels.prepare import prepare_inputs
+from fpsgen.attention.kernels.launch import HEAD_DIMS, HopperConfig, LaunchConfig, select, select_hopper, start
+from fpsgen.attention.kernels.prepare import Prepared, prepare_inputs
 from fpsgen.attention.methods import PlanTensors
+from fpsgen.attention.rotary import NormRotary
 
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])  # (major, minor)
 _LN_2 = tl.constexpr(math.log(2.0))
@@ -162,12 +164,15 @@ def attention_triton(
     config: LaunchConfig | HopperConfig | None = None,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
+    rotary: NormRotary | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of q, k, v [B, L, H, D] (tile order) over the lists in `at`, as attention_reference does it.
 
     D up to 128 (padded to 64 or 128; more raises ValueError). Without fp8, fp32 inputs are multiplied in bf16. out
-    (contiguous [B, L, H, D]) and lse (fp32 [B, H, L]) may be given, as tests do. config: None takes the Hopper kernel
-    where it fits (launch.select_hopper), else this file's. Returns out in q's dtype and LSE (natural logarithm).
+    (contiguous [B, L, H, D]) and lse (fp32 [B, H, L]) may be given, as tests do. rotary: q and k are normed and rotated
+    first; with fp8 in the pass that quantizes, for D of 64 or 128, else in plain torch. config: None takes a Hopper
+    kernel where one fits (launch.select_hopper), else this file's. Returns out in q's dtype and LSE (natural
+    logarithm).
     """
     batch, tokens, heads, dim = q.shape
     groups = at.list_count.shape[0]
@@ -176,52 +181,85 @@ def attention_triton(
     padded = next((d for d in HEAD_DIMS if d >= dim), 0)
     if not padded:
         raise ValueError(f"head dim is {dim}.\nThe kernels take head dims up to {HEAD_DIMS[-1]}.")
+    if rotary and (padded != dim or not fp8):
+        q, k = rotary.apply(q, k)
+        rotary = None
     if padded != dim:
         q, k, v = (F.pad(x, (0, padded - dim)) for x in (q, k, v))
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    if not fp8 and q.dtype not in (torch.float16, torch.bfloat16):
+        q, k, v = (x.bfloat16() for x in (q, k, v))
     out = torch.empty(q.shape, device=q.device, dtype=q.dtype) if out is None else out
     lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32) if lse is None else lse
-    block, blocks = at.layout.block, at.layout.num_blocks
-    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
-    if config is None and q.is_cuda:
-        config = select_hopper(padded, block, at.layout.blocks_per_tile, fp8, capability)
-    if isinstance(config, HopperConfig):
-        from fpsgen.attention.kernels.forward_hopper import launch_hopper
-
-        with torch.cuda.device(q.device):
-            ready = prepare_inputs(q, k, v, at, granularity, permuted=True)
-            launch_hopper(ready, at, out, lse, dim**-0.5 * math.log2(math.e), config)
-        return (out if padded == dim else out[..., :dim].contiguous()), lse
-    config = select(padded, block, fp8, capability, TRITON) if config is None else config
-    half = tl.float16 if q.dtype == torch.float16 else tl.bfloat16
-    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+    scale = dim**-0.5 * math.log2(math.e)
+    read = (q, k, v, out, lse, *(rotary[:3] if rotary else ()))
+    key = (heads, dim, granularity, fp8, config, *[(x.dtype, x.stride(), x.data_ptr() % 16 == 0) for x in read])
+    done = at.compiled.setdefault((batch, rotary and rotary.eps, *key), {})
     with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
-        if fp8:
-            ready = prepare_inputs(q, k, v, at, granularity)
-            operands = (
-                TensorDescriptor.from_tensor(ready.q.view(-1, padded), [config.block_q, padded]),
-                TensorDescriptor.from_tensor(ready.k.view(-1, padded), [block, padded]),
-                TensorDescriptor.from_tensor(ready.v.view(-1, blocks * block), [padded, block]),
-            )
-            scales = (ready.q_scale, ready.k_scale, ready.v_scale)
+        if "config" not in done:
+            done["config"] = config or _choose(q, at, fp8)
+        config = done["config"]
+        if isinstance(config, HopperConfig) and fp8:
+            from fpsgen.attention.kernels.forward_hopper import launch_hopper
+
+            ready = prepare_inputs(q, k, v, at, granularity, True, rotary, done)
+            launch_hopper(ready, at, out, lse, scale, config, done)
+        elif isinstance(config, HopperConfig):
+            from fpsgen.attention.kernels.forward_hopper16 import launch_hopper16
+
+            launch_hopper16(q, k, v, at, out, lse, scale, config, done)
         else:
-            operands, scales = (q, k, v), (lse, lse, lse)
-        attention_forward[(blocks * (block // config.block_q), batch * heads)](
-            *(*operands, out, lse, *scales),
-            *(at.block_start, at.block_len, at.block_tile, at.list_index, at.list_count),
-            *strides,
-            *(heads, tokens, blocks, at.list_count.shape[1], groups, at.list_index.shape[2]),
-            dim**-0.5 * math.log2(math.e),
-            FP8=fp8,
-            HALF=half,
-            D=padded,
-            BLOCK=block,
-            BLOCK_Q=config.block_q,
-            MASKED=bool((at.layout.block_len < block).any()),
-            PROMOTE=config.promote,
-            ROUNDED_SUM=config.rounded_sum,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            **({"maxnreg": config.maxnreg} if config.maxnreg else {}),
-        )
+            ready = prepare_inputs(q, k, v, at, granularity, False, rotary, done) if fp8 else None
+            _launch_portable(q, k, v, ready, at, out, lse, scale, config, done)
     return (out if padded == dim else out[..., :dim].contiguous()), lse
+
+
+def _choose(q: torch.Tensor, at: PlanTensors, fp8: bool) -> LaunchConfig | HopperConfig:
+    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
+    block, dim = at.layout.block, q.shape[-1]
+    hopper = select_hopper(dim, block, at.layout.blocks_per_tile, fp8, capability) if q.is_cuda else None
+    return hopper or select(dim, block, fp8, capability, TRITON)
+
+
+def _launch_portable(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    ready: Prepared | None,
+    at: PlanTensors,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    config: LaunchConfig,
+    done: dict[str, Any],
+) -> None:
+    """Fill out and lse from q, k, v (16 bit), or from `ready` where it is given (FP8)."""
+    batch, tokens, heads, dim = q.shape
+    block, blocks = at.layout.block, at.layout.num_blocks
+    if ready is None:
+        operands, scales = (q, k, v), (lse, lse, lse)
+    else:
+        operands = (
+            TensorDescriptor.from_tensor(ready.q.view(-1, dim), [config.block_q, dim]),
+            TensorDescriptor.from_tensor(ready.k.view(-1, dim), [block, dim]),
+            TensorDescriptor.from_tensor(ready.v.view(-1, blocks * block), [dim, block]),
+        )
+        scales = (ready.q_scale, ready.k_scale, ready.v_scale)
+    args = (*operands, out, lse, *scales)
+    args += (at.block_start, at.block_len, at.block_tile, at.list_index, at.list_count)
+    args += (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], heads, tokens, blocks)
+    args += (at.list_count.shape[1], at.list_count.shape[0], at.list_index.shape[2], scale)
+    constants = {
+        "FP8": ready is not None,
+        "HALF": tl.float16 if q.dtype == torch.float16 else tl.bfloat16,
+        "D": dim,
+        "BLOCK": block,
+        "BLOCK_Q": config.block_q,
+        "MASKED": at.layout.uniform != block,  # some block holds padding
+        "PROMOTE": config.promote,
+        "ROUNDED_SUM": config.rounded_sum,
+    }
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    options |= {"maxnreg": config.maxnreg} if config.maxnreg else {}
+    grid = (blocks * (block // config.block_q), batch * heads, 1)
+    start(done, attention_forward, grid, args, constants, **options)

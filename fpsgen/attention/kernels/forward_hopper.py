@@ -20,6 +20,7 @@ Legend: BLOCK 128 rows of a kernel block, D 128, a job is one group of query row
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from triton.experimental import gluon
@@ -31,10 +32,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from fpsgen.attention.kernels.hopper_jobs import describe, job_rings, launch_plan, look_ahead, records, ring
 from fpsgen.attention.kernels.hopper_parts import as_operand, bits, ceil, exp2, exp2_mixed, masked, number, pick, put
-from fpsgen.attention.kernels.launch import HopperConfig
+from fpsgen.attention.kernels.launch import HopperConfig, start
 from fpsgen.attention.kernels.prepare import Prepared
 from fpsgen.attention.methods import PlanTensors
 
@@ -46,62 +47,14 @@ _E4M3_TOP = gl.constexpr(0x7E)  # 448
 
 
 @gluon.jit
-def _look_ahead(args, CONSUMERS: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr):
-    """What the others must know of every job, one job ahead of them: chains of loads that would stop the tensor cores
-    at each job's start.
-    """
-    rings, shape, tables, softmax_scale, q_scale, k_scale, v_scale = args
-    walk_s, rows_s, v_scale_s, job_full, job_free = rings
-    jobs, groups, _heads, _tokens, num_blocks, num_tiles, num_lists, longest = shape
-    work, block_start, block_len, list_index, list_count = tables
-    channels = gl.arange(0, D, gl.BlockedLayout([D // 32], [32], [1], [0]))
-    eight: gl.constexpr = gl.BlockedLayout([8], [32], [1], [0])
-    four: gl.constexpr = gl.BlockedLayout([4], [32], [1], [0])
-    job = gl.program_id(0)
-    turn = 0
-    while job < jobs:
-        bh = job // groups
-        entry = work + (job % groups) * 4
-        row = gl.load(entry)
-        end = gl.load(entry + 1)
-        line = (bh % num_lists) * num_tiles + gl.load(entry + 2)
-        count = gl.load(list_count + line)
-        keys = line * longest
-        first = gl.maximum(gl.load(list_index + keys), 0)  # an empty list holds -1
-        second = gl.maximum(gl.load(list_index + keys + gl.minimum(longest - 1, 1)), 0)
-        scales_v = gl.load(v_scale + bh * D + channels)
-        walk = gl.full([8], 0, gl.int32, eight)
-        walk = put(put(put(walk, 0, count), 1, row), 2, keys)
-        walk = put(put(walk, 3, first), 4, second)
-        walk = put(walk, 5, bits(gl.load(k_scale + bh * num_blocks + first)))
-        walk = put(walk, 6, gl.load(block_len + first))
-        mbarrier.wait(job_free.index(turn & 1), ((turn >> 1) & 1) ^ 1)
-        walk_s.index(turn & 1).store(walk)
-        v_scale_s.index(turn & 1).store(scales_v)
-        for i in gl.static_range(CONSUMERS):
-            at = row + i * 64
-            own = gl.minimum(at // BLOCK, num_blocks - 1)
-            left = gl.where(at < end, gl.load(block_len + own) - at % BLOCK, 0)  # rows with a token
-            token = gl.load(block_start + own) + at % BLOCK
-            scale = gl.load(q_scale + bh * num_blocks + own) * softmax_scale
-            rows = gl.full([4], 0, gl.int32, four)
-            rows = put(put(rows, 0, count), 1, left)
-            rows = put(put(rows, 2, token), 3, bits(scale))
-            rows_s.index((turn & 1) * CONSUMERS + i).store(rows)
-        mbarrier.arrive(job_full.index(turn & 1), count=1)
-        turn += 1
-        job += gl.num_programs(0)
-
-
-@gluon.jit
 def _produce(args, CONSUMERS: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr):
     """Queries of every job and key blocks of every list, in order, into the rings; with a key block its K scale and
     number of keys.
     """
-    q, k, v, buffers, block_s, walk_s, job_full, job_free, jobs, groups, num_blocks, list_index, block_len, k_scale = (
-        args
-    )
-    q_s, k_s, v_s, q_full, q_free, k_full, v_full, free = buffers
+    q, k, v, buffers, bars, rings, jobs, groups, num_blocks, list_index, block_len, k_scale = args
+    q_s, k_s, v_s, block_s = buffers
+    q_full, q_free, k_full, v_full, free = bars
+    walk_s, _rows_s, _v_scale_s, job_full, job_free = rings
     q_bytes: gl.constexpr = CONSUMERS * 64 * D
     block_bytes: gl.constexpr = BLOCK * D
     eight: gl.constexpr = gl.BlockedLayout([8], [32], [1], [0])
@@ -160,8 +113,9 @@ def _consume(
     POLY: gl.constexpr,
 ):
     """Rows [64 * ME, 64 * ME + 64) of every job. LENGTH: real keys of every block, 0 where blocks differ."""
-    buffers, rings, block_s, ones_s, jobs, groups, heads, tokens, out, lse = args
-    q_s, k_s, v_s, q_full, q_free, k_full, v_full, free = buffers
+    buffers, bars, rings, ones_s, jobs, groups, heads, tokens, out, lse = args
+    q_s, k_s, v_s, block_s = buffers
+    q_full, q_free, k_full, v_full, free = bars
     _walk_s, rows_s, v_scale_s, job_full, job_free = rings
     warps: gl.constexpr = gl.num_warps()
     at_score: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, BLOCK, 32])
@@ -299,44 +253,23 @@ def attention_forward_hopper(
     ones = ones.to(gl.int8).to(gl.float8e4nv, bitcast=True)
     at_ones: gl.constexpr = gl.NVMMASharedLayout.get_default_for([8, BLOCK], gl.float8e4nv)
     ones_s = gl.allocate_shared_memory(gl.float8e4nv, [8, BLOCK], at_ones, ones)
-    plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[0])
-    walk_s = gl.allocate_shared_memory(gl.int32, [2, 8], plain)
-    rows_s = gl.allocate_shared_memory(gl.int32, [2 * CONSUMERS, 4], plain)
-    v_scale_s = gl.allocate_shared_memory(gl.float32, [2, D], plain)
-    block_s = gl.allocate_shared_memory(gl.int32, [STAGES, 2], plain)
-    bar: gl.constexpr = mbarrier.MBarrierLayout()
-    job_full = gl.allocate_shared_memory(gl.int64, [2, 1], bar)
-    job_free = gl.allocate_shared_memory(gl.int64, [2, 1], bar)
-    q_full = gl.allocate_shared_memory(gl.int64, [2, 1], bar)
-    q_free = gl.allocate_shared_memory(gl.int64, [2, 1], bar)
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
-    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
-    for i in gl.static_range(2):
-        mbarrier.init(job_full.index(i), count=1)
-        mbarrier.init(job_free.index(i), count=CONSUMERS + 1)
-        mbarrier.init(q_full.index(i), count=1)
-        mbarrier.init(q_free.index(i), count=CONSUMERS)
-    for i in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(i), count=1)
-        mbarrier.init(v_full.index(i), count=1)
-        mbarrier.init(free.index(i), count=CONSUMERS)
+    block_s = records(gl.int32, STAGES, 2)
+    rings = job_rings(CONSUMERS, CONSUMERS + 1, D)
+    bars = ring(2, 1), ring(2, CONSUMERS), ring(STAGES, 1), ring(STAGES, 1), ring(STAGES, CONSUMERS)
     fence_async_shared()
-    shape = (jobs, groups, heads, tokens, num_blocks, num_tiles, num_lists, longest)
-    buffers = (q_s, k_s, v_s, q_full, q_free, k_full, v_full, free)
-    rings = (walk_s, rows_s, v_scale_s, job_full, job_free)
+    shape = (jobs, groups, num_blocks, num_tiles, num_lists, longest)
     tables = (work, block_start, block_len, list_index, list_count)
-    planned = (rings, shape, tables, softmax_scale, q_scale, k_scale, v_scale)
-    produced = (q, k, v, buffers, block_s, walk_s, job_full, job_free)
-    produced += (jobs, groups, num_blocks, list_index, block_len, k_scale)
-    args = (buffers, rings, block_s, ones_s, jobs, groups, heads, tokens, out, lse)
+    planned = (rings, shape, tables, softmax_scale, (q_scale, k_scale, v_scale))
+    buffers = (q_s, k_s, v_s, block_s)
+    produced = (q, k, v, buffers, bars, rings, jobs, groups, num_blocks, list_index, block_len, k_scale)
+    args = (buffers, bars, rings, ones_s, jobs, groups, heads, tokens, out, lse)
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
                 (_consume, (args, 0, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
                 (_consume, (args, 1, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
                 (_produce, (produced, CONSUMERS, BLOCK, D, STAGES)),
-                (_look_ahead, (planned, CONSUMERS, BLOCK, D)),
+                (look_ahead, (planned, CONSUMERS, BLOCK, D, True)),
             ],
             [4, 1, 1],
             [REGISTERS, 24, 24],
@@ -348,7 +281,7 @@ def attention_forward_hopper(
                 (_consume, (args, 1, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
                 (_consume, (args, 2, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
                 (_produce, (produced, CONSUMERS, BLOCK, D, STAGES)),
-                (_look_ahead, (planned, CONSUMERS, BLOCK, D)),
+                (look_ahead, (planned, CONSUMERS, BLOCK, D, True)),
             ],
             [4, 4, 1, 1],
             [REGISTERS, REGISTERS, 24, 24],
@@ -356,38 +289,28 @@ def attention_forward_hopper(
 
 
 def launch_hopper(
-    ready: Prepared, at: PlanTensors, out: torch.Tensor, lse: torch.Tensor, scale: float, config: HopperConfig
+    ready: Prepared,
+    at: PlanTensors,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    config: HopperConfig,
+    done: dict[str, Any] | None = None,
 ) -> None:
     """Fill out [B, L, H, 128] (contiguous) and lse fp32 [B, H, L] from prepared inputs with permuted keys in V.
 
-    scale: softmax scale times log2(e). The current device must be that of the tensors, and sm_90.
+    scale: softmax scale times log2(e). done: see launch.start. The current device must be that of the tensors, and
+    sm_90.
     """
-    batch, tokens, heads, dim = out.shape
-    block, blocks = at.layout.block, at.layout.num_blocks
-    work = at.work(config.consumers)
-    jobs = work.shape[0] * batch * heads
-    attention_forward_hopper[(min(jobs, _processors(out.device)),)](
-        _descriptor(ready.q.view(-1, dim), [64, dim]),
-        _descriptor(ready.k.view(-1, dim), [block, dim]),
-        _descriptor(ready.v.view(-1, blocks * block), [dim, block]),
-        *(out, lse, ready.q_scale, ready.k_scale, ready.v_scale),
-        *(work, at.block_start, at.block_len, at.list_index, at.list_count),
-        *(jobs, work.shape[0], heads, tokens, blocks),
-        *(at.list_count.shape[1], at.list_count.shape[0], at.list_index.shape[2], scale),
-        CONSUMERS=config.consumers,
-        BLOCK=block,
-        D=dim,
-        STAGES=config.stages,
-        LENGTH=at.layout.uniform,
-        POLY=config.poly,
-        REGISTERS=config.registers,
-        num_warps=4,
+    done = {} if done is None else done
+    batch, _, heads, dim = out.shape
+    block, lanes = at.layout.block, at.layout.num_blocks * at.layout.block
+    rows, fp8 = (batch * heads * lanes, dim), gl.float8e4nv
+    descriptors = (
+        describe(done, "q", ready.q, rows, (dim, 1), (64, dim), fp8),
+        describe(done, "k", ready.k, rows, (dim, 1), (block, dim), fp8),
+        describe(done, "v", ready.v, (batch * heads * dim, lanes), (lanes, 1), (dim, block), fp8),
     )
-
-
-def _descriptor(x: torch.Tensor, shape: list[int]) -> TensorDescriptor:
-    return TensorDescriptor.from_tensor(x, shape, gl.NVMMASharedLayout.get_default_for(shape, gl.float8e4nv))
-
-
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    grid, tables, constants = launch_plan(done, at, out, config)
+    args = (*descriptors, out, lse, ready.q_scale, ready.k_scale, ready.v_scale, *tables, scale)
+    start(done, attention_forward_hopper, grid, args, constants, num_warps=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 HEAD_DIMS = (64, 128)  # others are padded up to the next of these
 
@@ -27,7 +28,7 @@ class LaunchConfig:
 
 @dataclass(frozen=True)
 class HopperConfig:
-    """How the Hopper kernel runs.
+    """How a Hopper kernel runs, forward_hopper.py or forward_hopper16.py.
 
     consumers: warpgroups of 64 query rows each, 2 or 3. stages: key blocks in flight. poly: one in so many
     exponentials runs on the FMA units, 4 or 8, 0 for none. registers: of a consumer's thread.
@@ -45,14 +46,17 @@ class HopperConfig:
 def select_hopper(
     head_dim: int, block: int, blocks_per_tile: int, fp8: bool, capability: tuple[int, int]
 ) -> HopperConfig | None:
-    """The choice for a layout, None where forward.py's kernel is the one: other GPUs, head dims, blocks, precisions.
+    """The choice for a layout, None where forward.py's kernel is the one: other GPUs, head dims, blocks.
 
     blocks_per_tile: kernel blocks of the largest tile. Three of 128 rows are six times 64: two rounds of three.
     """
-    if capability != (9, 0) or not fp8 or head_dim != 128 or block != 128:
+    if capability != (9, 0) or head_dim != 128 or block != 128:
         return None
-    # measured at 480p and 720p: three warpgroups keep the special function unit busy enough without help, two do not
-    return HopperConfig(3, stages=2) if blocks_per_tile >= 3 else HopperConfig(2, poly=8)
+    if blocks_per_tile >= 3:
+        return HopperConfig(3, stages=2)
+    # measured at 480p and 720p: three warpgroups keep the special function unit busy enough without help, two do not;
+    # 16 bits take more of the tensor cores, and 2 stages all of the shared memory
+    return HopperConfig(2, poly=8) if fp8 else HopperConfig(2, stages=2)
 
 
 def select(
@@ -78,3 +82,25 @@ def select(
     # 168 registers let three programs share a multiprocessor; the ptxas of Triton 3.9 spills under that limit
     limit = 168 if head_dim == 128 and block == 128 and triton < (3, 9) else 0
     return LaunchConfig(block_q=64, num_warps=4, num_stages=3, maxnreg=limit)
+
+
+def start(
+    done: dict[str, Any],
+    kernel: Any,
+    grid: tuple[int, int, int],
+    args: tuple,
+    constants: dict[str, Any],
+    **options: Any,
+) -> None:
+    """Launch a Triton or Gluon kernel; its compiled form is kept in `done`, and from then on started without Triton's
+    look at every argument, which takes longer than all else on the host.
+
+    So one `done` serves only calls whose arguments Triton would treat alike: equal integers (tokens, heads, strides),
+    types and alignment to 16 bytes. constants: in the order of the kernel's signature, after args.
+    """
+    compiled = done.get(kernel.__name__)
+    if compiled is None:
+        assert [*constants] == kernel.arg_names[len(args) :], kernel.__name__
+        done[kernel.__name__] = kernel[grid](*args, **constants, **options)  # None in the interpreter
+    else:
+        compiled[grid](*args, *constants.values())

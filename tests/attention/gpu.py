@@ -1,0 +1,28 @@
+"""What the tests on a CUDA device share."""
+
+import math
+
+import pytest
+import torch
+
+from .cases import Case
+
+needs_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(
+        torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9),
+        reason="FP8 needs compute capability 8.9",
+    ),
+]
+
+
+def run(case: Case, fp8: bool, dtype=torch.float32, inputs=None, config=None):
+    """The kernel on outputs that were NaN before."""
+    from fpsgen.attention.kernels import attention_triton
+
+    at = case.lay("cuda")
+    q, k, v = inputs or case.inputs(dtype, "cuda")
+    out = torch.full(q.shape, math.nan, dtype=q.dtype, device="cuda") if case.dim in (64, 128) else None
+    lse = torch.full((q.shape[0], q.shape[2], q.shape[1]), math.nan, device="cuda")
+    return (q, k, v), at, attention_triton(q, k, v, at, fp8, case.granularity, config, out, lse)

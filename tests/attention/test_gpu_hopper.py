@@ -1,0 +1,204 @@
+"""The Hopper kernels, FP8 and 16 bit, in every configuration that ships, on a GPU of that kind."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fpsgen.attention import AttentionPlan, attend
+from fpsgen.attention.kernels.launch import HopperConfig
+
+from .cases import Case
+from .gpu import needs_gpu, run
+from .numerics import check, truth
+
+pytestmark = [
+    *needs_gpu,
+    pytest.mark.skipif(
+        torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
+    ),
+]
+HOPPER = [HopperConfig(3, stages=2), HopperConfig(2, poly=8), HopperConfig(3, poly=8), HopperConfig(2, poly=4)]
+HOPPER16 = [HopperConfig(3, stages=2), HopperConfig(2, stages=2)]
+HOPPER_CASES = [
+    Case("one_tile", (4, 5, 6), (4, 5, 6), dim=128),
+    Case("ragged_window", (9, 11, 13), (4, 5, 6), (3, 1, 3), heads=2, dim=128),
+    Case("three_blocks", (6, 8, 9), (6, 8, 8), (1, 1, 1), dim=128),
+    Case("ragged_three", (13, 17, 19), (6, 8, 8), (3, 3, 1), batch=2, dim=128),
+    Case("even_three", (21, 18, 8), (21, 9, 2), (1, 1, 3), heads=2, dim=128),
+    Case("unsorted", (6, 12, 18), (3, 6, 9), "unsorted", dim=128),
+    Case("empty_rows", (6, 12, 18), (3, 6, 9), "empty", heads=2, dim=128),
+    Case("per_head", (6, 12, 18), (3, 6, 9), "per_head", batch=2, heads=2, dim=128),
+    Case("per_batch_head", (6, 12, 18), (6, 8, 8), "per_batch_head", batch=2, heads=2, dim=128),
+    Case("shared_scales", (9, 11, 13), (4, 5, 6), dim=128, granularity=3),
+    Case("head_dim_96", (9, 11, 13), (4, 5, 6), (3, 3, 1), heads=3, dim=96),
+]
+NANO = (9, 10, 16)
+
+
+@pytest.mark.parametrize("config", HOPPER, ids=str)
+@pytest.mark.parametrize("case", HOPPER_CASES, ids=lambda case: case.name)
+def test_hopper_keeps_the_contract(case, config):
+    assert case.lay().layout.block == 128
+    inputs, at, (out, lse) = run(case, True, config=config)
+    print(case.name, config, check(out, lse, truth(*inputs, at.layout, at.lists, True, case.granularity), case.name))
+
+
+@pytest.mark.parametrize("config", HOPPER, ids=str)
+@pytest.mark.parametrize("length", [65, 66, 127, 128, 129, 191, 192, 193, 255, 256, 257, 320, 383, 384, 385])
+def test_every_tail_on_hopper(length, config):
+    case = Case("line", (1, 1, 2 * length - 1), (1, 1, length), dim=128, heads=3, batch=2)  # the second tile is shorter
+    inputs, at, (out, lse) = run(case, True, config=config)
+    check(out, lse, truth(*inputs, at.layout, at.lists, True), f"{length} keys")
+
+
+@pytest.mark.parametrize("config", HOPPER, ids=str)
+@pytest.mark.parametrize("tile", [(4, 8, 4), (6, 8, 8), (5, 8, 9)], ids=["one", "three", "even"])
+def test_constant_values_come_back_on_hopper(config, tile):
+    """V = 1 gives O = 1 to the last bit of an fp32 division: both sums are made alike."""
+    case = Case("ones", (10, 16, 18), tile, (3, 3, 3), batch=2, heads=2, dim=128)
+    q, k, v = case.inputs(device="cuda")
+    _, _, (out, _) = run(case, True, inputs=(q * 2, k, torch.ones_like(v)), config=config)
+    torch.testing.assert_close(out, torch.ones_like(out), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("config", HOPPER, ids=str)
+@pytest.mark.parametrize("key", [0, 7, 15, 40, 100])
+def test_nan_of_a_key_is_not_hidden_on_hopper(config, key):
+    case = Case("nan", (6, 8, 16), (6, 8, 8), "all", heads=1, dim=128)
+    q, k, v = case.inputs(device="cuda")
+    v[0, key, 0, 5] = math.nan
+    _, _, (out, _) = run(case, True, inputs=(q, k, v), config=config)
+    assert out[0, :, 0, 5].isnan().all() and out[0, :, 0, 6].isfinite().all()
+    q, k, v = case.inputs(device="cuda")
+    k[0, key] = math.nan
+    _, _, (out, _) = run(case, True, inputs=(q, k, v), config=config)
+    assert out.isnan().all()
+
+
+@pytest.mark.parametrize("config", HOPPER, ids=str)
+def test_hopper_repeats_are_bit_equal_beside_other_work(config):
+    plan = AttentionPlan((21, 30, 26), window=(0.5, 0.5, 0.5))
+    case = Case("repeat", plan.grid, plan.tile, plan.window, 1, 4, 128)
+    inputs, _, (out, lse) = run(case, True, torch.bfloat16, config=config)
+    other, busy = torch.cuda.Stream(), torch.randn(2048, 2048, device="cuda")
+    for _ in range(100):
+        with torch.cuda.stream(other):
+            busy @ busy
+        _, _, (again, again_lse) = run(case, True, inputs=inputs, config=config)
+        assert torch.equal(out, again) and torch.equal(lse, again_lse)
+
+
+def half_check(out, lse, true, label=""):
+    """The contract of 16-bit products: P and the output are rounded to 8 or 11 bits."""
+    empty = (true.lse == -math.inf).transpose(1, 2)
+    error = float((out.double() - true.out).norm() / true.out.norm().clamp(min=1e-300))
+    gap = float((lse.double() - true.lse)[true.lse.isfinite()].abs().max())
+    print(label, f"relative {error:.2e} lse {gap:.2e}")
+    assert out.isfinite().all() and error < 5e-3 and gap < 1e-3
+    assert torch.equal(lse == -math.inf, true.lse == -math.inf) and (out[empty] == 0).all()
+    rows = (out.double() - true.out).norm(dim=-1) / true.out.norm(dim=-1).clamp(min=1e-3)
+    assert rows[~empty].max() < 3e-2
+
+
+@pytest.mark.parametrize("config", HOPPER16, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("case", HOPPER_CASES, ids=lambda case: case.name)
+def test_hopper16_keeps_the_contract(case, dtype, config):
+    inputs, at, (out, lse) = run(case, False, dtype, config=config)
+    half_check(out, lse, truth(*inputs, at.layout, at.lists, False), f"{case.name} {config}")
+
+
+@pytest.mark.parametrize("config", HOPPER16, ids=str)
+@pytest.mark.parametrize("length", [65, 66, 127, 128, 129, 191, 192, 193, 255, 256, 257, 320, 383, 384, 385])
+def test_every_tail_on_hopper16(length, config):
+    case = Case("line", (1, 1, 2 * length - 1), (1, 1, length), dim=128, heads=3, batch=2)
+    inputs, at, (out, lse) = run(case, False, torch.bfloat16, config=config)
+    half_check(out, lse, truth(*inputs, at.layout, at.lists, False), f"{length} keys")
+
+
+@pytest.mark.parametrize("config", HOPPER16, ids=str)
+@pytest.mark.parametrize("tile", [(4, 8, 4), (6, 8, 8), (5, 8, 9), (3, 7, 6)], ids=["one", "three", "even", "126"])
+def test_values_of_another_tile_stay_there_on_hopper16(config, tile):
+    """NaN in the keys and values of one tile spoils the rows that see it, and no other."""
+    case = Case("nan", (2 * tile[0], 2 * tile[1] - 1, 4 * tile[2]), tile, (1, 1, 1), dim=128, heads=2)
+    q, k, v = case.inputs(torch.bfloat16, "cuda")
+    _, at, (clean, _) = run(case, False, inputs=(q, k, v), config=config)
+    for bad, value in ((v, math.nan), (v, math.inf), (k, math.nan)):
+        start = int(at.layout.tiling.sizes()[:3].sum())
+        rows = slice(start, start + int(at.layout.tiling.sizes()[3]))
+        kept = bad[:, rows].clone()
+        bad[:, rows] = value
+        _, _, (out, _) = run(case, False, inputs=(q, k, v), config=config)
+        bad[:, rows] = kept
+        assert out[:, rows].isnan().any() or out[:, rows].isinf().all()
+        out[:, rows] = clean[:, rows]
+        assert torch.equal(out, clean)
+
+
+def test_any_strides_on_hopper16():
+    case = Case("strides", (9, 11, 13), (4, 5, 6), (3, 1, 3), batch=2, heads=3, dim=128)
+    q, k, v = case.inputs(torch.bfloat16, "cuda")
+    _, _, (out, lse) = run(case, False, inputs=(q, k, v))
+    odd = torch.zeros(q.numel() + 1, device="cuda", dtype=q.dtype)[1:].view_as(q)  # 2 bytes past a boundary
+    odd.copy_(q)
+    for same in (
+        torch.stack((q, k, v), 2).unbind(2),
+        [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)],
+        [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v)],
+        (odd, k, v),
+        (F.pad(q, (0, 3))[..., :128], k, F.pad(v, (0, 8))[..., :128]),
+    ):
+        _, _, (again, again_lse) = run(case, False, inputs=same)
+        assert torch.equal(out, again) and torch.equal(lse, again_lse)
+
+
+@pytest.mark.parametrize("config", HOPPER16, ids=str)
+def test_hopper16_is_the_portable_kernel_to_the_bit(config):
+    """Both add and round alike, so repeats, other streams and other kernels all give the same bits."""
+    from fpsgen.attention.kernels import select
+
+    plan = AttentionPlan((21, 30, 26), window=(0.5, 0.5, 0.5), method="sta")
+    case = Case("repeat", plan.grid, plan.tile, plan.window, 1, 4, 128)
+    inputs, _, (out, lse) = run(case, False, torch.bfloat16, config=select(128, 128, False))
+    other, busy = torch.cuda.Stream(), torch.randn(2048, 2048, device="cuda")
+    for _ in range(100):
+        with torch.cuda.stream(other):
+            busy @ busy
+        _, _, (again, again_lse) = run(case, False, inputs=inputs, config=config)
+        assert torch.equal(out, again) and torch.equal(lse, again_lse)
+
+
+def test_hopper_runs_where_the_plan_says_so(monkeypatch):
+    from fpsgen.attention.kernels import forward_hopper, forward_hopper16
+
+    calls = []
+    for module, name in ((forward_hopper, "launch_hopper"), (forward_hopper16, "launch_hopper16")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, real=real: calls.append(1) or real(*a))
+    for grid, dim, method in (
+        ((9, 20, 32), 128, "fps"),
+        ((9, 20, 32), 64, "fps"),
+        ((9, 20, 32), 128, "sta"),
+        (NANO, 128, "fps"),
+    ):
+        calls.clear()
+        plan = AttentionPlan(grid, window=(0.5, 0.5, 0.5), method=method)
+        q, k, v = (torch.randn(1, math.prod(grid), 2, dim, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+        attend(q, k, v, plan)
+        assert bool(calls) == (plan.kernel("cuda", dim) == "hopper") == ((grid, dim) == ((9, 20, 32), 128))
+
+
+def test_hopper_can_be_captured_in_a_graph():
+    plan = AttentionPlan((21, 30, 26), window=(0.5, 0.5, 0.5))
+    q, k, v = (torch.randn(1, 21 * 30 * 26, 2, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    wanted = attend(q, k, v, plan)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = attend(q, k, v, plan)
+    graph.replay()
+    assert torch.equal(out, wanted)
+    q.mul_(0.5)
+    graph.replay()
+    assert torch.equal(out, attend(q, k, v, plan)) and not torch.equal(out, wanted)
