@@ -19,9 +19,10 @@ import torch
 from fpsgen.attention.function import attend
 from fpsgen.attention.methods import METHODS, AttentionPlan
 from fpsgen.attention.quantize import fake_quantize
+from fpsgen.attention.rotary import NormRotary
 from fpsgen.attention.tiles import Size3, window_lists
 from fpsgen.bench.facts import provenance
-from fpsgen.bench.peers import Attention, peers
+from fpsgen.bench.peers import Attention, fa3_fp8_alone, flex, peers
 from fpsgen.errors import NUMERIC, FpsgenError
 
 SCHEMA = "fpsgen.bench.kernel/1"
@@ -31,13 +32,14 @@ PEER_GATE = 0.15  # peers with one scale per head are coarser; this only catches
 
 @dataclass(frozen=True)
 class Shape:
-    """grid: (T, H, W) tokens."""
+    """grid: (T, H, W) tokens. tile: of windowed methods and of fp8."""
 
     name: str
     grid: Size3
     heads: int
     dim: int = 128
     batch: int = 1
+    tile: str | Size3 = "fit"
 
     def inputs(self, device: torch.device) -> list[torch.Tensor]:
         """q, k, v [B, L, H, D] in bf16, normal; drawn on the device."""
@@ -58,22 +60,40 @@ def run(shapes: list[Shape], methods: list[str], densities: list[float], seconds
         q, k, v = shape.inputs(device)
         full = AttentionPlan(shape.grid)
         common = {"schema": SCHEMA, **facts, "shape": shape.name, "tokens": q.shape[1], "heads": shape.heads}
-        common |= {"head_dim": shape.dim, "batch": shape.batch}
-        for name, function in others.items():
+        common |= {"head_dim": shape.dim, "batch": shape.batch, "tiles": shape.tile}
+        alike = shape.tile == shapes[0].tile  # peers do not depend on tiles, but for flex
+        for name, function in others.items() if alike else ():
             row = {**common, "method": name, "peer": True, "density": 1.0, "tile": None, "window": None}
             rows.append(row | _timed(function, full, (q, k, v), seconds, PEER_GATE, False))
-        for name, why in missing.items():
+            if name == "fa3-fp8":
+                alone = _rate(measure(fa3_fp8_alone(q, k, v), seconds, device), full, q)
+                rows[-1] |= {f"attend_{key}": value for key, value in alone.items()}
+        for name, why in missing.items() if alike else ():
             rows.append({**common, "method": name, "peer": True, "missing": why})
+        once = alike and (shape.heads, shape.batch) == (shapes[0].heads, shapes[0].batch)  # flex compiles for long
+        for plan in _plans(shape, "sta", densities) if once and device.type == "cuda" else ():
+            row = {**common, "method": "flex", "peer": True, "density": round(plan.density, 4)}
+            row |= {"tile": list(plan.tile), "window": list(plan.window)}
+            rows.append(row | _flex(plan, (q, k, v), seconds))
         for name in methods:
-            for density in densities if METHODS[name].windowed else [1.0]:
-                plan = plan_for(shape, name, density)
+            for plan in _plans(shape, name, densities if METHODS[name].windowed else [1.0]):
                 row = {**common, "method": name, "peer": False, "density": round(plan.density, 4)}
                 row |= {"tile": list(plan.tile), "window": list(plan.window), "kernel": plan.kernel(device, shape.dim)}
                 function = cast(Attention, partial(attend, plan=plan))
                 rows.append(row | _timed(function, plan, (q, k, v), seconds, GATE[plan.fp8], plan.fp8))
                 if row["kernel"] == "hopper":
                     rows[-1] |= _parts(plan, (q, k, v), seconds)
+        torch.cuda.empty_cache()
     return rows
+
+
+def _flex(plan: AttentionPlan, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], seconds: float) -> dict:
+    try:
+        function = flex(plan, inputs[0].device)
+        function(*inputs)
+    except Exception as error:  # a peer's failure is a row, not the end of the bench
+        return {"missing": f"failed: {type(error).__name__}"}
+    return _timed(function, plan, inputs, seconds, PEER_GATE, False)
 
 
 def _parts(
@@ -82,49 +102,69 @@ def _parts(
     """The operator's two halves on their own. attend_block_tflops counts padding as work, attend_tflops does not."""
     from fpsgen.attention.kernels import prepare_inputs
     from fpsgen.attention.kernels.forward_hopper import launch_hopper
+    from fpsgen.attention.kernels.forward_hopper16 import launch_hopper16
     from fpsgen.attention.kernels.launch import select_hopper
 
     q, k, v = inputs
     batch, length, heads, dim = q.shape
     at = plan.tensors(q.device)
-    config = select_hopper(dim, at.layout.block, at.layout.blocks_per_tile, True, (9, 0))
+    config = select_hopper(dim, at.layout.block, at.layout.blocks_per_tile, plan.fp8, (9, 0))
     assert config is not None
-    ready = prepare_inputs(q, k, v, at, plan.granularity, permuted=True)
     out, lse = torch.empty_like(q), torch.empty(batch, heads, length, device=q.device)
     scale = dim**-0.5 * math.log2(math.e)
-    prepare = statistics.median(
-        measure(lambda: prepare_inputs(q, k, v, at, plan.granularity, permuted=True), seconds, q.device)
-    )
-    times = measure(lambda: launch_hopper(ready, at, out, lse, scale, config), seconds, q.device)
-    attend = statistics.median(times)
-    operations = 4 * dim * batch * heads / attend / 1e9
+    kept: list[dict[str, Any]] = [{}, {}, {}]
+    row: dict[str, Any] = {}
+    if plan.fp8:
+        norm_q, norm_k = torch.randn(2, heads * dim, device=q.device, dtype=q.dtype)
+        rotary = NormRotary(norm_q, norm_k, torch.randn(length, dim, device=q.device), 1e-6)
+
+        def prepare(rotary: NormRotary | None, done: dict[str, Any]) -> Any:
+            return prepare_inputs(q, k, v, at, plan.granularity, True, rotary, done)
+
+        ready = prepare(None, kept[0])
+        row["prepare_ms"] = round(statistics.median(measure(lambda: prepare(None, kept[0]), seconds, q.device)), 4)
+        times = measure(lambda: prepare(rotary, kept[1]), seconds, q.device)
+        row["prepare_norm_rope_ms"] = round(statistics.median(times), 4)
+        times = measure(lambda: launch_hopper(ready, at, out, lse, scale, config, kept[2]), seconds, q.device)
+    else:
+        times = measure(lambda: launch_hopper16(q, k, v, at, out, lse, scale, config, kept[2]), seconds, q.device)
     first = at.layout.tile_first_block.long()
     blocks = (first[1:] - first[:-1]) * at.list_count.cpu().double().mean(0)
+    whole = 4 * dim * batch * heads * float(blocks.sum()) * at.layout.block**2
+    row |= {f"attend_{key}": value for key, value in _rate(times, plan, q).items()}
+    return row | {"attend_block_tflops": round(whole / statistics.median(times) / 1e9, 1)}
+
+
+def _rate(times: list[float], plan: AttentionPlan, q: torch.Tensor) -> dict[str, float]:
+    batch, length, heads, dim = q.shape
+    median = statistics.median(times)
     return {
-        "prepare_ms": round(prepare, 4),
-        "attend_ms": round(attend, 4),
-        "attend_p10_ms": round(_quantile(times, 0.1), 4),
-        "attend_p90_ms": round(_quantile(times, 0.9), 4),
-        "attend_tflops": round(operations * plan.density * length**2, 1),
-        "attend_block_tflops": round(operations * float(blocks.sum()) * at.layout.block**2, 1),
+        "ms": round(median, 4),
+        "p10_ms": round(_quantile(times, 0.1), 4),
+        "p90_ms": round(_quantile(times, 0.9), 4),
+        "tflops": round(4 * dim * batch * heads * plan.density * length**2 / median / 1e9, 1),
     }
+
+
+def _plans(shape: Shape, method: str, densities: list[float]) -> list[AttentionPlan]:
+    return list(dict.fromkeys(plan_for(shape, method, density) for density in densities))
 
 
 def plan_for(shape: Shape, method: str, density: float) -> AttentionPlan:
     """The plan whose window of equal sides comes nearest to `density`."""
     if not METHODS[method].windowed or density >= 1:
-        return AttentionPlan(shape.grid, method=method)
-    tiles = AttentionPlan(shape.grid).tiling.tile_grid
+        return AttentionPlan(shape.grid, shape.tile, method=method)
+    tiles = AttentionPlan(shape.grid, shape.tile).tiling.tile_grid
     sides = [sorted({*range(1, n, 2), n}) for n in tiles]
     plans = {
-        (t, h, w): AttentionPlan(shape.grid, window=(t, h, w), method=method)
+        (t, h, w): AttentionPlan(shape.grid, shape.tile, (t, h, w), method=method)
         for t in sides[0]
         for h in sides[1]
         for w in sides[2]
         if abs(t * h * w / (tiles[0] * tiles[1] * tiles[2]) - density) < 0.5 * density
     }
     if not plans:
-        return AttentionPlan(shape.grid, window=(1, 1, 1), method=method)
+        return AttentionPlan(shape.grid, shape.tile, (1, 1, 1), method=method)
 
     def cost(window: Size3) -> float:
         share = [w / n for w, n in zip(window, tiles, strict=True)]
@@ -153,15 +193,11 @@ def _timed(
             NUMERIC,
         )
     times = measure(call, seconds, q.device)
-    batch, length, heads, dim = q.shape
-    operations = 4 * dim * batch * heads * plan.density * length**2
-    median = statistics.median(times)
+    rate = _rate(times, plan, q)
     return {
-        "median_ms": round(median, 4),
-        "p10_ms": round(_quantile(times, 0.1), 4),
-        "p90_ms": round(_quantile(times, 0.9), 4),
+        "median_ms": rate.pop("ms"),
+        **rate,
         "repeats": len(times),
-        "tflops": round(operations / median / 1e9, 1),
         "relative_error": float(f"{error:.3g}"),
     }
 

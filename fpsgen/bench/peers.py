@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from fpsgen.attention.methods import AttentionPlan
+
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 FA3_MODULES = ("fa3_fwd", "fa3_fwd_interface", "flash_attn_interface")
 
@@ -58,9 +60,45 @@ def _flash_attention_3() -> Any:
 
 def _fa3_fp8(function: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
     """One scale per head; the casts are part of the call, as ours are."""
-    scales = [x.abs().amax(dim=(1, 3)).float().clamp(min=1e-12) / 448 for x in (q, k, v)]  # [B, H]
-    cast = [(x / s[:, None, :, None]).to(torch.float8_e4m3fn) for x, s in zip((q, k, v), scales, strict=True)]
-    return function(*cast, q_descale=scales[0], k_descale=scales[1], v_descale=scales[2])
+    cast, scales = _fa3_casts(q, k, v)
+    return function(*cast, **scales)
+
+
+def _fa3_casts(*inputs: torch.Tensor) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    scales = [x.abs().amax(dim=(1, 3)).float().clamp(min=1e-12) / 448 for x in inputs]  # [B, H]
+    cast = [(x / s[:, None, :, None]).to(torch.float8_e4m3fn) for x, s in zip(inputs, scales, strict=True)]
+    return cast, dict(zip(("q_descale", "k_descale", "v_descale"), scales, strict=True))
+
+
+def fa3_fp8_alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """FlashAttention-3 in FP8 without its casts, which are done here; needs FlashAttention-3."""
+    function = _flash_attention_3()
+    cast, scales = _fa3_casts(q, k, v)
+    return lambda: _first(function(*cast, **scales))
+
+
+def flex(plan: AttentionPlan, device: torch.device) -> Attention:
+    """FlexAttention, compiled, over the plan's tiles. q, k, v in tile order. Its block mask is made here, once."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    at = plan.tensors(device)
+    sizes = at.layout.tiling.sizes().to(device)
+    tile = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
+    seen = torch.zeros(len(sizes), len(sizes), dtype=torch.bool, device=device)
+    for i, count in enumerate(at.lists.counts[0].tolist()):
+        seen[i, at.lists.indices[0, i, :count].long().to(device)] = True
+    mask = None
+    if not plan.dense:
+        length = len(tile)
+        mask = create_block_mask(lambda b, h, i, j: seen[tile[i], tile[j]], None, None, length, length, device=device)
+    torch.compiler.reset()  # each mask is compiled anew, and there is a limit to that
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return compiled(q, k, v, block_mask=mask).transpose(1, 2)
+
+    return attention
 
 
 def _first(result: Any) -> torch.Tensor:

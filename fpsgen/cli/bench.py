@@ -124,7 +124,9 @@ def kernel(
     shape: Annotated[
         str, typer.Option("--shape", metavar="NAMES", help=f"{', '.join(SHAPES)}, or TxHxW tokens.")
     ] = "480p,720p",
-    heads: Annotated[int, typer.Option("--heads", metavar="N", min=1, max=128, help="Heads of 128.")] = 12,
+    tile: Annotated[str, typer.Option("--tile", metavar="NAMES", help="fit, or TxHxW tokens.")] = "fit",
+    heads: Annotated[str, typer.Option("--heads", metavar="NUMBERS", help="Heads of 128 channels.")] = "12",
+    batch: Annotated[str, typer.Option("--batch", metavar="NUMBERS", help="Batch sizes.")] = "1",
     density: Annotated[
         str, typer.Option("--density", metavar="SHARES", help="Of windowed methods, 0 to 1.")
     ] = "0.05,0.11,0.2,0.4",
@@ -138,13 +140,21 @@ def kernel(
     names = method_names(compare)
     shares = [share(text) for text in density.split(",")]
     grids = [(name.strip(), grid(name.strip())) for name in shape.split(",")]
+    tiles = ["fit" if name.strip() == "fit" else grid(name.strip(), "--tile") for name in tile.split(",")]
+    counts = {name: numbers(text, f"--{name}") for name, text in (("heads", heads), ("batch", batch))}
     settings = config.gather({"device": device})
     console.quiet_libraries(console.debugging(debug))
     from fpsgen.bench import kernel as measured
     from fpsgen.bench.end_to_end import append_rows
     from fpsgen.pipeline.opened import choose_device
 
-    shapes = [measured.Shape(name, size, heads, 64 if name == "nano" else 128) for name, size in grids]
+    shapes = [
+        measured.Shape(name, size, number, 64 if name == "nano" else 128, together, sides)
+        for name, size in grids
+        for number in counts["heads"]
+        for together in counts["batch"]
+        for sides in tiles
+    ]
     rows = measured.run(shapes, list(names), shares, seconds, choose_device(settings.device))
     path = Path(output) / KERNEL_ROWS
     append_rows(rows, path)
@@ -177,14 +187,24 @@ def share(text: str) -> float:
     return value
 
 
-def grid(text: str) -> tuple[int, int, int]:
+def numbers(text: str, option: str) -> list[int]:
+    """Whole numbers of 1 to 128, by commas. Raises FpsgenError USAGE."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and 0 < int(part) <= 128 for part in parts):
+        raise FpsgenError(f"{option} {config.show(text)!r} is no list of numbers", f"for example {option} 1,2", USAGE)
+    return [int(part) for part in parts]
+
+
+def grid(text: str, option: str = "--shape") -> tuple[int, int, int]:
     """Tokens (T, H, W) of a named shape or TxHxW. Raises FpsgenError USAGE."""
     parts = text.lower().split("x")
     if text in SHAPES:
         return SHAPES[text]
     if len(parts) == 3 and all(part.isdigit() and 0 < int(part) <= 4096 for part in parts):
         return int(parts[0]), int(parts[1]), int(parts[2])
-    raise FpsgenError(f"--shape {config.show(text)!r} is not known", f"choose from {', '.join(SHAPES)} or TxHxW", USAGE)
+    raise FpsgenError(
+        f"{option} {config.show(text)!r} is not known", f"choose from {', '.join(SHAPES)} or TxHxW", USAGE
+    )
 
 
 def folder(output: str, names: tuple[str, ...]) -> str:
@@ -229,10 +249,15 @@ def kernel_table(rows: list[dict[str, Any]]) -> None:
     """The rows of the kernel bench, a block for each shape."""
     print(f"{rows[0]['device']}, commit {rows[0]['commit'] or 'unknown'}")
     print("TFLOP/s of kept pairs of real tokens; attend: the same without quantization")
-    for name in dict.fromkeys(row["shape"] for row in rows):
+
+    def group(row: dict[str, Any]) -> str:
+        tiles = "" if row["tiles"] == "fit" else " tiles {}x{}x{}".format(*row["tiles"])
+        return f"{row['shape']}{tiles}, {row['heads']} heads" + (f", batch {row['batch']}" if row["batch"] > 1 else "")
+
+    for name in dict.fromkeys(map(group, rows)):
         lines = [[name, "density", "ms", "p10-p90", "TFLOP/s", "error", "attend"]]
         for row in rows:
-            if row["shape"] != name:
+            if group(row) != name:
                 continue
             if "missing" in row:
                 lines.append([row["method"], row["missing"], *[""] * 5])
