@@ -29,7 +29,7 @@ _FLOOR = tl.constexpr(AMAX_FLOOR)
 _BLOCK_FLOOR = tl.constexpr(BLOCK_AMAX_FLOOR)
 _TOP = tl.constexpr(1.0 / 448.0)
 _ROWS = 32  # tokens whose norms one program finds
-WARPS = {True: 8, False: 4}  # of quantize_inputs with NORM and without: what fits in registers
+WARPS = {True: 16, False: 4}  # of quantize_inputs with NORM and without
 
 
 @dataclass(frozen=True, eq=False)
