@@ -12,6 +12,8 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from torch.compiler import is_compiling
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fpsgen.attention.backward import attention_gradient
 from fpsgen.attention.methods import AttentionPlan
@@ -69,8 +71,8 @@ def _run(
         at = plan.tensors("cpu")
         q, k = rotary.apply(q, k) if rotary else (q, k)
         return attention_reference(q, k, v, at.layout, at.lists, plan.fp8, plan.granularity)
-    if plan.fp8 and q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 9):
-        major, minor = torch.cuda.get_device_capability(q.device)
+    if plan.fp8 and q.is_cuda and _capability(q.device) < (8, 9):
+        major, minor = _capability(q.device)
         raise UnsupportedDeviceError(
             f"FP8 attention needs compute capability 8.9; {torch.cuda.get_device_name(q.device)} has {major}.{minor}.\n"
             'Use method="sta" or "bf16" here.'
@@ -84,6 +86,11 @@ def _run(
         ) from error
     at = plan.tensors(q.device)
     return attention_triton(q, k, v, at, plan.fp8, plan.granularity, rotary=rotary)
+
+
+@lru_cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 @torch.library.custom_op("fpsgen::attention_backward", mutates_args=())
@@ -158,17 +165,25 @@ def attend(
         rotary.check(q)
     trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     exact = plan.kernel(q.device) == "sdpa" and not return_lse
-    if rotary is not None and (trains or exact):
+    if rotary is not None and (trains or exact or plan.smooth_k):
         q, k = rotary.apply(q, k)
         rotary = None
+    mean = None
+    if plan.smooth_k:
+        mean = k.mean(1, keepdim=True, dtype=torch.float32)
+        k = (k - mean).to(k.dtype)
     if exact:
         return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
     fields = (plan.grid, plan.tile, plan.window, plan.granularity, plan.method, plan.impl)
     if trains:
         out, lse = torch.ops.fpsgen.attention.default(q, k, v, *fields)
+    elif type(q) is type(k) is type(v) is torch.Tensor and not (is_compiling() or is_in_torch_dispatch_mode()):
+        out, lse = _run(q, k, v, plan, rotary)  # nobody is there to see an operator, which costs the host as much again
     else:
         turn = (None, None, None, 0.0) if rotary is None else rotary
         out, lse = torch.ops.fpsgen.attention_inference.default(q, k, v, *fields, *turn)
+    if mean is not None and return_lse:  # that of the keys as they were given
+        lse = lse + torch.einsum("blhd,bkhd->bhl", q.float(), mean) * q.shape[-1] ** -0.5
     return (out, lse) if return_lse else out
 
 
@@ -185,16 +200,17 @@ def fps_attention(
     ordered: bool = False,
     return_lse: bool = False,
     impl: str = "auto",
+    smooth_k: bool = False,
 ):
     """FP8 tile-sparse self-attention over a video's token grid.
 
     q, k, v: [B, L, H, D], L = T*H*W in raster order (tile order with ordered=True), any float dtype, one device.
-    grid: (T, H, W) in tokens. method, tile, window, granularity, impl: see AttentionPlan. Returns out [B, L, H, D] in
-    q's dtype, in the order of the input; with return_lse also LSE fp32 [B, H, L] (natural logarithm). Raises
-    ValueError and UnsupportedDeviceError as attend.
+    grid: (T, H, W) in tokens. method, tile, window, granularity, impl, smooth_k: see AttentionPlan. Returns out
+    [B, L, H, D] in q's dtype, in the order of the input; with return_lse also LSE fp32 [B, H, L] (natural logarithm).
+    Raises ValueError and UnsupportedDeviceError as attend.
     """
     t, h, w = grid
-    plan = AttentionPlan((t, h, w), tile, window, granularity, method, impl)
+    plan = AttentionPlan((t, h, w), tile, window, granularity, method, impl, smooth_k)
     if ordered or (plan.dense and not plan.fp8):  # dense bf16 does not depend on the order
         return attend(q, k, v, plan, return_lse)
     at = plan.tensors(q.device)

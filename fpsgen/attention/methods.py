@@ -87,8 +87,9 @@ class AttentionPlan:
 
     grid: (T, H, W) tokens. tile: "fit" or (t, h, w). window: "all" or one entry per axis, see tiles.resolve_window.
     granularity: kernel blocks that share a Q or K scale. method: a key of METHODS. impl: "auto" (CPU: reference,
-    CUDA: Triton, dense bf16: SDPA), or "reference" / "triton" to insist. Raises ValueError for a window with a method
-    that has none, and for unknown names.
+    CUDA: Triton, dense bf16: SDPA), or "reference" / "triton" to insist. smooth_k: take the mean over all tokens off
+    the keys before they are quantized, which softmax does not see (arXiv 2410.02367, section 4.2); FP8 methods only.
+    Raises ValueError for what a method does not have, and for unknown names.
     """
 
     grid: Size3
@@ -97,6 +98,7 @@ class AttentionPlan:
     granularity: int = 1
     method: str = "fps"
     impl: str = "auto"
+    smooth_k: bool = False
     tiling: Tiling = field(init=False, repr=False, compare=False)
     dense: bool = field(init=False, repr=False, compare=False)  # every query sees every key
 
@@ -108,6 +110,10 @@ class AttentionPlan:
         if isinstance(self.granularity, bool) or not isinstance(self.granularity, int) or self.granularity < 1:
             raise ValueError(
                 f"granularity is {self.granularity!r}.\nGive the number of kernel blocks that share a scale, 1 or more."
+            )
+        if self.smooth_k and not METHODS[self.method].fp8:
+            raise ValueError(
+                f"smooth_k is for FP8, but the method is {self.method!r}.\nLeave it out, or give method fp8 or fps."
             )
         tiling = make_tiling(self.grid, self.tile)
         window = resolve_window(tiling.tile_grid, self.window)

@@ -15,12 +15,14 @@ from pathlib import Path
 
 SCHEDULE_METHODS = ("bf16", "fp8", "sta", "fps")
 WINDOWED = ("sta", "fps")
+QUANTIZED = ("fp8", "fps")
 
 
 @dataclass(frozen=True)
 class Profile:
     """How attention runs. tile: "fit" or (t, h, w) tokens. window: "all" or per axis odd tiles, 0 (whole axis) or a
     share such as 0.5 of the axis. granularity: consecutive kernel blocks (tile order) that share one Q or K scale.
+    smooth_k: FP8 methods quantize keys without their mean.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Profile:
     tile: str | tuple[int, int, int] = "fit"
     window: str | tuple[int | float, int | float, int | float] = "all"
     granularity: int = 1
+    smooth_k: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in SCHEDULE_METHODS:
@@ -54,6 +57,11 @@ class Profile:
             )
         if isinstance(self.granularity, bool) or not isinstance(self.granularity, int) or self.granularity < 1:
             raise ValueError(f"profile {self.name!r} has granularity {self.granularity!r}.\nGive an integer from 1.")
+        if not isinstance(self.smooth_k, bool) or (self.smooth_k and self.method not in QUANTIZED):
+            raise ValueError(
+                f"profile {self.name!r} has smooth_k {self.smooth_k!r} and method {self.method!r}.\n"
+                f"Give true or false; true goes with {' or '.join(QUANTIZED)}."
+            )
 
 
 def _triple(value: object, good) -> bool:
@@ -135,11 +143,14 @@ class Schedule:
         if method == "fps":
             return self
         if method == "sta":
-            change = [replace(p, method="bf16" if p.window == "all" else "sta", granularity=1) for p in self.profiles]
+            change = [
+                replace(p, method="bf16" if p.window == "all" else "sta", granularity=1, smooth_k=False)
+                for p in self.profiles
+            ]
         elif method == "fp8":
             change = [replace(p, method="fp8", window="all") for p in self.profiles]
         else:
-            change = [replace(p, method="bf16", window="all", granularity=1) for p in self.profiles]
+            change = [replace(p, method="bf16", window="all", granularity=1, smooth_k=False) for p in self.profiles]
         if tuple(change) == self.profiles:
             return self
         return replace(self, name=f"{self.name}-{method}", profiles=tuple(change))
@@ -157,6 +168,7 @@ class Schedule:
                 text = _quote(value) if isinstance(value, str) else f"[{', '.join(repr(part) for part in value)}]"
                 lines.append(f"{field} = {text}")
             lines.append(f"granularity = {profile.granularity}")
+            lines += ["smooth_k = true"] if profile.smooth_k else []
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -170,7 +182,7 @@ class Schedule:
             ) from None
         _only(data, "schedule", {"name", "profiles", "windows"}, {"trained", "dense_layers"})
         for row in data["profiles"]:
-            _only(row, "profile", {"name", "method"}, {"tile", "window", "granularity"})
+            _only(row, "profile", {"name", "method"}, {"tile", "window", "granularity", "smooth_k"})
         for row in data["windows"]:
             _only(row, "window", {"low", "high", "profile"}, set())
         return cls(

@@ -177,7 +177,9 @@ class ForwardHook(ModelHook):
         backend = self.processors[0]._attention_backend
         key = (profile.name, grid, device, backend)
         if key not in self._plans:
-            plan = AttentionPlan(grid, profile.tile, profile.window, profile.granularity, profile.method)
+            plan = AttentionPlan(
+                grid, profile.tile, profile.window, profile.granularity, profile.method, smooth_k=profile.smooth_k
+            )
             dense = AttentionPlan(grid, profile.tile, method="bf16")
             chosen = None if backend is None else str(getattr(backend, "value", backend))
 

@@ -104,23 +104,20 @@ def build_hopper(config: launch.HopperConfig, length: int, fp8: bool = True) -> 
     types |= {f"{x}": f"tensordesc<{kind}[{n}, 128],{layout!r}>" for x, n in (("q", 64), ("k", 128), ("v", 128))}
     constants = {"CONSUMERS": config.consumers, "BLOCK": 128, "D": 128, "STAGES": config.stages, "LENGTH": length}
     constants |= {"POLY": config.poly, "REGISTERS": config.registers}
+    constants |= {"PROMOTE": config.promote} if fp8 else {}
     kernel = forward_hopper.attention_forward_hopper if fp8 else forward_hopper16.attention_forward_hopper16
     return build(kernel, types, constants, {"num_warps": 4})
 
 
 def build_prepare(name: str, dim: int, block: int, norm: bool, capability: int = 90) -> Usage:
     types = dict.fromkeys((f"stride_{x}{axis}" for x in "qkv" for axis in "blh"), "i64!")
-    types |= dict.fromkeys(("batches", "heads", "tokens", "num_blocks", "granularity"), "i32") | {"eps": "fp32"}
+    types |= dict.fromkeys(("heads", "tokens", "num_blocks", "granularity"), "i32") | {"eps": "fp32"}
     types |= dict.fromkeys(("q", "k", "v", "weight_q", "weight_k"), "*bf16!")
     types |= dict.fromkeys(("q_out", "k_out", "v_out"), "*fp8e4nv!")
-    types |= dict.fromkeys(("q_scale", "k_scale", "v_scale", "v_amax", "norms", "table"), "*fp32!")
-    types |= dict.fromkeys(("block_start", "block_len"), "*i32!")
-    own = {"measure_inputs": {"ROWS": 32}, "quantize_inputs": {"SINGLE": True, "PERMUTED": True}}
-    constants = {"D": dim, "BLOCK": block, "NORM": norm} | own[name]
-    return build(
-        getattr(prepare, name),
-        types,
-        constants,
-        {"num_warps": 8 if name == "measure_inputs" else prepare.WARPS[norm]},
-        capability,
+    types |= dict.fromkeys(
+        ("q_scale", "k_scale", "v_scale", "q_amax", "k_amax", "v_amax", "norms", "peaks", "table"), "*fp32!"
     )
+    types |= dict.fromkeys(("block_start", "block_len"), "*i32!")
+    own = {"measure_inputs": {"batches": 1}, "quantize_inputs": {"SINGLE": True, "PERMUTED": True}}
+    constants = {"D": dim, "BLOCK": block, "ROWS": prepare.ROWS, "NORM": norm} | own[name]
+    return build(getattr(prepare, name), types, constants, {"num_warps": 4}, capability)

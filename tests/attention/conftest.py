@@ -11,9 +11,9 @@ def seed():
 def interpreted_kernels():
     """The kernels in Triton's interpreter (on CPU), one patch per test file."""
     pytest.importorskip("triton", reason="triton is not installed")
-    from fpsgen.attention.kernels import forward, prepare
+    from fpsgen.attention.kernels import forward, prepare, prepare_normed
 
     from .interpreter import interpreted
 
-    with interpreted(forward, prepare):
+    with interpreted(forward, prepare, prepare_normed):
         yield forward

@@ -102,12 +102,12 @@ def test_prepare(name, dim, block, norm):
 
 
 def test_the_interpreter_leaves_the_compiler_as_it_was():
-    from fpsgen.attention.kernels import forward, prepare
+    from fpsgen.attention.kernels import forward, prepare, prepare_normed
 
     from .cases import BY_NAME
     from .interpreter import interpreted
 
     case = BY_NAME["one_tile"]
-    with interpreted(forward, prepare):
+    with interpreted(forward, prepare, prepare_normed):
         forward.attention_triton(*case.inputs(), case.lay(), True)
     assert build_prepare("quantize_inputs", 64, 64, True).registers > 0

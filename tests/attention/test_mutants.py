@@ -16,7 +16,7 @@ from .interpreter import interpreted
 from .numerics import check, check_prepared, check_rotated, truth
 
 pytest.importorskip("triton", reason="triton is not installed")
-from fpsgen.attention.kernels import forward, prepare
+from fpsgen.attention.kernels import forward, prepare, prepare_normed
 
 FORWARD = {  # what is wrong: (as it is, as planted)
     "walks the first key block again and again": ("tl.load(keys + i)", "tl.load(keys)"),
@@ -58,24 +58,53 @@ PREPARE = {
         "* num_blocks + first\n        tl.store(out",
     ),
     "V's last block not measured": ("block = program // (batches * heads)", "block = program // (batches * heads + 1)"),
-    "V's largest value, not magnitude": ("amax = tl.max(tl.abs(values), 0)", "amax = tl.max(values, 0)"),
-    "K scales into Q's": ("*(k, k_out, k_scale, norms", "*(k, k_out, q_scale, norms"),
-    "keys by Q's head stride": ("*(stride_kb, stride_kl, stride_kh", "*(stride_kb, stride_kl, stride_kb"),
+    "V's largest value, not magnitude": ("tl.max(tl.abs(values), 0))", "tl.max(values, 0))"),
+    "K scales into Q's": ("*(k, k_out, k_scale, part", "*(k, k_out, q_scale, part"),
+    "keys by Q's head stride": (
+        "part, bh, block_start, block_len, stride_kb",
+        "part, bh, block_start, block_len, stride_qb",
+    ),
     "V's keys not permuted": ("BLOCK // 16, 2, 4, 2), 0, 1, 3, 2, 4)", "BLOCK // 16, 2, 4, 2), 0, 1, 2, 3, 4)"),
-    "norm without its eps": ("tl.sqrt_rn(mean + eps)", "tl.sqrt_rn(mean)"),
-    "norm of one head": ("tl.sum(squares, 1) / (heads * D)", "tl.sum(squares, 1) / D"),
-    "norm leaves the last head out": ("for head in range(heads):", "for head in range(heads - 1):"),
-    "keys by the queries' norm": ("norms += (tl.num_programs(0)", "norms += 0 * (tl.num_programs(0)"),
-    "norm of the first batch": ("line = norms + part.to(tl.int64) * tokens", "line = norms + part // batches * tokens"),
-    "norm weights of the first head": ("weight + (bh % heads) * D + pair", "weight + pair"),
-    "norm weights of the queries for keys": ("norms, weight_k, table", "norms, weight_q, table"),
-    "turned the other way": ("join(even * cos - odd * sin, even * sin", "join(even * cos + odd * sin, even * sin"),
-    "turned by the next token's angle": ("table + token[:, None] * D", "table + (token[:, None] ^ 1) * D"),
-    "turned half as often": ("even * sin + odd * cos)", "even * sin + odd)"),
-    "pairs in the wrong order": ("odd = (both >> kind.primitive_bitwidth)", "odd = (both >> 0)"),
     "V scaled by magnitudes": ("inverse[None, :]).to(tl.float8e4nv)", "scale[None, :]).to(tl.float8e4nv)"),
+    "with norm: the first batch for all": ("line = which * batches + batch", "line = which * batches"),
+    "with norm: keys by the queries' norm": ("norms += (tl.num_programs(0)", "norms += 0 * (tl.num_programs(0)"),
+    "with norm: the queries' weights for keys": ("norms, weight_k, table", "norms, weight_q, table"),
+    "with norm: largest keys among the queries'": ("k_amax + batch", "q_amax + batch"),
 }
-MUTANTS = [(forward, *item) for item in FORWARD.items()] + [(prepare, *item) for item in PREPARE.items()]
+NORMED = {
+    "every part measures the first rows": ("rows = part * ROWS + tl.arange", "rows = tl.arange"),
+    "norm without its eps": ("(heads * D) + eps)", "(heads * D))"),
+    "norm of one head": ("tl.sum(squares, 1) / (heads * D)", "tl.sum(squares, 1) / D"),
+    "norm leaves the last head out": ("tl.range(heads, num_stages=3)", "tl.range(heads - 1, num_stages=3)"),
+    "norm forgets odd channels": ("squares += even * even + odd * odd", "squares += even * even"),
+    "norm weights of the first head": (
+        "gains = _load_pairs(weight, head * (D // 2) + pair, pair >= 0)\n    gain",
+        "gains = _load_pairs(weight, pair, pair >= 0)\n    gain",
+    ),
+    "largest magnitude before the norm": ("tl.max(peak * norm, 0)", "tl.max(peak, 0)"),
+    "largest magnitude of even channels": (
+        "tl.maximum(tl.abs(even * cos - odd * sin), tl.abs(even * sin + odd * cos))",
+        "tl.abs(even * cos - odd * sin)",
+    ),
+    "scale of one head for all": (
+        "tl.load(amax + slot + block // granularity)",
+        "tl.load(amax + block // granularity)",
+    ),
+    "scale of every block its own": ("head * num_blocks + block // granularity", "head * num_blocks + block"),
+    "turned the other way": ("tl.join((even * cos - odd * sin)", "tl.join((even * cos + odd * sin)"),
+    "turned by the next token's angle": ("table + token[:, None] * D", "table + (token[:, None] ^ 1) * D"),
+    "turned half as often": ("(even * sin + odd * cos) * inverse", "(even * sin + odd) * inverse"),
+    "pairs in the wrong order": ("odd = (words >> kind.primitive_bitwidth)", "odd = (words >> 0)"),
+    "the first rows of a block, again and again": (
+        "        rows = first + tl.arange(0, ROWS)\n",
+        "        rows = tl.arange(0, ROWS)\n",
+    ),
+}
+MUTANTS = [
+    (module, *item)
+    for module, items in ((forward, FORWARD), (prepare, PREPARE), (prepare_normed, NORMED))
+    for item in items.items()
+]
 BATTERY = [
     (BY_NAME["shared_scales"], torch.float32),
     (Case("sixteen", (5, 4, 6), (2, 4, 4), (3, 1, 1), batch=2, heads=2), torch.bfloat16),
@@ -141,7 +170,9 @@ def test_planted_mistakes_are_caught(module, what, change, tmp_path, monkeypatch
     mutant = load(module, *change, tmp_path)
     main = mutant if module is forward else forward
     own = mutant if module is prepare else prepare
-    with interpreted(main, own):
+    with interpreted(main, own, prepare_normed, mutant):
+        for name in ("cast_normed", "measure_rows") if module is prepare_normed else ():
+            monkeypatch.setattr(own, name, getattr(mutant, name))
         monkeypatch.setattr(main, "prepare_inputs", own.prepare_inputs)
         with pytest.raises(AssertionError):
             examine(main.attention_triton, own.prepare_inputs)
@@ -149,5 +180,5 @@ def test_planted_mistakes_are_caught(module, what, change, tmp_path, monkeypatch
 
 @pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")
 def test_without_a_mistake_all_checks_pass():
-    with interpreted(forward, prepare):
+    with interpreted(forward, prepare, prepare_normed):
         examine(forward.attention_triton, prepare.prepare_inputs)

@@ -192,10 +192,11 @@ def attention_triton(
     out = torch.empty(q.shape, device=q.device, dtype=q.dtype) if out is None else out
     lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32) if lse is None else lse
     scale = dim**-0.5 * math.log2(math.e)
-    read = (q, k, v, out, lse, *(rotary[:3] if rotary else ()))
-    key = (heads, dim, granularity, fp8, config, *[(x.dtype, x.stride(), x.data_ptr() % 16 == 0) for x in read])
+    given = (q, k, v, out, lse, *(rotary[:3] if rotary else ()))
+    key = (heads, dim, granularity, fp8, config, *[(x.dtype, x.stride(), x.data_ptr() % 16) for x in given])
     done = at.compiled.setdefault((batch, rotary and rotary.eps, *key), {})
-    with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
+    here = not q.is_cuda or q.device.index == torch.cuda.current_device()
+    with nullcontext() if here else torch.cuda.device(q.device):
         if "config" not in done:
             done["config"] = config or _choose(q, at, fp8)
         config = done["config"]

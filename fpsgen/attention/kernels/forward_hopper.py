@@ -35,7 +35,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from fpsgen.attention.kernels.hopper_jobs import describe, job_rings, launch_plan, look_ahead, records, ring
 from fpsgen.attention.kernels.hopper_parts import as_operand, bits, ceil, exp2, exp2_mixed, masked, number, pick, put
-from fpsgen.attention.kernels.launch import HopperConfig, start
+from fpsgen.attention.kernels.launch import HopperConfig, start, started
 from fpsgen.attention.kernels.prepare import Prepared
 from fpsgen.attention.methods import PlanTensors
 
@@ -111,6 +111,7 @@ def _consume(
     STAGES: gl.constexpr,
     LENGTH: gl.constexpr,
     POLY: gl.constexpr,
+    PROMOTE: gl.constexpr,
 ):
     """Rows [64 * ME, 64 * ME + 64) of every job. LENGTH: real keys of every block, 0 where blocks differ."""
     buffers, bars, rings, ones_s, jobs, groups, heads, tokens, out, lse = args
@@ -169,10 +170,12 @@ def _consume(
                 part_sum = gl.zeros([64, 8], gl.float32, at_sum)
                 same = gl.convert_layout(p, gl.DotOperandLayout(0, at_sum, 4))
                 part_sum = warpgroup_mma(same, ones_s.permute((1, 0)), part_sum, use_acc=False, is_async=True)
-                part = gl.zeros([64, D], gl.float32, at_out)
-                part = warpgroup_mma(p, v_s.index(slot).permute((1, 0)), part, use_acc=False, is_async=True)
+                decay_out = gl.expand_dims(gl.convert_layout(decay, out_rows), 1)
+                part = gl.zeros([64, D], gl.float32, at_out) if PROMOTE else acc * decay_out
+                value = v_s.index(slot).permute((1, 0))
+                part = warpgroup_mma(p, value, part, use_acc=not PROMOTE, is_async=True)
                 part, part_sum = warpgroup_mma_wait(0, deps=(part, part_sum))
-                acc = acc * gl.expand_dims(gl.convert_layout(decay, out_rows), 1) + part
+                acc = acc * decay_out + part if PROMOTE else part
                 all_keys, some_keys = gl.split(gl.reshape(part_sum, [64, 4, 2]))
                 decay_total = gl.expand_dims(gl.convert_layout(decay, gl.SliceLayout(1, at_total)), 1)
                 total = total * decay_total + all_keys
@@ -241,6 +244,7 @@ def attention_forward_hopper(
     LENGTH: gl.constexpr,
     POLY: gl.constexpr,
     REGISTERS: gl.constexpr,
+    PROMOTE: gl.constexpr,
 ):
     q_s = gl.allocate_shared_memory(q.dtype, [2 * CONSUMERS, 64, D], q.layout)
     k_s = gl.allocate_shared_memory(k.dtype, [STAGES, BLOCK, D], k.layout)
@@ -266,8 +270,8 @@ def attention_forward_hopper(
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
-                (_consume, (args, 0, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
-                (_consume, (args, 1, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
+                (_consume, (args, 0, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY, PROMOTE)),
+                (_consume, (args, 1, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY, PROMOTE)),
                 (_produce, (produced, CONSUMERS, BLOCK, D, STAGES)),
                 (look_ahead, (planned, CONSUMERS, BLOCK, D, True)),
             ],
@@ -277,9 +281,9 @@ def attention_forward_hopper(
     else:
         gl.warp_specialize(
             [
-                (_consume, (args, 0, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
-                (_consume, (args, 1, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
-                (_consume, (args, 2, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
+                (_consume, (args, 0, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY, PROMOTE)),
+                (_consume, (args, 1, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY, PROMOTE)),
+                (_consume, (args, 2, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY, PROMOTE)),
                 (_produce, (produced, CONSUMERS, BLOCK, D, STAGES)),
                 (look_ahead, (planned, CONSUMERS, BLOCK, D, True)),
             ],
@@ -306,11 +310,12 @@ def launch_hopper(
     batch, _, heads, dim = out.shape
     block, lanes = at.layout.block, at.layout.num_blocks * at.layout.block
     rows, fp8 = (batch * heads * lanes, dim), gl.float8e4nv
+    of = ready.address if started(done, attention_forward_hopper) else ready.tensor
     descriptors = (
-        describe(done, "q", ready.q, rows, (dim, 1), (64, dim), fp8),
-        describe(done, "k", ready.k, rows, (dim, 1), (block, dim), fp8),
-        describe(done, "v", ready.v, (batch * heads * dim, lanes), (lanes, 1), (dim, block), fp8),
+        describe(done, "q", of("q"), rows, (dim, 1), (64, dim), fp8),
+        describe(done, "k", of("k"), rows, (dim, 1), (block, dim), fp8),
+        describe(done, "v", of("v"), (batch * heads * dim, lanes), (lanes, 1), (dim, block), fp8),
     )
     grid, tables, constants = launch_plan(done, at, out, config)
-    args = (*descriptors, out, lse, ready.q_scale, ready.k_scale, ready.v_scale, *tables, scale)
-    start(done, attention_forward_hopper, grid, args, constants, num_warps=4)
+    args = (*descriptors, out, lse, of("q_scale"), of("k_scale"), of("v_scale"), *tables, scale)
+    start(done, attention_forward_hopper, grid, args, constants | {"PROMOTE": config.promote}, num_warps=4)

@@ -12,7 +12,6 @@ Legend: BLOCK rows of a kernel block, STAGES key blocks in flight.
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any
 
 import torch
@@ -122,19 +121,27 @@ def launch_plan(
 def describe(
     done: dict[str, Any],
     name: str,
-    x: torch.Tensor,
+    x: torch.Tensor | int,
     shape: tuple[int, int],
     strides: tuple[int, int],
     block: tuple[int, int],
     dtype: gl.dtype,
 ) -> TensorDescriptor:
-    """A TMA descriptor of x's memory taken as `shape` and `strides`, in blocks; its shape is kept in `done`."""
+    """A TMA descriptor of x's memory taken as `shape` and `strides`, in blocks. All but x is kept in `done`, from then
+    on an address will do.
+    """
     if name not in done:
         layout = gl.NVMMASharedLayout.get_default_for([*block], dtype)
         made = TensorDescriptor(x, [*shape], [*strides], [*block], layout)
-        done[name] = copy(made)
-        done[name].base = None  # its shape, not a tensor, is to stay
+        done[name] = {**vars(made), "base": None}
         return made
-    made = copy(done[name])
-    made.base = x
+    made = object.__new__(TensorDescriptor)
+    vars(made).update(done[name], base=_Address(x) if isinstance(x, int) else x)
     return made
+
+
+class _Address(int):
+    """All that a launch asks of a tensor."""
+
+    def data_ptr(self) -> int:
+        return self

@@ -1,9 +1,14 @@
-"""Every launch choice of the kernels in one place; no triton import, no autotuning in user runs."""
+"""Every launch choice of the kernels in one place, and what makes a launch cheap for the host; no triton import, no
+autotuning in user runs.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 HEAD_DIMS = (64, 128)  # others are padded up to the next of these
 
@@ -31,12 +36,14 @@ class HopperConfig:
     """How a Hopper kernel runs, forward_hopper.py or forward_hopper16.py.
 
     consumers: warpgroups of 64 query rows each, 2 or 3. stages: key blocks in flight. poly: one in so many
-    exponentials runs on the FMA units, 4 or 8, 0 for none. registers: of a consumer's thread.
+    exponentials runs on the FMA units, 4 or 8, 0 for none. promote: as LaunchConfig's, of FP8; False is for measuring.
+    registers: of a consumer's thread.
     """
 
     consumers: int
     stages: int = 3
     poly: int = 0
+    promote: bool = True
 
     @property
     def registers(self) -> int:
@@ -92,15 +99,48 @@ def start(
     constants: dict[str, Any],
     **options: Any,
 ) -> None:
-    """Launch a Triton or Gluon kernel; its compiled form is kept in `done`, and from then on started without Triton's
-    look at every argument, which takes longer than all else on the host.
+    """Launch a Triton or Gluon kernel; its compiled form is kept in `done`, and from then on started with addresses and
+    without Triton's look at every argument, which takes longer than all else on the host.
 
     So one `done` serves only calls whose arguments Triton would treat alike: equal integers (tokens, heads, strides),
-    types and alignment to 16 bytes. constants: in the order of the kernel's signature, after args.
+    types and alignment to 16 bytes. Where `started` says so, args may hold addresses in place of tensors. constants:
+    in the order of the kernel's signature, after args.
     """
     compiled = done.get(kernel.__name__)
     if compiled is None:
         assert [*constants] == kernel.arg_names[len(args) :], kernel.__name__
         done[kernel.__name__] = kernel[grid](*args, **constants, **options)  # None in the interpreter
     else:
-        compiled[grid](*args, *constants.values())
+        addresses = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in args]
+        compiled[grid](*addresses, *constants.values())
+
+
+def started(done: dict[str, Any], kernel: Any) -> bool:
+    return done.get(kernel.__name__) is not None
+
+
+class Pack:
+    """Tensors of one allocation: to ask for each of them would take the host longer than a launch.
+
+    slots: shape and dtype by name, see pack_slots.
+    """
+
+    def __init__(self, slots: dict[str, tuple[int, int, tuple[int, ...], torch.dtype]], memory: torch.Tensor) -> None:
+        self._slots, self._memory, self._base = slots, memory, memory.data_ptr()
+
+    def tensor(self, name: str) -> torch.Tensor:
+        begin, end, shape, dtype = self._slots[name]
+        return self._memory[begin:end].view(dtype).view(shape)
+
+    def address(self, name: str) -> int:
+        return self._base + self._slots[name][0]
+
+
+def pack_slots(**tensors: tuple[tuple[int, ...], torch.dtype]) -> tuple[dict, int]:
+    """Slots for a Pack, each at a multiple of 256 bytes, and the bytes of all."""
+    slots, end = {}, 0
+    for name, (shape, dtype) in tensors.items():
+        size = math.prod(shape) * dtype.itemsize
+        slots[name] = (end, end + size, shape, dtype)
+        end += -(-size // 256) * 256
+    return slots, end
