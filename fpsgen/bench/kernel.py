@@ -1,7 +1,8 @@
 """Attention alone: time and rate of every method at one shape, each checked against fp32 before it is timed.
 
 Rates count 4 x D floating-point operations for each pair of real tokens that the window keeps; padding inside kernel
-blocks does not count. "op" is the whole operator (quantization and attention), as a model calls it.
+blocks does not count. What is timed is the whole operator (quantization and attention), as a model calls it: one call
+queued behind another. host_us is what such a call costs the CPU.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -66,7 +68,7 @@ def run(shapes: list[Shape], methods: list[str], densities: list[float], seconds
             row = {**common, "method": name, "peer": True, "density": 1.0, "tile": None, "window": None}
             rows.append(row | _timed(function, full, (q, k, v), seconds, PEER_GATE, False))
             if name == "fa3-fp8":
-                alone = _rate(measure(fa3_fp8_alone(q, k, v), seconds, device), full, q)
+                alone = _rate(measure(fa3_fp8_alone(q, k, v), seconds, device).milliseconds, full, q)
                 rows[-1] |= {f"attend_{key}": value for key, value in alone.items()}
         for name, why in missing.items() if alike else ():
             rows.append({**common, "method": name, "peer": True, "missing": why})
@@ -122,12 +124,19 @@ def _parts(
             return prepare_inputs(q, k, v, at, plan.granularity, True, rotary, done)
 
         ready = prepare(None, kept[0])
-        row["prepare_ms"] = round(statistics.median(measure(lambda: prepare(None, kept[0]), seconds, q.device)), 4)
-        times = measure(lambda: prepare(rotary, kept[1]), seconds, q.device)
-        row["prepare_norm_rope_ms"] = round(statistics.median(times), 4)
-        times = measure(lambda: launch_hopper(ready, at, out, lse, scale, config, kept[2]), seconds, q.device)
+        made = measure(lambda: prepare(None, kept[0]), seconds, q.device)
+        row["prepare_ms"] = round(statistics.median(made.milliseconds), 4)
+        made = measure(lambda: prepare(rotary, kept[1]), seconds, q.device)
+        row["prepare_norm_rope_ms"] = round(statistics.median(made.milliseconds), 4)
+
+        def run() -> None:
+            launch_hopper(ready, at, out, lse, scale, config, kept[2])
     else:
-        times = measure(lambda: launch_hopper16(q, k, v, at, out, lse, scale, config, kept[2]), seconds, q.device)
+
+        def run() -> None:
+            launch_hopper16(q, k, v, at, out, lse, scale, config, kept[2])
+
+    times = measure(run, seconds, q.device).milliseconds
     first = at.layout.tile_first_block.long()
     blocks = (first[1:] - first[:-1]) * at.list_count.cpu().double().mean(0)
     whole = 4 * dim * batch * heads * float(blocks.sum()) * at.layout.block**2
@@ -192,11 +201,12 @@ def _timed(
             "run fpsgen doctor, and report what it prints",
             NUMERIC,
         )
-    times = measure(call, seconds, q.device)
+    times, host_us = measure(call, seconds, q.device)
     rate = _rate(times, plan, q)
     return {
         "median_ms": rate.pop("ms"),
         **rate,
+        "host_us": host_us and round(host_us, 1),
         "repeats": len(times),
         "relative_error": float(f"{error:.3g}"),
     }
@@ -234,26 +244,49 @@ def check(
     return (wrong / max(size, 1e-30)) ** 0.5
 
 
-def measure(call: Callable[[], object], seconds: float, device: torch.device) -> list[float]:
-    """Milliseconds of single calls, at least three, for about `seconds`; warmed up before."""
-    cuda = device.type == "cuda"
-    for _ in range(3 if cuda else 1):
-        call()
+class Timings(NamedTuple):
+    """milliseconds of single calls; host_us: median time that the CPU needs for one, None where it does the work."""
+
+    milliseconds: list[float]
+    host_us: float | None
+
+
+def measure(call: Callable[[], object], seconds: float, device: torch.device) -> Timings:
+    """At least three calls, for about `seconds`; warmed up before.
+
+    On a GPU they are queued behind each other in runs of about 10 ms, and the first of a run, which waits for the CPU,
+    does not count.
+    """
     times: list[float] = []
-    limit = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < limit:
-        if cuda:
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            call()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end))
-        else:
+    if device.type != "cuda":
+        call()
+        limit = time.perf_counter() + seconds
+        while len(times) < 3 or time.perf_counter() < limit:
             begin = time.perf_counter()
             call()
             times.append((time.perf_counter() - begin) * 1e3)
-    return times
+        return Timings(times, None)
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    call()
+    torch.cuda.synchronize(device)
+    run = min(32, max(1, round(0.01 / (time.perf_counter() - begin))))
+    host: list[float] = []
+    limit = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < limit:
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(run + 1)]
+        call()
+        begin = time.perf_counter()
+        events[0].record()
+        for event in events[1:]:
+            call()
+            event.record()
+        host.append((time.perf_counter() - begin) / run * 1e6)
+        torch.cuda.synchronize(device)
+        times += [a.elapsed_time(b) for a, b in pairwise(events)]
+    return Timings(times, statistics.median(host))
 
 
 def _quantile(values: list[float], share: float) -> float:

@@ -248,24 +248,25 @@ def table(rows: list[dict[str, Any]]) -> None:
 def kernel_table(rows: list[dict[str, Any]]) -> None:
     """The rows of the kernel bench, a block for each shape."""
     print(f"{rows[0]['device']}, commit {rows[0]['commit'] or 'unknown'}")
-    print("TFLOP/s of kept pairs of real tokens; attend: the same without quantization")
+    print("TFLOP/s of kept pairs of real tokens; attend: without quantization; host: CPU time of a call, us")
 
     def group(row: dict[str, Any]) -> str:
         tiles = "" if row["tiles"] == "fit" else " tiles {}x{}x{}".format(*row["tiles"])
         return f"{row['shape']}{tiles}, {row['heads']} heads" + (f", batch {row['batch']}" if row["batch"] > 1 else "")
 
     for name in dict.fromkeys(map(group, rows)):
-        lines = [[name, "density", "ms", "p10-p90", "TFLOP/s", "error", "attend"]]
+        lines = [[name, "density", "ms", "p10-p90", "TFLOP/s", "error", "attend", "host"]]
         for row in rows:
             if group(row) != name:
                 continue
             if "missing" in row:
-                lines.append([row["method"], row["missing"], *[""] * 5])
+                lines.append([row["method"], row["missing"], *[""] * 6])
                 continue
             spread = f"{row['p10_ms']:.3f}-{row['p90_ms']:.3f}"
             figures = [f"{row['density']:.1%}", f"{row['median_ms']:.3f}", spread, f"{row['tflops']:.0f}"]
             alone = f"{row['attend_tflops']:.0f}" if "attend_tflops" in row else ""
-            lines.append([row["method"], *figures, f"{row['relative_error']:.1e}", alone])
+            host = f"{row['host_us']:.0f}" if row["host_us"] is not None else ""
+            lines.append([row["method"], *figures, f"{row['relative_error']:.1e}", alone, host])
         print_columns(lines)
 
 

@@ -15,6 +15,19 @@ needs_gpu = [
         reason="FP8 needs compute capability 8.9",
     ),
 ]
+hopper_marks = [
+    *needs_gpu,
+    pytest.mark.skipif(
+        torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
+    ),
+]
+
+
+def needs_hopper(test):
+    """For one test what hopper_marks are for a file."""
+    for mark in hopper_marks:
+        test = mark(test)
+    return test
 
 
 def run(case: Case, fp8: bool, dtype=torch.float32, inputs=None, config=None):

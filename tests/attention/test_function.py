@@ -135,6 +135,7 @@ def test_plans_are_resolved_hashable_and_equal():
         {"granularity": 0},
         {"tile": (9, 1, 1, 1)},
         {"impl": "cuda"},
+        {"smooth_k": True, "method": "sta"},
         {"window": (2, 1, 1)},
     ],
 )
@@ -158,6 +159,37 @@ def test_reference_and_operator_are_one():
     plan = AttentionPlan(GRID, TILE, (3, 1, 1), 2)
     at = plan.tensors("cpu")
     assert torch.equal(attend(q, k, v, plan), attention_reference(q, k, v, at.layout, at.lists, True, 2)[0])
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_smooth_keys_lose_their_bias_and_softmax_does_not_see_it(grad):
+    q, k, v = inputs(dim=64)
+    bias = torch.randn(64, generator=torch.Generator().manual_seed(2)) * 20
+    exact = sdpa(*(x.double() for x in (q, k, v)))
+    biased = (k + bias).requires_grad_(grad)
+    heights = torch.einsum("blhd,bshd->bhls", q, k + bias).mul(64**-0.5).logsumexp(-1)
+    errors = {}
+    for smooth in (False, True):
+        plan = AttentionPlan(GRID, TILE, method="fp8", smooth_k=smooth)
+        out, lse = attend(q, biased, v, plan, return_lse=True)
+        out, lse = out.detach(), lse.detach()
+        errors[smooth] = float((out - exact).norm() / exact.norm()), float((lse - heights).abs().max())
+    plain = attend(q, k, v, AttentionPlan(GRID, TILE, method="fp8"))
+    assert errors[True][0] < 1.1 * float((plain - exact).norm() / exact.norm()) < 0.2 * errors[False][0]
+    assert errors[True][1] < 0.1 < errors[False][1]
+
+
+def test_smooth_keys_have_the_gradient_of_keys():
+    """Straight through the cast: what the mean takes from one key it gives back to all."""
+    q, k, v = inputs(grad=True)
+    out = attend(q, k, v, AttentionPlan(GRID, TILE, smooth_k=True))
+    got = torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
+    shifted = (k - k.mean(1, keepdim=True)).detach().requires_grad_()
+    out = attend(q, shifted, v, AttentionPlan(GRID, TILE))
+    wanted = torch.autograd.grad(out, (q, shifted, v), torch.ones_like(out))
+    centred = wanted[1] - wanted[1].mean(1, keepdim=True)
+    for a, b in zip(got, (wanted[0], centred, wanted[2]), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 def test_import_needs_no_triton():

@@ -10,15 +10,11 @@ from fpsgen.attention import AttentionPlan, attend
 from fpsgen.attention.kernels.launch import HopperConfig
 
 from .cases import Case
-from .gpu import needs_gpu, run
-from .numerics import check, truth
+from .gpu import hopper_marks, run
+from .mutant import load
+from .numerics import check, half_check, measure, truth
 
-pytestmark = [
-    *needs_gpu,
-    pytest.mark.skipif(
-        torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
-    ),
-]
+pytestmark = hopper_marks
 HOPPER = [HopperConfig(3, stages=2), HopperConfig(2, poly=8), HopperConfig(3, poly=8), HopperConfig(2, poly=4)]
 HOPPER16 = [HopperConfig(3, stages=2), HopperConfig(2, stages=2)]
 HOPPER_CASES = [
@@ -63,6 +59,46 @@ def test_constant_values_come_back_on_hopper(config, tile):
     torch.testing.assert_close(out, torch.ones_like(out), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("every", [1, 2, 4, 0])
+def test_error_of_the_accumulator_on_hopper(every, tmp_path, monkeypatch):
+    """Prints what it is worth to move P.V into fp32 after so many blocks of 128 keys (0: never). After more than one
+    takes another multiplication of all of the accumulator: 1 is the cheapest, and is what ships.
+    """
+    from fpsgen.attention.kernels import forward_hopper
+
+    config = HopperConfig(2, poly=8, promote=every == 1)
+    if every > 1:
+        monkeypatch.setattr(forward_hopper, "launch_hopper", load(forward_hopper, tmp_path, *late(every)).launch_hopper)
+    plan = AttentionPlan((21, 45, 80), method="fp8")
+    case = Case("sums", plan.grid, plan.tile, "all", 1, 1, 128)
+    for offset in (0.0, 1.0):
+        q, k, v = case.inputs(device="cuda")
+        inputs, at, (out, lse) = run(case, True, inputs=(q, k, v + offset), config=config)
+        true = truth(*inputs, at.layout, at.lists, True, tiles=[0, plan.tiling.num_tiles - 1])
+        got = out.double()[:, true.tokens]
+        error = float((got - true.out).norm() / true.out.norm())
+        print(f"every {every * 128} keys, V + {offset}: {error:.2e}, P's cast {measure(out, lse, true)['noise']:.2e}")
+        assert error < 4e-2
+
+
+def late(every: int) -> list[tuple[str, str]]:
+    """Changes to forward_hopper.py that add P.V up in the tensor core over so many key blocks."""
+    begin = "acc = gl.zeros([64, D], gl.float32, at_out)\n"
+    return [
+        (begin, f"{begin}        part = acc\n        blocks = 0\n"),
+        ("part = gl.zeros([64, D], gl.float32, at_out) if PROMOTE else acc * decay_out", "part = part * decay_out"),
+        ("use_acc=not PROMOTE", "use_acc=True"),
+        (
+            "acc = acc * decay_out + part if PROMOTE else part\n",
+            "blocks += 1\n"
+            f"                last = blocks % {every} == 0\n"
+            "                acc = acc * decay_out + gl.where(last, part, 0.0)\n"
+            "                part = gl.where(last, 0.0, part)\n",
+        ),
+        ("sums = gl.convert_layout(gl.max(total", "acc += part\n        sums = gl.convert_layout(gl.max(total"),
+    ]
+
+
 @pytest.mark.parametrize("config", HOPPER, ids=str)
 @pytest.mark.parametrize("key", [0, 7, 15, 40, 100])
 def test_nan_of_a_key_is_not_hidden_on_hopper(config, key):
@@ -75,31 +111,6 @@ def test_nan_of_a_key_is_not_hidden_on_hopper(config, key):
     k[0, key] = math.nan
     _, _, (out, _) = run(case, True, inputs=(q, k, v), config=config)
     assert out.isnan().all()
-
-
-@pytest.mark.parametrize("config", HOPPER, ids=str)
-def test_hopper_repeats_are_bit_equal_beside_other_work(config):
-    plan = AttentionPlan((21, 30, 26), window=(0.5, 0.5, 0.5))
-    case = Case("repeat", plan.grid, plan.tile, plan.window, 1, 4, 128)
-    inputs, _, (out, lse) = run(case, True, torch.bfloat16, config=config)
-    other, busy = torch.cuda.Stream(), torch.randn(2048, 2048, device="cuda")
-    for _ in range(100):
-        with torch.cuda.stream(other):
-            busy @ busy
-        _, _, (again, again_lse) = run(case, True, inputs=inputs, config=config)
-        assert torch.equal(out, again) and torch.equal(lse, again_lse)
-
-
-def half_check(out, lse, true, label=""):
-    """The contract of 16-bit products: P and the output are rounded to 8 or 11 bits."""
-    empty = (true.lse == -math.inf).transpose(1, 2)
-    error = float((out.double() - true.out).norm() / true.out.norm().clamp(min=1e-300))
-    gap = float((lse.double() - true.lse)[true.lse.isfinite()].abs().max())
-    print(label, f"relative {error:.2e} lse {gap:.2e}")
-    assert out.isfinite().all() and error < 5e-3 and gap < 1e-3
-    assert torch.equal(lse == -math.inf, true.lse == -math.inf) and (out[empty] == 0).all()
-    rows = (out.double() - true.out).norm(dim=-1) / true.out.norm(dim=-1).clamp(min=1e-3)
-    assert rows[~empty].max() < 3e-2
 
 
 @pytest.mark.parametrize("config", HOPPER16, ids=str)
@@ -156,18 +167,14 @@ def test_any_strides_on_hopper16():
 
 @pytest.mark.parametrize("config", HOPPER16, ids=str)
 def test_hopper16_is_the_portable_kernel_to_the_bit(config):
-    """Both add and round alike, so repeats, other streams and other kernels all give the same bits."""
+    """Both add and round alike."""
     from fpsgen.attention.kernels import select
 
     plan = AttentionPlan((21, 30, 26), window=(0.5, 0.5, 0.5), method="sta")
-    case = Case("repeat", plan.grid, plan.tile, plan.window, 1, 4, 128)
+    case = Case("same", plan.grid, plan.tile, plan.window, 1, 4, 128)
     inputs, _, (out, lse) = run(case, False, torch.bfloat16, config=select(128, 128, False))
-    other, busy = torch.cuda.Stream(), torch.randn(2048, 2048, device="cuda")
-    for _ in range(100):
-        with torch.cuda.stream(other):
-            busy @ busy
-        _, _, (again, again_lse) = run(case, False, inputs=inputs, config=config)
-        assert torch.equal(out, again) and torch.equal(lse, again_lse)
+    _, _, (again, again_lse) = run(case, False, inputs=inputs, config=config)
+    assert torch.equal(out, again) and torch.equal(lse, again_lse)
 
 
 def test_hopper_runs_where_the_plan_says_so(monkeypatch):

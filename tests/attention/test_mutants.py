@@ -3,16 +3,15 @@
 The checks are those of test_kernels.py on a handful of cases, in Triton's interpreter.
 """
 
-import importlib.util
 import math
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 
 from .cases import BY_NAME, Case
 from .interpreter import interpreted
+from .mutant import load
 from .numerics import check, check_prepared, check_rotated, truth
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -151,23 +150,10 @@ def examine(attention_triton, prepare_inputs) -> None:
     torch.testing.assert_close(out, torch.ones_like(out), atol=1e-6, rtol=0)
 
 
-def load(module, old: str, new: str, folder: Path):
-    """The module with the first `old` replaced; a file of its own, since Triton reads functions from theirs."""
-    source = Path(module.__file__).read_text(encoding="utf-8")
-    assert old in source, f"nothing to replace: {old}"
-    path = folder / "mutant.py"
-    path.write_text(source.replace(old, new, 1), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(f"{module.__name__}_mutant", path)
-    assert spec and spec.loader
-    mutant = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mutant)
-    return mutant
-
-
 @pytest.mark.filterwarnings("ignore")  # planted mistakes divide by zero, and overflow
 @pytest.mark.parametrize(("module", "what", "change"), MUTANTS, ids=[mutant[1] for mutant in MUTANTS])
 def test_planted_mistakes_are_caught(module, what, change, tmp_path, monkeypatch):
-    mutant = load(module, *change, tmp_path)
+    mutant = load(module, tmp_path, change)
     main = mutant if module is forward else forward
     own = mutant if module is prepare else prepare
     with interpreted(main, own, prepare_normed, mutant):

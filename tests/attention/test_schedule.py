@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from fpsgen.attention.methods import METHODS, AttentionPlan
@@ -50,6 +52,8 @@ def test_windows_must_cover_sigma_once(windows, words):
         {"method": "fps", "window": (2, 3, 3)},
         {"method": "fps", "tile": (0, 1, 1)},
         {"method": "fps", "granularity": 0},
+        {"method": "sta", "smooth_k": True},
+        {"method": "fp8", "smooth_k": 1},
     ],
 )
 def test_bad_profiles_are_refused(fields):
@@ -66,10 +70,17 @@ def test_presets_survive_toml(name, tmp_path):
 
 
 def test_toml_keeps_every_field():
-    odd = Profile('q"\\\n', "sta", tile=(6, 8, 8), window=(3, 0, 0.25), granularity=3)
+    odd = Profile('q"\\\n', "fps", tile=(6, 8, 8), window=(3, 0, 0.25), granularity=3, smooth_k=True)
     schedule = Schedule("mine", (odd,), ((0.0, 1.0, odd.name),), dense_layers=(3, 1), trained=True)
     assert Schedule.from_toml(schedule.to_toml()) == schedule
     assert schedule.dense_layers == (1, 3)
+
+
+def test_smooth_keys_go_with_fp8_alone():
+    smooth = replace(A, smooth_k=True)
+    schedule = Schedule("s", (smooth,), ((0.0, 1.0, "a"),))
+    kept = [schedule.with_method(method).profiles[0].smooth_k for method in ("fps", "fp8", "sta", "bf16")]
+    assert kept == [True, True, False, False]
 
 
 @pytest.mark.parametrize("text", ["name = 1 =", 'name = "x"', preset("paper").to_toml() + "\n[extra]\n"])

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from fpsgen.bench import end_to_end
+from fpsgen.bench import choices, end_to_end
 from fpsgen.bench import kernel as kernel_bench
 from fpsgen.evaluate.metrics import psnr, ssim
 from fpsgen.pipeline import generate
@@ -109,6 +110,13 @@ def test_kernel_rows(fpsgen):
         operations = 4 * 128 * 2 * row["density"] * 256**2
         assert row["tflops"] == pytest.approx(operations / row["median_ms"] / 1e9, abs=0.06)
     assert rows[0]["relative_error"] < 1e-2 and 1e-3 < rows[4]["relative_error"] < 4e-2 and rows[4]["density"] < 0.6
+
+
+def test_keys_without_their_mean_do_not_mind_a_bias():
+    rows = choices.run((4, 8, 8), 2, torch.device("cpu"), 0.01)
+    errors = [float(row["error"]) for row in rows]
+    assert len(rows) == 2 * len(choices.BIASES) and all(row["ms"] > 0 for row in rows)
+    assert max(errors[1::2]) < 1.1 * errors[1] < 0.3 * errors[-2]
 
 
 @pytest.mark.parametrize("fault", [lambda out: out * 1.05, lambda out: out.roll(1, 2), lambda out: out * 0])
