@@ -254,8 +254,8 @@ class Timings(NamedTuple):
 def measure(call: Callable[[], object], seconds: float, device: torch.device) -> Timings:
     """At least three calls, for about `seconds`; warmed up before.
 
-    On a GPU they are queued behind each other in runs of about 10 ms, and the first of a run, which waits for the CPU,
-    does not count.
+    On a GPU they are queued behind each other in runs of about 10 ms; before a run of short ones go two that do not
+    count, for they wait for the CPU.
     """
     times: list[float] = []
     if device.type != "cuda":
@@ -266,18 +266,20 @@ def measure(call: Callable[[], object], seconds: float, device: torch.device) ->
             call()
             times.append((time.perf_counter() - begin) * 1e3)
         return Timings(times, None)
-    for _ in range(3):
-        call()
+    call()
     torch.cuda.synchronize(device)
     begin = time.perf_counter()
     call()
     torch.cuda.synchronize(device)
-    run = min(32, max(1, round(0.01 / (time.perf_counter() - begin))))
+    once = time.perf_counter() - begin
+    run = min(32, max(1, round(0.01 / once)))
+    lead = 2 if once < 0.02 else 0
     host: list[float] = []
     limit = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < limit:
         events = [torch.cuda.Event(enable_timing=True) for _ in range(run + 1)]
-        call()
+        for _ in range(lead):
+            call()
         begin = time.perf_counter()
         events[0].record()
         for event in events[1:]:

@@ -61,8 +61,8 @@ def test_constant_values_come_back_on_hopper(config, tile):
 
 @pytest.mark.parametrize("every", [1, 2, 4, 0])
 def test_error_of_the_accumulator_on_hopper(every, tmp_path, monkeypatch):
-    """Prints what it is worth to move P.V into fp32 after so many blocks of 128 keys (0: never). After more than one
-    takes another multiplication of all of the accumulator: 1 is the cheapest, and is what ships.
+    """What it is worth to move P.V into fp32 after so many blocks of 128 keys (0: never). After more than one takes
+    another multiplication of all of the accumulator: 1 is the cheapest, and is what ships.
     """
     from fpsgen.attention.kernels import forward_hopper
 
@@ -78,7 +78,8 @@ def test_error_of_the_accumulator_on_hopper(every, tmp_path, monkeypatch):
         got = out.double()[:, true.tokens]
         error = float((got - true.out).norm() / true.out.norm())
         print(f"every {every * 128} keys, V + {offset}: {error:.2e}, P's cast {measure(out, lse, true)['noise']:.2e}")
-        assert error < 4e-2
+        assert error < {1: 2e-3, 2: 4e-3, 4: 1e-2}.get(every, 1.0)
+        assert every or error > 5e-2  # a fifth was measured at 10,000 keys
 
 
 def late(every: int) -> list[tuple[str, str]]:

@@ -246,10 +246,9 @@ def _launch_portable(
             TensorDescriptor.from_tensor(ready.v.view(-1, blocks * block), [dim, block]),
         )
         scales = (ready.q_scale, ready.k_scale, ready.v_scale)
-    args = (*operands, out, lse, *scales)
-    args += (at.block_start, at.block_len, at.block_tile, at.list_index, at.list_count)
-    args += (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], heads, tokens, blocks)
-    args += (at.list_count.shape[1], at.list_count.shape[0], at.list_index.shape[2], scale)
+    fixed = (at.block_start, at.block_len, at.block_tile, at.list_index, at.list_count)
+    fixed += (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], heads, tokens, blocks)
+    fixed += (at.list_count.shape[1], at.list_count.shape[0], at.list_index.shape[2], scale)
     constants = {
         "FP8": ready is not None,
         "HALF": tl.float16 if q.dtype == torch.float16 else tl.bfloat16,
@@ -263,4 +262,4 @@ def _launch_portable(
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     options |= {"maxnreg": config.maxnreg} if config.maxnreg else {}
     grid = (blocks * (block // config.block_q), batch * heads, 1)
-    start(done, attention_forward, grid, args, constants, **options)
+    start(done, attention_forward, grid, (*operands, out, lse, *scales), fixed, constants, **options)

@@ -317,5 +317,6 @@ def launch_hopper(
         describe(done, "v", of("v"), (batch * heads * dim, lanes), (lanes, 1), (dim, block), fp8),
     )
     grid, tables, constants = launch_plan(done, at, out, config)
-    args = (*descriptors, out, lse, of("q_scale"), of("k_scale"), of("v_scale"), *tables, scale)
-    start(done, attention_forward_hopper, grid, args, constants | {"PROMOTE": config.promote}, num_warps=4)
+    moving = (*descriptors, out, lse, of("q_scale"), of("k_scale"), of("v_scale"))
+    constants = constants | {"PROMOTE": config.promote}
+    start(done, attention_forward_hopper, grid, moving, (*tables, scale), constants, num_warps=4)

@@ -317,8 +317,8 @@ def launch_hopper16(
 
     descriptors = (lines("q", q, 64), lines("k", k, at.layout.block), lines("v", v, at.layout.block))
     grid, tables, constants = launch_plan(done, at, out, config)
-    args = (*descriptors, out, lse, *tables, q.stride(2), k.stride(2), v.stride(2), scale)
-    start(done, attention_forward_hopper16, grid, args, constants, num_warps=4)
+    fixed = (*tables, q.stride(2), k.stride(2), v.stride(2), scale)
+    start(done, attention_forward_hopper16, grid, (*descriptors, out, lse), fixed, constants, num_warps=4)
 
 
 def _lies_in_rows(x: torch.Tensor) -> bool:

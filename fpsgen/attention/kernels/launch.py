@@ -95,28 +95,37 @@ def start(
     done: dict[str, Any],
     kernel: Any,
     grid: tuple[int, int, int],
-    args: tuple,
+    moving: tuple,
+    fixed: tuple,
     constants: dict[str, Any],
     **options: Any,
 ) -> None:
-    """Launch a Triton or Gluon kernel; its compiled form is kept in `done`, and from then on started with addresses and
-    without Triton's look at every argument, which takes longer than all else on the host.
+    """Launch a Triton or Gluon kernel with the arguments moving + fixed; its compiled form is kept in `done`, and from
+    then on started with addresses and without Triton's look at every argument, which takes longer than all else on the
+    host.
 
-    So one `done` serves only calls whose arguments Triton would treat alike: equal integers (tokens, heads, strides),
-    types and alignment to 16 bytes. Where `started` says so, args may hold addresses in place of tensors. constants:
-    in the order of the kernel's signature, after args.
+    So one `done` serves only calls of equal `grid`, `fixed` and `constants`, and of moving arguments that Triton would
+    treat alike: types, alignment to 16 bytes. It lives no longer than the tensors in `fixed`. Where `started` says so,
+    addresses in place of tensors will do. constants: in the order of the kernel's signature, after all else.
     """
-    compiled = done.get(kernel.__name__)
-    if compiled is None:
-        assert [*constants] == kernel.arg_names[len(args) :], kernel.__name__
-        done[kernel.__name__] = kernel[grid](*args, **constants, **options)  # None in the interpreter
-    else:
-        addresses = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in args]
-        compiled[grid](*addresses, *constants.values())
+    known = done.get(kernel.__name__)
+    if known is not None:
+        run, rest = known
+        run(*[_address(x) for x in moving], *rest)
+        return
+    args = (*moving, *fixed)
+    assert [*constants] == kernel.arg_names[len(args) :], kernel.__name__
+    compiled = kernel[grid](*args, **constants, **options)
+    if compiled is not None:  # as it is in the interpreter
+        done[kernel.__name__] = compiled[grid], (*map(_address, fixed), *constants.values())
+
+
+def _address(x: Any) -> Any:
+    return x.data_ptr() if isinstance(x, torch.Tensor) else x
 
 
 def started(done: dict[str, Any], kernel: Any) -> bool:
-    return done.get(kernel.__name__) is not None
+    return kernel.__name__ in done
 
 
 class Pack:

@@ -309,14 +309,16 @@ def prepare_inputs(
     sizes = (heads, tokens, blocks, granularity)
     constants: dict[str, Any] = {"D": dim, "BLOCK": block, "ROWS": ROWS}
     norm = {"NORM": rotary is not None}
-    args = (q, k, v, *turn, norms, of("peaks"), *amax, *tables, *strides, batch, *sizes, rotary.eps if rotary else 0.0)
+    moving = (q, k, v, *turn, norms, of("peaks"), *amax)
+    fixed = (*tables, *strides, batch, *sizes, rotary.eps if rotary else 0.0)
     chunks = 2 * batch * blocks * (block // ROWS) if rotary else 0
     grid = (chunks + blocks * batch * heads, 1, 1)
-    start(done, measure_inputs, grid, args, constants | norm, num_warps=4)
+    start(done, measure_inputs, grid, moving, fixed, constants | norm, num_warps=4)
     outputs = (of("q"), of("k"), of("v"), of("q_scale"), of("k_scale"), of("v_scale"))
-    args = (q, k, v, *outputs, *turn, norms, *amax, *tables, *strides, *sizes)
+    moving = (q, k, v, *outputs, *turn, norms, *amax)
+    fixed = (*tables, *strides, *sizes)
     constants |= {"SINGLE": granularity == 1, "PERMUTED": permuted} | norm
-    start(done, quantize_inputs, (batch * heads, blocks, 3), args, constants, num_warps=4)
+    start(done, quantize_inputs, (batch * heads, blocks, 3), moving, fixed, constants, num_warps=4)
     return ready
 
 
