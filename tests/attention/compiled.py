@@ -104,7 +104,7 @@ def build_hopper(config: launch.HopperConfig, length: int, fp8: bool = True) -> 
     types |= {f"{x}": f"tensordesc<{kind}[{n}, 128],{layout!r}>" for x, n in (("q", 64), ("k", 128), ("v", 128))}
     constants = {"CONSUMERS": config.consumers, "BLOCK": 128, "D": 128, "STAGES": config.stages, "LENGTH": length}
     constants |= {"POLY": config.poly, "REGISTERS": config.registers}
-    constants |= {"PROMOTE": config.promote} if fp8 else {}
+    constants |= {"PINGPONG": config.pingpong, "PROMOTE": config.promote} if fp8 else {}
     kernel = forward_hopper.attention_forward_hopper if fp8 else forward_hopper16.attention_forward_hopper16
     return build(kernel, types, constants, {"num_warps": 4})
 

@@ -15,7 +15,12 @@ from .mutant import load
 from .numerics import check, half_check, measure, truth
 
 pytestmark = hopper_marks
-HOPPER = [HopperConfig(3, stages=2), HopperConfig(2, poly=8), HopperConfig(3, poly=8), HopperConfig(2, poly=4)]
+HOPPER = [
+    HopperConfig(3, stages=2, pingpong=True),
+    HopperConfig(2, poly=8),
+    HopperConfig(3, poly=8),
+    HopperConfig(2, poly=4, pingpong=True),
+]
 HOPPER16 = [HopperConfig(3, stages=2), HopperConfig(2, stages=2)]
 HOPPER_CASES = [
     Case("one_tile", (4, 5, 6), (4, 5, 6), dim=128),

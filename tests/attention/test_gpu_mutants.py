@@ -95,7 +95,7 @@ MUTANTS = [
     )
     for item in items.items()
 ]
-TWO, THREE = HopperConfig(2, poly=8), HopperConfig(3, stages=2)
+TWO, THREE = HopperConfig(2, poly=8), HopperConfig(3, stages=2, pingpong=True)
 BATTERY = [
     (Case("ragged", (9, 11, 13), (4, 5, 6), (3, 1, 3), batch=2, heads=3, dim=128, granularity=3), TWO),
     (Case("lists", (6, 12, 18), (3, 6, 9), "per_batch_head", batch=2, heads=2, dim=128), TWO),

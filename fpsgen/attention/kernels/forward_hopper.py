@@ -12,6 +12,7 @@ What makes it fast, each measured on its own on an H100 (figures/README.md has h
   second column holds ones, and those for 32 keys only: such short sums lose next to nothing, and make the LSE.
 - Products of a key block are added up in fp32 registers in the step that rescales the accumulator anyway. Hopper's
   FP8 sums keep about 14 bits: without this, 10,000 keys lose a fifth of a row sum.
+- Three consumers take turns at the tensor core: one's P.V and next Q.K run beside the others' exponentials.
 - One in `poly` exponentials runs on the FMA units (a cubic, relative error 1e-4, far below P's E4M3).
 
 Legend: BLOCK 128 rows of a kernel block, D 128, a job is one group of query rows of one (batch, head).
@@ -53,7 +54,7 @@ def _produce(args, CONSUMERS: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr
     """
     q, k, v, buffers, bars, rings, jobs, groups, num_blocks, list_index, block_len, k_scale = args
     q_s, k_s, v_s, block_s = buffers
-    q_full, q_free, k_full, v_full, free = bars
+    q_full, q_free, k_full, v_full, free, _turns = bars
     walk_s, _rows_s, _v_scale_s, job_full, job_free = rings
     q_bytes: gl.constexpr = CONSUMERS * 64 * D
     block_bytes: gl.constexpr = BLOCK * D
@@ -102,6 +103,22 @@ def _produce(args, CONSUMERS: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr
 
 
 @gluon.jit
+def _take_turn(turns, taken, ME: gl.constexpr, PINGPONG: gl.constexpr):
+    """Wait until the consumer before passes its turn on; the first has one to begin with. taken: turns before.
+
+    From P.V of one block to Q.K of the next is one turn. Two stages suffice: who passes a turn on has freed its block.
+    """
+    if PINGPONG:
+        mbarrier.wait(turns.index(ME), (taken & 1) ^ (ME == 0))
+
+
+@gluon.jit
+def _pass_turn(turns, ME: gl.constexpr, CONSUMERS: gl.constexpr, PINGPONG: gl.constexpr):
+    if PINGPONG:
+        mbarrier.arrive(turns.index((ME + 1) % CONSUMERS), count=1)
+
+
+@gluon.jit
 def _consume(
     args,
     ME: gl.constexpr,
@@ -111,12 +128,13 @@ def _consume(
     STAGES: gl.constexpr,
     LENGTH: gl.constexpr,
     POLY: gl.constexpr,
+    PINGPONG: gl.constexpr,
     PROMOTE: gl.constexpr,
 ):
     """Rows [64 * ME, 64 * ME + 64) of every job. LENGTH: real keys of every block, 0 where blocks differ."""
     buffers, bars, rings, ones_s, jobs, groups, heads, tokens, out, lse = args
     q_s, k_s, v_s, block_s = buffers
-    q_full, q_free, k_full, v_full, free = bars
+    q_full, q_free, k_full, v_full, free, turns = bars
     _walk_s, rows_s, v_scale_s, job_full, job_free = rings
     warps: gl.constexpr = gl.num_warps()
     at_score: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, BLOCK, 32])
@@ -142,6 +160,7 @@ def _consume(
         acc = gl.zeros([64, D], gl.float32, at_out)
         mbarrier.wait(q_full.index(turn & 1), (turn >> 1) & 1)
         query = q_s.index((turn & 1) * CONSUMERS + ME)
+        _take_turn(turns, step + turn, ME, PINGPONG)
         if pick(record, 1) > 0:
             for _ in range(count):
                 slot = step % STAGES
@@ -150,6 +169,7 @@ def _consume(
                 score = gl.zeros([64, BLOCK], gl.float32, at_score)
                 key = k_s.index(slot).permute((1, 0))
                 score = warpgroup_mma(query, key, score, use_acc=False, is_async=True)
+                _pass_turn(turns, ME, CONSUMERS, PINGPONG)
                 words = block_s.index(slot).load(two)
                 score = warpgroup_mma_wait(0, deps=(score,))
                 scale = scale_q * number(pick(words, 0))
@@ -167,6 +187,7 @@ def _consume(
                 weight = exp2_mixed(weight, POLY) if POLY else exp2(weight)
                 p = as_operand(weight, gl.DotOperandLayout(0, at_out, 4))
                 mbarrier.wait(v_full.index(slot), phase)
+                _take_turn(turns, step + turn + 1, ME, PINGPONG)
                 part_sum = gl.zeros([64, 8], gl.float32, at_sum)
                 same = gl.convert_layout(p, gl.DotOperandLayout(0, at_sum, 4))
                 part_sum = warpgroup_mma(same, ones_s.permute((1, 0)), part_sum, use_acc=False, is_async=True)
@@ -184,10 +205,13 @@ def _consume(
                 step += 1
         else:  # no row to work for, but the others count on its arrivals
             for _ in range(count):
+                _pass_turn(turns, ME, CONSUMERS, PINGPONG)
                 mbarrier.wait(k_full.index(step % STAGES), (step // STAGES) & 1)
                 mbarrier.wait(v_full.index(step % STAGES), (step // STAGES) & 1)
+                _take_turn(turns, step + turn + 1, ME, PINGPONG)
                 mbarrier.arrive(free.index(step % STAGES), count=1)
                 step += 1
+        _pass_turn(turns, ME, CONSUMERS, PINGPONG)
         mbarrier.arrive(q_free.index(turn & 1), count=1)
 
         sums = gl.convert_layout(gl.max(total, 1), out_rows)
@@ -244,6 +268,7 @@ def attention_forward_hopper(
     LENGTH: gl.constexpr,
     POLY: gl.constexpr,
     REGISTERS: gl.constexpr,
+    PINGPONG: gl.constexpr,
     PROMOTE: gl.constexpr,
 ):
     q_s = gl.allocate_shared_memory(q.dtype, [2 * CONSUMERS, 64, D], q.layout)
@@ -259,7 +284,7 @@ def attention_forward_hopper(
     ones_s = gl.allocate_shared_memory(gl.float8e4nv, [8, BLOCK], at_ones, ones)
     block_s = records(gl.int32, STAGES, 2)
     rings = job_rings(CONSUMERS, CONSUMERS + 1, D)
-    bars = ring(2, 1), ring(2, CONSUMERS), ring(STAGES, 1), ring(STAGES, 1), ring(STAGES, CONSUMERS)
+    bars = ring(2, 1), ring(2, CONSUMERS), ring(STAGES, 1), ring(STAGES, 1), ring(STAGES, CONSUMERS), ring(CONSUMERS, 1)
     fence_async_shared()
     shape = (jobs, groups, num_blocks, num_tiles, num_lists, longest)
     tables = (work, block_start, block_len, list_index, list_count)
@@ -270,8 +295,8 @@ def attention_forward_hopper(
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
-                (_consume, (args, 0, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY, PROMOTE)),
-                (_consume, (args, 1, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY, PROMOTE)),
+                (_consume, (args, 0, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY, PINGPONG, PROMOTE)),
+                (_consume, (args, 1, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY, PINGPONG, PROMOTE)),
                 (_produce, (produced, CONSUMERS, BLOCK, D, STAGES)),
                 (look_ahead, (planned, CONSUMERS, BLOCK, D, True)),
             ],
@@ -281,9 +306,9 @@ def attention_forward_hopper(
     else:
         gl.warp_specialize(
             [
-                (_consume, (args, 0, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY, PROMOTE)),
-                (_consume, (args, 1, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY, PROMOTE)),
-                (_consume, (args, 2, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY, PROMOTE)),
+                (_consume, (args, 0, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY, PINGPONG, PROMOTE)),
+                (_consume, (args, 1, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY, PINGPONG, PROMOTE)),
+                (_consume, (args, 2, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY, PINGPONG, PROMOTE)),
                 (_produce, (produced, CONSUMERS, BLOCK, D, STAGES)),
                 (look_ahead, (planned, CONSUMERS, BLOCK, D, True)),
             ],
@@ -318,5 +343,5 @@ def launch_hopper(
     )
     grid, tables, constants = launch_plan(done, at, out, config)
     moving = (*descriptors, out, lse, of("q_scale"), of("k_scale"), of("v_scale"))
-    constants = constants | {"PROMOTE": config.promote}
+    constants = constants | {"PINGPONG": config.pingpong, "PROMOTE": config.promote}
     start(done, attention_forward_hopper, grid, moving, (*tables, scale), constants, num_warps=4)

@@ -35,14 +35,15 @@ class LaunchConfig:
 class HopperConfig:
     """How a Hopper kernel runs, forward_hopper.py or forward_hopper16.py.
 
-    consumers: warpgroups of 64 query rows each, 2 or 3. stages: key blocks in flight. poly: one in so many
-    exponentials runs on the FMA units, 4 or 8, 0 for none. promote: as LaunchConfig's, of FP8; False is for measuring.
-    registers: of a consumer's thread.
+    consumers: warpgroups of 64 query rows each, 2 or 3. stages: key blocks in flight, 2 or more. poly: one in so many
+    exponentials runs on the FMA units, 4 or 8, 0 for none. FP8 only: pingpong, consumers take turns at the tensor core;
+    promote, as LaunchConfig's, False is for measuring. registers: of a consumer's thread.
     """
 
     consumers: int
     stages: int = 3
     poly: int = 0
+    pingpong: bool = False
     promote: bool = True
 
     @property
@@ -59,8 +60,8 @@ def select_hopper(
     """
     if capability != (9, 0) or head_dim != 128 or block != 128:
         return None
-    if blocks_per_tile >= 3:
-        return HopperConfig(3, stages=2)
+    if blocks_per_tile >= 3:  # turns gain 3 % with three warpgroups, and lose 1 % with two
+        return HopperConfig(3, stages=2, pingpong=fp8)
     # measured at 480p and 720p: three warpgroups keep the special function unit busy enough without help, two do not;
     # 16 bits take more of the tensor cores, and 2 stages all of the shared memory
     return HopperConfig(2, poly=8) if fp8 else HopperConfig(2, stages=2)
