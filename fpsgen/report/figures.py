@@ -1,7 +1,7 @@
-"""README's tables, written from the committed rows in figures/.
+"""Tables of README, CHANGELOG and figures/README, written from the committed rows in figures/.
 
-`python -m fpsgen.report.figures` rewrites what stands between the markers of each table in README.md and CHANGELOG.md;
-with --check it changes nothing and fails where they differ. figures/<name>.json fills `<!-- figures:<name> -->` up to
+`python -m fpsgen.report.figures` rewrites what stands between the markers of each table in these documents; with
+--check it changes nothing and fails where they differ. figures/<name>.json fills `<!-- figures:<name> -->` up to
 `<!-- /figures:<name> -->`:
 
     {"columns": {"shape": "Tokens", "median_ms": "Median, ms"}, "rows": [{"shape": "...", "median_ms": 1.2, ...}]}
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 PROVENANCE = ("commit", "device", "versions")
-DOCUMENTS = ("README.md", "CHANGELOG.md")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "figures/README.md")
 _BLOCK = re.compile(r"(<!-- figures:([a-z0-9-]+) -->\n)(.*?)(<!-- /figures:\2 -->)", re.DOTALL)
 
 
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
                 path.write_text(filled, encoding="utf-8")
     unused = sorted(path.stem for path in (options.root / "figures").glob("*.json") if path.stem not in used)
     for name in unused:
-        print(f"figures/{name}.json has no place in {' or '.join(DOCUMENTS)}", file=sys.stderr)
+        print(f"figures/{name}.json has no place in {', '.join(DOCUMENTS)}", file=sys.stderr)
     for name in stale:
         print(f"{name}: {'tables are out of date; run it without --check' if options.check else 'tables rewritten'}")
     return 1 if unused or (stale and options.check) else 0

@@ -122,6 +122,15 @@ def test_fp8_runs_and_differs(transformer):
     assert 1e-4 < dense < sparse < 10
 
 
+def test_smooth_keys_come_through_the_profile(transformer):
+    outs = []
+    for smooth in (False, True):
+        with apply(transformer, case.one(Profile("fp8", "fp8", case.RAGGED, smooth_k=smooth))):
+            outs.append(case.forward(transformer))
+    assert not torch.equal(*outs)
+    assert (outs[0] - outs[1]).norm() / outs[0].norm() < 0.1
+
+
 def test_positional_arguments_and_output_objects(transformer):
     stock = case.forward(transformer)
     with apply(transformer, case.one(case.TILED)), torch.no_grad():

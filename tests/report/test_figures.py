@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fpsgen.report.figures import fill, main, render
+from fpsgen.report.figures import DOCUMENTS, fill, main, render
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = {"shape": "a|b", "ms": 1.25, "commit": "0123456789abcdef", "device": "H100", "versions": {"torch": "2.13"}}
@@ -38,6 +38,7 @@ def checkout(tmp_path):
     (tmp_path / "README.md").write_text(EMPTY)
     (tmp_path / "CHANGELOG.md").write_text("nothing\n")
     (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "README.md").write_text("nothing\n")
     return tmp_path
 
 
@@ -58,6 +59,6 @@ def test_rows_without_a_place_are_noticed(checkout):
 
 
 def test_this_checkout_is_up_to_date():
-    for name in ("README.md", "CHANGELOG.md"):
+    for name in DOCUMENTS:
         text = (ROOT / name).read_text(encoding="utf-8")
         assert fill(text, ROOT / "figures") == text
