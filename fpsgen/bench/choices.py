@@ -1,10 +1,11 @@
-"""What two choices of the FP8 path are worth in error and time, as figures/choices.json:
+"""What three choices of the FP8 path are worth in error and time, as figures/choices.json:
 
 - P.V moved into fp32 registers after every 128 keys (HopperConfig.promote), or left in the tensor core's sums;
+- consumers that take turns at the tensor core (HopperConfig.pingpong), or go as they come;
 - keys quantized without their mean (AttentionPlan.smooth_k), or as they are, where channels have a bias.
 
-`python -m fpsgen.bench.choices` prints the file. Relative L2 errors are against fp32 softmax, of the first choice over
-the quantized inputs (what is left is P's cast and the sums), of the second over the inputs as given.
+`python -m fpsgen.bench.choices` prints the file. Relative L2 errors are against fp32 softmax, of keys over the inputs
+as given, else over the quantized inputs: what is left is P's cast and the sums.
 """
 
 from __future__ import annotations
@@ -23,20 +24,25 @@ from fpsgen.bench.facts import provenance
 from fpsgen.bench.kernel import Shape, check, measure, plan_for
 
 COLUMNS = {"choice": "Choice", "data": "Data", "density": "Density", "error": "Relative error", "ms": "ms, median"}
+LAUNCHES: dict[str, dict[str, bool]] = {
+    "P.V in fp32 every 128 keys, consumers in turns": {},
+    "P.V in the tensor core alone": {"promote": False},
+    "consumers as they come": {"pingpong": False},
+}
 BIASES = (0, 1, 4, 16)  # standard deviation of a channel's bias over that of keys
 
 
 def run(grid: Size3, heads: int, device: torch.device, seconds: float = 0.3) -> list[dict[str, Any]]:
-    """Rows for both choices at one shape, of the first on Hopper GPUs alone."""
+    """Rows for all choices at one shape, of keys alone where the GPU is no Hopper."""
     shape = Shape("", grid, heads)
     q, k, v = shape.inputs(device)
     facts = provenance(device) | {"tokens": q.shape[1], "heads": heads}
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
-    rows = _promotion(shape, q, k, v, seconds) if hopper else []
+    rows = _launches(shape, q, k, v, seconds) if hopper else []
     return [{**facts, **row} for row in rows + _smoothing(shape, q, k, v, seconds)]
 
 
-def _promotion(shape: Shape, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seconds: float) -> list:
+def _launches(shape: Shape, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seconds: float) -> list:
     from fpsgen.attention.kernels import attention_triton
     from fpsgen.attention.kernels.launch import select_hopper
 
@@ -47,8 +53,8 @@ def _promotion(shape: Shape, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, 
         chosen = select_hopper(shape.dim, at.layout.block, at.layout.blocks_per_tile, True, (9, 0))
         assert chosen is not None
         for data, value in (("V normal", v), ("V normal + 1", v + 1)):
-            for promote, name in ((True, "P.V in fp32 every 128 keys"), (False, "P.V in the tensor core alone")):
-                config = replace(chosen, promote=promote)
+            for name, change in LAUNCHES.items():
+                config = replace(chosen, **change)
 
                 def call(value=value, config=config, at=at) -> torch.Tensor:
                     return attention_triton(q, k, value, at, True, config=config)[0]

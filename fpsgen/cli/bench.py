@@ -136,7 +136,7 @@ def kernel(
     device: options.Device = None,
     debug: options.Debug = False,
 ) -> None:
-    """Time attention alone, against SDPA and FlashAttention-3 where installed; each result is checked first."""
+    """Time attention alone, against SDPA, FlexAttention and FlashAttention-3 (if installed); each result is checked."""
     names = method_names(compare)
     shares = [share(text) for text in density.split(",")]
     grids = [(name.strip(), grid(name.strip())) for name in shape.split(",")]
