@@ -67,7 +67,7 @@ def test_constant_values_come_back_on_hopper(config, tile):
 @pytest.mark.parametrize("every", [1, 2, 4, 0])
 def test_error_of_the_accumulator_on_hopper(every, tmp_path, monkeypatch):
     """What it is worth to move P.V into fp32 after so many blocks of 128 keys (0: never). After more than one takes
-    another multiplication of all of the accumulator: 1 is the cheapest, and is what ships.
+    another multiplication of all of the accumulator; 1 needs none but that of the rescale, and is what ships.
     """
     from fpsgen.attention.kernels import forward_hopper
 

@@ -1,7 +1,7 @@
 """FP8 tile-sparse attention forward for Hopper (sm_90a), in Gluon: a producer warp fetches key blocks by TMA, two or
 three warpgroups of 64 query rows each turn them into output. Same inputs, lists and results as forward.py.
 
-What makes it fast, each measured on its own on an H100 (figures/README.md has how):
+What makes it fast, each measured on its own (figures/README.md has turns and fp32 sums):
 - Persistent programs; the producer runs ahead across jobs, so that keys are there when a query block begins. One more
   warp looks a job ahead of it: all that is known of a job lies in shared memory when it begins, what is known of a
   key block comes with it, and consumers read nothing from global memory.
