@@ -170,7 +170,7 @@ def attend(
         rotary = None
     mean = None
     if plan.smooth_k:
-        mean = k.mean(1, keepdim=True, dtype=torch.float32)
+        mean = k.detach().mean(1, keepdim=True, dtype=torch.float32)  # softmax's gradients of keys add up to 0
         k = (k - mean).to(k.dtype)
     if exact:
         return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)

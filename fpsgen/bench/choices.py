@@ -60,7 +60,9 @@ def _launches(shape: Shape, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, s
                     return attention_triton(q, k, value, at, True, config=config)[0]
 
                 error = check(call(), plan, q, k, value, True)
-                rows.append(_row(name, data, plan, error, statistics.median(measure(call, seconds, q.device)[0])))
+                rows.append(
+                    _row(name, data, plan, error, statistics.median(measure(call, seconds, q.device).milliseconds))
+                )
     return rows
 
 
@@ -79,7 +81,7 @@ def _smoothing(shape: Shape, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, 
 
             error = check(call(), plan, q, biased, v, False)
             data = f"K normal + {bias} x channel bias" if bias else "K normal"
-            rows.append(_row(name, data, plan, error, statistics.median(measure(call, seconds, q.device)[0])))
+            rows.append(_row(name, data, plan, error, statistics.median(measure(call, seconds, q.device).milliseconds)))
     return rows
 
 

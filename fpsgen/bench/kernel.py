@@ -98,45 +98,41 @@ def _flex(plan: AttentionPlan, inputs: tuple[torch.Tensor, torch.Tensor, torch.T
     return _timed(function, plan, inputs, seconds, PEER_GATE, False)
 
 
-def _parts(
-    plan: AttentionPlan, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], seconds: float
-) -> dict[str, Any]:
-    """The operator's two halves on their own. attend_block_tflops counts padding as work, attend_tflops does not."""
+def attend_alone(plan: AttentionPlan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Callable[[], object]:
+    """A plan's Hopper kernel on inputs that are prepared here (16 bit: on q, k, v themselves); a Hopper GPU alone."""
     from fpsgen.attention.kernels import prepare_inputs
     from fpsgen.attention.kernels.forward_hopper import launch_hopper
     from fpsgen.attention.kernels.forward_hopper16 import launch_hopper16
     from fpsgen.attention.kernels.launch import select_hopper
 
-    q, k, v = inputs
     batch, length, heads, dim = q.shape
     at = plan.tensors(q.device)
     config = select_hopper(dim, at.layout.block, at.layout.blocks_per_tile, plan.fp8, (9, 0))
     assert config is not None
     out, lse = torch.empty_like(q), torch.empty(batch, heads, length, device=q.device)
-    scale = dim**-0.5 * math.log2(math.e)
-    kept: list[dict[str, Any]] = [{}, {}, {}]
+    rest = (at, out, lse, dim**-0.5 * math.log2(math.e), config, {})
+    if plan.fp8:
+        return partial(launch_hopper, prepare_inputs(q, k, v, at, plan.granularity, True), *rest)
+    return partial(launch_hopper16, q, k, v, *rest)
+
+
+def _parts(
+    plan: AttentionPlan, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], seconds: float
+) -> dict[str, Any]:
+    """The operator's two halves on their own. attend_block_tflops counts padding as work, attend_tflops does not."""
+    from fpsgen.attention.kernels import prepare_inputs
+
+    q, k, v = inputs
+    batch, length, heads, dim = q.shape
+    at = plan.tensors(q.device)
     row: dict[str, Any] = {}
     if plan.fp8:
         norm_q, norm_k = torch.randn(2, heads * dim, device=q.device, dtype=q.dtype)
         rotary = NormRotary(norm_q, norm_k, torch.randn(length, dim, device=q.device), 1e-6)
-
-        def prepare(rotary: NormRotary | None, done: dict[str, Any]) -> Any:
-            return prepare_inputs(q, k, v, at, plan.granularity, True, rotary, done)
-
-        ready = prepare(None, kept[0])
-        made = measure(lambda: prepare(None, kept[0]), seconds, q.device)
-        row["prepare_ms"] = round(statistics.median(made.milliseconds), 4)
-        made = measure(lambda: prepare(rotary, kept[1]), seconds, q.device)
-        row["prepare_norm_rope_ms"] = round(statistics.median(made.milliseconds), 4)
-
-        def run() -> None:
-            launch_hopper(ready, at, out, lse, scale, config, kept[2])
-    else:
-
-        def run() -> None:
-            launch_hopper16(q, k, v, at, out, lse, scale, config, kept[2])
-
-    times = measure(run, seconds, q.device).milliseconds
+        for key, turn in (("prepare_ms", None), ("prepare_norm_rope_ms", rotary)):
+            prepare = partial(prepare_inputs, q, k, v, at, plan.granularity, True, turn, {})
+            row[key] = round(statistics.median(measure(prepare, seconds, q.device).milliseconds), 4)
+    times = measure(attend_alone(plan, q, k, v), seconds, q.device).milliseconds
     first = at.layout.tile_first_block.long()
     blocks = (first[1:] - first[:-1]) * at.list_count.cpu().double().mean(0)
     whole = 4 * dim * batch * heads * float(blocks.sum()) * at.layout.block**2
@@ -144,14 +140,19 @@ def _parts(
     return row | {"attend_block_tflops": round(whole / statistics.median(times) / 1e9, 1)}
 
 
-def _rate(times: list[float], plan: AttentionPlan, q: torch.Tensor) -> dict[str, float]:
+def operations(plan: AttentionPlan, q: torch.Tensor) -> float:
+    """Floating-point operations of all pairs of real tokens that the plan keeps."""
     batch, length, heads, dim = q.shape
+    return 4 * dim * batch * heads * plan.density * length**2
+
+
+def _rate(times: list[float], plan: AttentionPlan, q: torch.Tensor) -> dict[str, float]:
     median = statistics.median(times)
     return {
         "ms": round(median, 4),
         "p10_ms": round(_quantile(times, 0.1), 4),
         "p90_ms": round(_quantile(times, 0.9), 4),
-        "tflops": round(4 * dim * batch * heads * plan.density * length**2 / median / 1e9, 1),
+        "tflops": round(operations(plan, q) / median / 1e9, 1),
     }
 
 

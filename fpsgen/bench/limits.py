@@ -8,7 +8,6 @@ nvidia-smi's samples while calls repeat.
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from fpsgen.attention.function import attend
 from fpsgen.attention.methods import AttentionPlan
 from fpsgen.attention.tiles import Size3
 from fpsgen.bench.facts import provenance
-from fpsgen.bench.kernel import Shape, measure, plan_for
+from fpsgen.bench.kernel import Shape, attend_alone, measure, operations, plan_for
 from fpsgen.bench.peers import fa3_fp8_alone, peers
 
 CLOCK = {
@@ -48,7 +47,10 @@ def clock(grid: Size3, heads: int, device: torch.device, seconds: float = 0.8, r
     dense = AttentionPlan(grid, method="fp8")
     plans = {"fps, fit": plan_for(shape, "fps", 0.11), "fp8, dense": dense}
     plans["fps, tiles (6, 8, 8)"] = plan_for(Shape("", grid, heads, tile=(6, 8, 8)), "fps", 0.11)
-    calls: dict[str, tuple[AttentionPlan, Call]] = {name: (p, _alone(p, q, k, v)) for name, p in plans.items()}
+    calls: dict[str, tuple[AttentionPlan, Call]] = {}
+    for name, plan in plans.items():
+        alone = plan.kernel(device, shape.dim) == "hopper"
+        calls[name] = plan, attend_alone(plan, q, k, v) if alone else partial(attend, q, k, v, plan)
     found, _ = peers(device)
     if "fa3-fp8" in found:
         calls["fa3-fp8 without casts"] = dense, fa3_fp8_alone(q, k, v)
@@ -56,7 +58,7 @@ def clock(grid: Size3, heads: int, device: torch.device, seconds: float = 0.8, r
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
     for name in [name for _ in range(rounds) for name in calls]:
         plan, call = calls[name]
-        work = 4 * shape.dim * heads * plan.density * q.shape[1] ** 2 / 1e9
+        work = operations(plan, q) / 1e9
         time.sleep(min(0.7, seconds))
         cold = _second(call, device)
         with_smi, times = _repeat(call, device, seconds)
@@ -88,22 +90,6 @@ def host(device: torch.device, calls: int = 200) -> list[dict[str, Any]]:
             times.append((time.perf_counter() - begin) * 1e6)
         rows.append({**facts, "what": name, "us": round(statistics.median(times), 1)})
     return rows
-
-
-def _alone(plan: AttentionPlan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Call:
-    if plan.kernel(q.device, q.shape[-1]) != "hopper":
-        return partial(attend, q, k, v, plan)
-    from fpsgen.attention.kernels import prepare_inputs
-    from fpsgen.attention.kernels.forward_hopper import launch_hopper
-    from fpsgen.attention.kernels.launch import select_hopper
-
-    at = plan.tensors(q.device)
-    config = select_hopper(q.shape[-1], at.layout.block, at.layout.blocks_per_tile, True, (9, 0))
-    assert config is not None
-    ready = prepare_inputs(q, k, v, at, plan.granularity, True)
-    out, lse = torch.empty_like(q), torch.empty(q.shape[0], q.shape[2], q.shape[1], device=q.device)
-    scale = q.shape[-1] ** -0.5 * math.log2(math.e)
-    return partial(launch_hopper, ready, at, out, lse, scale, config, {})
 
 
 def _second(call: Call, device: torch.device) -> float:

@@ -72,6 +72,20 @@ CASES = [
     Case("per_batch_head", (4, 6, 6), (2, 3, 3), "per_batch_head", batch=2, heads=2),
     Case("small_head_dim", (3, 5, 4), (3, 5, 2), dim=24),
 ]
+# layouts of the kernels for Hopper: head dim 128, blocks of 128
+HOPPER_CASES = [
+    Case("one_tile", (4, 5, 6), (4, 5, 6), dim=128),
+    Case("ragged_window", (9, 11, 13), (4, 5, 6), (3, 1, 3), heads=2, dim=128),
+    Case("three_blocks", (6, 8, 9), (6, 8, 8), (1, 1, 1), dim=128),
+    Case("ragged_three", (13, 17, 19), (6, 8, 8), (3, 3, 1), batch=2, dim=128),
+    Case("even_three", (21, 18, 8), (21, 9, 2), (1, 1, 3), heads=2, dim=128),
+    Case("unsorted", (6, 12, 18), (3, 6, 9), "unsorted", dim=128),
+    Case("empty_rows", (6, 12, 18), (3, 6, 9), "empty", heads=2, dim=128),
+    Case("per_head", (6, 12, 18), (3, 6, 9), "per_head", batch=2, heads=2, dim=128),
+    Case("per_batch_head", (6, 12, 18), (6, 8, 8), "per_batch_head", batch=2, heads=2, dim=128),
+    Case("shared_scales", (9, 11, 13), (4, 5, 6), dim=128, granularity=3),
+    Case("head_dim_96", (9, 11, 13), (4, 5, 6), (3, 3, 1), heads=3, dim=96),
+]
 BY_NAME = {case.name: case for case in CASES}
 IDS = list(BY_NAME)
 EDGES = [1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 66, 127, 128, 129, 130, 191, 192, 193]  # key lengths around block edges

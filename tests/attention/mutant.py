@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 def load(module: ModuleType, folder: Path, *changes: tuple[str, str]) -> ModuleType:
@@ -22,10 +23,13 @@ def load(module: ModuleType, folder: Path, *changes: tuple[str, str]) -> ModuleT
     return mutant
 
 
+def taken(module: ModuleType, part: ModuleType) -> dict[str, Any]:
+    """What `part` has under the names that `module` has too: what it would import."""
+    return {name: value for name, value in vars(part).items() if not name.startswith("__") and name in vars(module)}
+
+
 def graft(module: ModuleType, part: ModuleType, folder: Path) -> ModuleType:
-    """A copy of `module` that takes from `part` what it has imported under the same name."""
+    """A copy of `module` that imports from `part`."""
     copy = load(module, folder)
-    for name, value in vars(part).items():
-        if not name.startswith("__") and name in vars(copy):
-            setattr(copy, name, value)
+    vars(copy).update(taken(copy, part))
     return copy

@@ -180,7 +180,7 @@ def test_smooth_keys_lose_their_bias_and_softmax_does_not_see_it(grad):
 
 
 def test_smooth_keys_have_the_gradient_of_keys():
-    """Straight through the cast: what the mean takes from one key it gives back to all."""
+    """Straight through the cast; the mean has none, since the gradients of all keys add up to nothing."""
     q, k, v = inputs(grad=True)
     out = attend(q, k, v, AttentionPlan(GRID, TILE, smooth_k=True))
     got = torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
@@ -188,6 +188,7 @@ def test_smooth_keys_have_the_gradient_of_keys():
     out = attend(q, shifted, v, AttentionPlan(GRID, TILE))
     wanted = torch.autograd.grad(out, (q, shifted, v), torch.ones_like(out))
     centred = wanted[1] - wanted[1].mean(1, keepdim=True)
+    assert (wanted[1] - centred).norm() < 1e-5 < wanted[1].norm()
     for a, b in zip(got, (wanted[0], centred, wanted[2]), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from fpsgen.attention import AttentionPlan, attend
 from fpsgen.attention.kernels.launch import HopperConfig
 
-from .cases import Case
+from .cases import HOPPER_CASES, Case
 from .gpu import hopper_marks, run
 from .mutant import load
 from .numerics import check, half_check, measure, truth
@@ -22,19 +22,6 @@ HOPPER = [
     HopperConfig(2, poly=4, pingpong=True),
 ]
 HOPPER16 = [HopperConfig(3, stages=2), HopperConfig(2, stages=2)]
-HOPPER_CASES = [
-    Case("one_tile", (4, 5, 6), (4, 5, 6), dim=128),
-    Case("ragged_window", (9, 11, 13), (4, 5, 6), (3, 1, 3), heads=2, dim=128),
-    Case("three_blocks", (6, 8, 9), (6, 8, 8), (1, 1, 1), dim=128),
-    Case("ragged_three", (13, 17, 19), (6, 8, 8), (3, 3, 1), batch=2, dim=128),
-    Case("even_three", (21, 18, 8), (21, 9, 2), (1, 1, 3), heads=2, dim=128),
-    Case("unsorted", (6, 12, 18), (3, 6, 9), "unsorted", dim=128),
-    Case("empty_rows", (6, 12, 18), (3, 6, 9), "empty", heads=2, dim=128),
-    Case("per_head", (6, 12, 18), (3, 6, 9), "per_head", batch=2, heads=2, dim=128),
-    Case("per_batch_head", (6, 12, 18), (6, 8, 8), "per_batch_head", batch=2, heads=2, dim=128),
-    Case("shared_scales", (9, 11, 13), (4, 5, 6), dim=128, granularity=3),
-    Case("head_dim_96", (9, 11, 13), (4, 5, 6), (3, 3, 1), heads=3, dim=96),
-]
 NANO = (9, 10, 16)
 
 

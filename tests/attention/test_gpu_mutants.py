@@ -22,8 +22,15 @@ from fpsgen.attention.kernels import (
 )
 from fpsgen.attention.kernels.launch import HopperConfig
 
-FP8 = {  # what is wrong: (as it is, as planted)
+BOTH = {  # what is wrong: (as it is, as planted), in either kernel
     "walks the second key block twice": ("gl.minimum(i + 2, count - 1)", "gl.minimum(i + 1, count - 1)"),
+    "lets one padding key in": ("score = masked(score, length)", "score = masked(score, length + 1)"),
+    "loses the last of as many keys": ("score = masked(score, LENGTH)", "score = masked(score, LENGTH - 1)"),
+    "division by zero for empty lists": ("gl.where(sums == 0.0, 1.0, sums)", "sums"),
+    "last row of a tile not written": ("result, mask=lanes < left", "result, mask=lanes < left - 1"),
+    "LSE in base 2": ("height * _LN_2", "height"),
+}
+FP8 = BOTH | {
     "K scale of the next block": ("put(put(words, 0, scale)", "put(put(words, 0, scale_ahead)"),
     "length of the next block": ("1, length))", "1, length_ahead))"),
     "K scales of the first head": ("scales = k_scale + bh * num_blocks", "scales = k_scale"),
@@ -32,9 +39,7 @@ FP8 = {  # what is wrong: (as it is, as planted)
     "every consumer works for the first rows": ("[first + row + i * 64, 0]", "[first + row, 0]"),
     "queries of the job before": ("query = q_s.index((turn & 1) * CONSUMERS + ME)", "query = q_s.index(ME)"),
     "V scales of the job before": ("v_scale_s.index(turn & 1).load", "v_scale_s.index(0).load"),
-    "lets one padding key in": ("score = masked(score, length)", "score = masked(score, length + 1)"),
     "loses a block's last key": ("score = masked(score, length)", "score = masked(score, length - 1)"),
-    "loses the last of as many keys": ("score = masked(score, LENGTH)", "score = masked(score, LENGTH - 1)"),
     "adds a key to as many": ("score = masked(score, LENGTH)", "score = masked(score, LENGTH + 1)"),
     "maximum is no whole number": ("ceil(gl.max(score, 1) * scale)", "gl.max(score, 1) * scale"),
     "maximum of unscaled scores": ("ceil(gl.max(score, 1) * scale)", "ceil(gl.max(score, 1))"),
@@ -43,12 +48,9 @@ FP8 = {  # what is wrong: (as it is, as planted)
     "the LSE's sum not rescaled": ("exact = exact * decay_total", "exact = exact"),
     "row sum in another unit than V": ("column % 2 == 0, _E4M3_TOP", "column % 2 == 0, _E4M3_ONE"),
     "the LSE's sum without 32 keys": ("key // 32 == column // 2", "key // 32 == column // 2 + 1"),
-    "division by zero for empty lists": ("gl.where(sums == 0.0, 1.0, sums)", "sums"),
     "V scale forgotten": (" * gl.expand_dims(scales_v, 0)", ""),
     "output of all heads in the first": ("* heads + bh % heads", "* heads"),
-    "last row of a tile not written": ("result, mask=lanes < left", "result, mask=lanes < left - 1"),
     "a row beyond the tile written": ("result, mask=lanes < left", "result, mask=lanes < left + 1"),
-    "LSE in base 2": ("height * _LN_2", "height"),
     "LSE with P's 448 in it": ("0.0, height) - _SHIFT", "0.0, height)"),
     "LSE of another head": ("lse + bh.to(gl.int64)", "lse + (bh % heads).to(gl.int64)"),
 }
@@ -70,20 +72,14 @@ PARTS = {
     "one key more for all blocks": ("column % 2 < length", "column % 2 <= length"),
     "left for right": ("return beside(left, exp2(right), at_all)", "return beside(exp2(right), left, at_all)"),
 }
-SIXTEEN = {
-    "walks the second key block twice": ("gl.minimum(i + 2, count - 1)", "gl.minimum(i + 1, count - 1)"),
+SIXTEEN = BOTH | {
     "values of the next block": ("_load(v, [line + start,", "_load(v, [line + start_ahead,"),
     "keys of the first head": ("start, head * step_k]", "start, 0]"),
     "values by the queries' stride": ("head * step_v]", "head * step_q]"),
     "keys of the first batch": ("line = (bh // heads) * tokens", "line = 0"),
     "values of the next tile kept": ("rows < length - first,", "rows < length - first + 1,"),
-    "lets one padding key in": ("score = masked(score, length)", "score = masked(score, length + 1)"),
-    "loses the last of as many keys": ("score = masked(score, LENGTH)", "score = masked(score, LENGTH - 1)"),
     "row sum not rescaled": ("total = total * decay", "total = total"),
     "output not rescaled": ("acc = acc * gl.expand_dims(gl.convert_layout(decay, out_rows), 1)", "acc = acc * 1.0"),
-    "division by zero for empty lists": ("gl.where(sums == 0.0, 1.0, sums)", "sums"),
-    "last row of a tile not written": ("result, mask=lanes < left", "result, mask=lanes < left - 1"),
-    "LSE in base 2": ("height * _LN_2", "height"),
 }
 MUTANTS = [
     (main, module, *item)

@@ -11,7 +11,7 @@ import torch
 
 from .cases import BY_NAME, Case
 from .interpreter import interpreted
-from .mutant import load
+from .mutant import load, taken
 from .numerics import check, check_prepared, check_rotated, truth
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -49,7 +49,6 @@ FORWARD = {  # what is wrong: (as it is, as planted)
     ),
 }
 PREPARE = {
-    "scales of half the range": ("_TOP = tl.constexpr(1.0 / 448.0)", "_TOP = tl.constexpr(1.0 / 224.0)"),
     "neighbours in the padding": ("mask=rows[:, None] < length", "mask=rows[:, None] < BLOCK"),
     "heads and batches exchanged": ("(bh % heads).to(tl.int64)", "(bh // heads).to(tl.int64)"),
     "every block of a group into the first": (
@@ -71,6 +70,7 @@ PREPARE = {
     "with norm: largest keys among the queries'": ("k_amax + batch", "q_amax + batch"),
 }
 NORMED = {
+    "scales of half the range": ("TOP = tl.constexpr(1.0 / 448.0)", "TOP = tl.constexpr(1.0 / 224.0)"),
     "every part measures the first rows": ("rows = part * ROWS + tl.arange", "rows = tl.arange"),
     "norm without its eps": ("(heads * D) + eps)", "(heads * D))"),
     "norm of one head": ("tl.sum(squares, 1) / (heads * D)", "tl.sum(squares, 1) / D"),
@@ -157,8 +157,8 @@ def test_planted_mistakes_are_caught(module, what, change, tmp_path, monkeypatch
     main = mutant if module is forward else forward
     own = mutant if module is prepare else prepare
     with interpreted(main, own, prepare_normed, mutant):
-        for name in ("cast_normed", "measure_rows") if module is prepare_normed else ():
-            monkeypatch.setattr(own, name, getattr(mutant, name))
+        for name, value in taken(own, mutant).items() if module is prepare_normed else ():
+            monkeypatch.setattr(own, name, value)
         monkeypatch.setattr(main, "prepare_inputs", own.prepare_inputs)
         with pytest.raises(AssertionError):
             examine(main.attention_triton, own.prepare_inputs)

@@ -59,6 +59,7 @@ def test_rows_without_a_place_are_noticed(checkout):
 
 
 def test_this_checkout_is_up_to_date():
+    assert main(["--root", str(ROOT), "--check"]) == 0  # no rows without a place either
     for name in DOCUMENTS:
         text = (ROOT / name).read_text(encoding="utf-8")
         assert fill(text, ROOT / "figures") == text

@@ -20,14 +20,12 @@ import triton
 import triton.language as tl
 
 from fpsgen.attention.kernels.launch import Pack, pack_slots, start, started
-from fpsgen.attention.kernels.prepare_normed import cast_normed, measure_rows, raise_amax
+from fpsgen.attention.kernels.prepare_normed import TOP, block_scale, cast_normed, measure_rows, raise_amax
 from fpsgen.attention.methods import PlanTensors
-from fpsgen.attention.quantize import AMAX_FLOOR, BLOCK_AMAX_FLOOR
+from fpsgen.attention.quantize import AMAX_FLOOR
 from fpsgen.attention.rotary import NormRotary
 
 _FLOOR = tl.constexpr(AMAX_FLOOR)
-_BLOCK_FLOOR = tl.constexpr(BLOCK_AMAX_FLOOR)
-_TOP = tl.constexpr(1.0 / 448.0)
 ROWS = 32  # tokens whose norm and rotation are found together
 
 
@@ -153,7 +151,7 @@ def _cast_rows(
         for block in range(first, last):
             values = _load_block(x, block, bh, block_start, block_len, stride_b, stride_l, stride_h, heads, D, BLOCK)
             amax = tl.maximum(amax, tl.max(tl.max(tl.abs(values), 1), 0))
-    scale = tl.maximum(amax, _BLOCK_FLOOR) * _TOP
+    scale = block_scale(amax)
     inverse = tl.math.div_rn(1.0, scale)
     cells = tl.arange(0, BLOCK)[:, None] * D + tl.arange(0, D)[None, :]
     for block in range(first, last):
@@ -189,7 +187,7 @@ def _cast_values(
     channels = tl.arange(0, D)
     line = bh.to(tl.int64) * D + channels  # [D]
     # a channel of nothing but NaN keeps it
-    scale = tl.maximum(tl.load(amax + line), _FLOOR, propagate_nan=tl.PropagateNan.ALL) * _TOP
+    scale = tl.maximum(tl.load(amax + line), _FLOOR, propagate_nan=tl.PropagateNan.ALL) * TOP
     if block == 0:
         tl.store(scales + line, scale)
     inverse = tl.math.div_rn(tl.full([D], 1.0, tl.float32), scale)

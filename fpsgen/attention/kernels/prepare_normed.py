@@ -1,5 +1,5 @@
-"""Device functions of prepare.py for queries and keys that take their RMSNorm (over all heads) and rotary embedding on
-the way, in fp32 and with no rounding in between.
+"""Device functions of prepare.py: its scale rule, and queries and keys that take their RMSNorm (over all heads) and
+rotary embedding on the way, in fp32 and with no rounding in between.
 
 A block's scale needs its largest magnitude after norm and rotation, and a row's norm all of its heads: the first pass
 finds both, reading every row once, since a row's norm only stretches the magnitudes that rotation leaves.
@@ -15,7 +15,7 @@ import triton.language as tl
 from fpsgen.attention.quantize import BLOCK_AMAX_FLOOR
 
 _BLOCK_FLOOR = tl.constexpr(BLOCK_AMAX_FLOOR)
-_TOP = tl.constexpr(1.0 / 448.0)
+TOP = tl.constexpr(1.0 / 448.0)
 
 
 @triton.jit
@@ -23,6 +23,12 @@ def raise_amax(amax, line, values):
     """amax[line ...] = max(amax[line ...], values), values from zero up; the result does not depend on the order."""
     at = (amax + line).to(tl.pointer_type(tl.int32), bitcast=True)
     tl.atomic_max(at, values.to(tl.int32, bitcast=True), sem="relaxed")  # as integers, which order alike
+
+
+@triton.jit
+def block_scale(amax):
+    """Scale of blocks of queries or keys whose largest magnitude is amax."""
+    return tl.maximum(amax, _BLOCK_FLOOR) * TOP
 
 
 @triton.jit
@@ -127,7 +133,7 @@ def cast_normed(
     batch = (bh // heads).to(tl.int64)
     head = bh % heads
     slot = bh.to(tl.int64) * num_blocks
-    scale = tl.maximum(tl.load(amax + slot + block // granularity), _BLOCK_FLOOR) * _TOP
+    scale = block_scale(tl.load(amax + slot + block // granularity))
     tl.store(scales + slot + block, scale)
     inverse = tl.math.div_rn(1.0, scale)
     start = tl.load(block_start + block).to(tl.int64)
