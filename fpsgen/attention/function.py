@@ -9,6 +9,7 @@ tiles, which is how arXiv 2506.04648, section 3 trains. The LSE carries no gradi
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ torch.library.define(
 @torch.library.impl("fpsgen::attention_inference", ("cpu", "cuda"))
 def _inference(q, k, v, grid, tile, window, granularity, method, impl, norm_q, norm_k, table, eps):
     rotary = None if table is None else NormRotary(norm_q, norm_k, table, eps)
-    return _run(q, k, v, _plan(grid, tile, window, granularity, method, impl), rotary)
+    return _run(q, k, v, _plan(grid, tile, window, granularity, method, impl), rotary, True)
 
 
 @torch.library.custom_op("fpsgen::attention", mutates_args=())
@@ -52,7 +53,7 @@ def _attention(
     method: str,
     impl: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return _run(q, k, v, _plan(grid, tile, window, granularity, method, impl), None)
+    return _run(q, k, v, _plan(grid, tile, window, granularity, method, impl), None, True)
 
 
 @torch.library.register_fake("fpsgen::attention_inference")
@@ -65,8 +66,8 @@ def _(q, k, v, *_others):
 
 
 def _run(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan, rotary: NormRotary | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan, rotary: NormRotary | None, return_lse: bool
+) -> tuple[torch.Tensor, Any]:
     if plan.kernel(q.device) not in ("triton", "hopper"):
         at = plan.tensors("cpu")
         q, k = rotary.apply(q, k) if rotary else (q, k)
@@ -78,14 +79,37 @@ def _run(
             'Use method="sta" or "bf16" here.'
         )
     try:
-        from fpsgen.attention.kernels import attention_triton
+        from fpsgen.attention.kernels import attend_taped
     except ModuleNotFoundError as error:
         raise UnsupportedDeviceError(
             f"the GPU kernels need triton, and it cannot be imported ({error}).\n"
             'Install the triton that belongs to your torch, or use method="bf16".'
         ) from error
-    at = plan.tensors(q.device)
-    return attention_triton(q, k, v, at, plan.fp8, plan.granularity, rotary=rotary)
+    at, key = plan.tensors(q.device), call_key(q, k, v, rotary, return_lse)
+    if key in at.tapes:
+        return at.tapes[key](q, k, v, rotary)
+    return attend_taped(q, k, v, at, plan.fp8, plan.granularity, rotary, return_lse, key)
+
+
+def call_key(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: NormRotary | None, return_lse: bool
+) -> tuple | None:
+    """The kind of a call beyond its plan and device; None for one that is never recorded: memory that starts off a
+    multiple of 16 bytes.
+    """
+    starts = q.data_ptr() | k.data_ptr() | v.data_ptr()
+    turn: tuple = ()
+    if rotary is not None:
+        norm_q, norm_k, table, eps = rotary
+        starts |= norm_q.data_ptr() | norm_k.data_ptr() | table.data_ptr()
+        turn = (norm_q.shape, norm_k.shape, table.shape, norm_q.stride(), norm_k.stride(), table.stride())
+        turn += (norm_q.dtype, norm_k.dtype, table.dtype, table.get_device(), eps, norm_q is norm_k)
+    if starts & 15:
+        return None
+    return (
+        *(q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype),
+        *(k.get_device(), v.get_device(), q is k, k is v, q is v, return_lse, turn),
+    )
 
 
 @lru_cache
@@ -156,6 +180,13 @@ def attend(
     normed and rotated first, which FP8 kernels do in the pass that quantizes. Raises ValueError for shapes that do not
     fit the plan's grid and UnsupportedDeviceError for FP8 on GPUs older than compute capability 8.9.
     """
+    trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    # nobody is there to see an operator, which costs the host as much again
+    plain = type(q) is type(k) is type(v) is torch.Tensor and not (is_compiling() or is_in_torch_dispatch_mode())
+    if plain and q.is_cuda and not (trains or plan.smooth_k):  # a call as one before: all has been looked at
+        tape = plan.tensors(q.device).tapes.get(call_key(q, k, v, rotary, return_lse))
+        if tape is not None:
+            return tape(q, k, v, rotary) if return_lse else tape(q, k, v, rotary)[0]
     if q.dim() != 4 or q.shape[1] != plan.tiling.num_tokens or k.shape != q.shape or v.shape != q.shape:
         raise ValueError(
             f"q, k, v are {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} for the grid {plan.grid}.\n"
@@ -163,7 +194,6 @@ def attend(
         )
     if rotary is not None:
         rotary.check(q)
-    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     exact = plan.kernel(q.device) == "sdpa" and not return_lse
     if rotary is not None and (trains or exact or plan.smooth_k):
         q, k = rotary.apply(q, k)
@@ -177,8 +207,8 @@ def attend(
     fields = (plan.grid, plan.tile, plan.window, plan.granularity, plan.method, plan.impl)
     if trains:
         out, lse = torch.ops.fpsgen.attention.default(q, k, v, *fields)
-    elif type(q) is type(k) is type(v) is torch.Tensor and not (is_compiling() or is_in_torch_dispatch_mode()):
-        out, lse = _run(q, k, v, plan, rotary)  # nobody is there to see an operator, which costs the host as much again
+    elif plain:
+        out, lse = _run(q, k, v, plan, rotary, return_lse)
     else:
         turn = (None, None, None, 0.0) if rotary is None else rotary
         out, lse = torch.ops.fpsgen.attention_inference.default(q, k, v, *fields, *turn)

@@ -60,7 +60,7 @@ class PlanTensors:
     block_tile: torch.Tensor
     list_index: torch.Tensor
     list_count: torch.Tensor
-    compiled: dict[tuple, Any] = field(default_factory=dict, init=False, repr=False)  # of kernels/launch.py's start
+    tapes: dict[tuple | None, Any] = field(default_factory=dict, init=False, repr=False)  # of kernels/tape.py
     _work: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def work(self, consumers: int) -> torch.Tensor:

@@ -110,7 +110,7 @@ def attend_alone(plan: AttentionPlan, q: torch.Tensor, k: torch.Tensor, v: torch
     config = select_hopper(dim, at.layout.block, at.layout.blocks_per_tile, plan.fp8, (9, 0))
     assert config is not None
     out, lse = torch.empty_like(q), torch.empty(batch, heads, length, device=q.device)
-    rest = (at, out, lse, dim**-0.5 * math.log2(math.e), config, {})
+    rest = (at, out, lse, dim**-0.5 * math.log2(math.e), config)
     if plan.fp8:
         return partial(launch_hopper, prepare_inputs(q, k, v, at, plan.granularity, True), *rest)
     return partial(launch_hopper16, q, k, v, *rest)
@@ -123,14 +123,12 @@ def _parts(
     from fpsgen.attention.kernels import prepare_inputs
 
     q, k, v = inputs
-    batch, length, heads, dim = q.shape
+    batch, _, heads, dim = q.shape
     at = plan.tensors(q.device)
     row: dict[str, Any] = {}
     if plan.fp8:
-        norm_q, norm_k = torch.randn(2, heads * dim, device=q.device, dtype=q.dtype)
-        rotary = NormRotary(norm_q, norm_k, torch.randn(length, dim, device=q.device), 1e-6)
-        for key, turn in (("prepare_ms", None), ("prepare_norm_rope_ms", rotary)):
-            prepare = partial(prepare_inputs, q, k, v, at, plan.granularity, True, turn, {})
+        for key, turn in (("prepare_ms", None), ("prepare_norm_rope_ms", norm_rotary(q))):
+            prepare = partial(prepare_inputs, q, k, v, at, plan.granularity, True, turn)
             row[key] = round(statistics.median(measure(prepare, seconds, q.device).milliseconds), 4)
     times = measure(attend_alone(plan, q, k, v), seconds, q.device).milliseconds
     first = at.layout.tile_first_block.long()
@@ -138,6 +136,13 @@ def _parts(
     whole = 4 * dim * batch * heads * float(blocks.sum()) * at.layout.block**2
     row |= {f"attend_{key}": value for key, value in _rate(times, plan, q).items()}
     return row | {"attend_block_tflops": round(whole / statistics.median(times) / 1e9, 1)}
+
+
+def norm_rotary(q: torch.Tensor) -> NormRotary:
+    """Random weights and angles for q [B, L, H, D]."""
+    _, length, heads, dim = q.shape
+    norm_q, norm_k = torch.randn(2, heads * dim, device=q.device, dtype=q.dtype)
+    return NormRotary(norm_q, norm_k, torch.randn(length, dim, device=q.device), 1e-6)
 
 
 def operations(plan: AttentionPlan, q: torch.Tensor) -> float:

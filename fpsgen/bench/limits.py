@@ -23,7 +23,7 @@ from fpsgen.attention.function import attend
 from fpsgen.attention.methods import AttentionPlan
 from fpsgen.attention.tiles import Size3
 from fpsgen.bench.facts import provenance
-from fpsgen.bench.kernel import Shape, attend_alone, measure, operations, plan_for
+from fpsgen.bench.kernel import Shape, attend_alone, measure, norm_rotary, operations, plan_for
 from fpsgen.bench.peers import fa3_fp8_alone, peers
 
 CLOCK = {
@@ -75,9 +75,13 @@ def host(device: torch.device, calls: int = 200) -> list[dict[str, Any]]:
     shape = Shape("", (9, 20, 32), 12)
     inputs = shape.inputs(device)
     plans = {m: AttentionPlan(shape.grid, window=(0.5, 0.5, 0.5), method=m) for m in ("fps", "sta")}
+    rotary = norm_rotary(inputs[0])
     timed: dict[str, Call] = {f"attend, {m}": partial(attend, *inputs, plan) for m, plan in plans.items()}
+    timed["attend, fps with norm and RoPE"] = partial(attend, *inputs, plans["fps"], rotary=rotary)
+    if device.type == "cuda":
+        timed["the same, taped anew"] = partial(_anew, timed["attend, fps with norm and RoPE"], plans["fps"], device)
+        timed["the same in a CUDA graph"] = _graph(timed["attend, fps with norm and RoPE"])
     timed["torch.empty of the output"] = partial(torch.empty_like, inputs[0])
-    timed["torch.zeros of 9 kB"] = partial(torch.zeros, 9000, dtype=torch.uint8, device=device)
     rows = []
     for name, call in timed.items():
         call()
@@ -90,6 +94,19 @@ def host(device: torch.device, calls: int = 200) -> list[dict[str, Any]]:
             times.append((time.perf_counter() - begin) * 1e6)
         rows.append({**facts, "what": name, "us": round(statistics.median(times), 1)})
     return rows
+
+
+def _anew(call: Call, plan: AttentionPlan, device: torch.device) -> None:
+    plan.tensors(device).tapes.clear()
+    call()
+
+
+def _graph(call: Call) -> Call:
+    call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def _second(call: Call, device: torch.device) -> float:

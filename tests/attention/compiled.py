@@ -30,15 +30,20 @@ class Usage:
         return f"{self.registers} registers, stack {self.stack}, shared {self.shared}, {count}"
 
 
-def build(fn, types: dict[str, str], constants: dict, options: dict, capability: int = 90) -> Usage:
-    """types: Triton type of every argument that is no constant; '!' marks pointers and multiples of 16."""
+def translate(fn, types: dict[str, str], constants: dict, options: dict, capability: int = 90):
+    """The compiled kernel. types: of every argument that is no constant; '!' marks pointers and multiples of 16."""
     signature = {name: types.get(name, "constexpr").rstrip("!") for name in fn.arg_names}
     attrs = {
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(fn.arg_names) if types.get(name, "").endswith("!")
     }
     kind = GluonASTSource if fn.is_gluon() else ASTSource
     source = kind(fn=fn, signature=signature, constexprs=constants, attrs=attrs)
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def build(fn, types: dict[str, str], constants: dict, options: dict, capability: int = 90) -> Usage:
+    """What a kernel uses; arguments as translate's."""
+    kernel = translate(fn, types, constants, options, capability)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -94,6 +99,10 @@ def build_forward(
 
 def build_hopper(config: launch.HopperConfig, length: int, fp8: bool = True) -> Usage:
     """length: real keys of every block, 0 where blocks differ."""
+    return build(*hopper_source(config, length, fp8))
+
+
+def hopper_source(config: launch.HopperConfig, length: int, fp8: bool) -> tuple:
     layout = gl.NVMMASharedLayout.get_default_for([128, 128], gl.float8e4nv if fp8 else gl.bfloat16)
     types = dict.fromkeys(("lse", "q_scale", "k_scale", "v_scale"), "*fp32!")
     types |= dict.fromkeys(("work", "block_start", "block_len", "list_index", "list_count"), "*i32!")
@@ -106,10 +115,14 @@ def build_hopper(config: launch.HopperConfig, length: int, fp8: bool = True) -> 
     constants |= {"POLY": config.poly, "REGISTERS": config.registers}
     constants |= {"PINGPONG": config.pingpong, "PROMOTE": config.promote} if fp8 else {}
     kernel = forward_hopper.attention_forward_hopper if fp8 else forward_hopper16.attention_forward_hopper16
-    return build(kernel, types, constants, {"num_warps": 4})
+    return kernel, types, constants, {"num_warps": 4}
 
 
 def build_prepare(name: str, dim: int, block: int, norm: bool, capability: int = 90) -> Usage:
+    return build(*prepare_source(name, dim, block, norm), capability)
+
+
+def prepare_source(name: str, dim: int, block: int, norm: bool) -> tuple:
     types = dict.fromkeys((f"stride_{x}{axis}" for x in "qkv" for axis in "blh"), "i64!")
     types |= dict.fromkeys(("heads", "tokens", "num_blocks", "granularity"), "i32") | {"eps": "fp32"}
     types |= dict.fromkeys(("q", "k", "v", "weight_q", "weight_k"), "*bf16!")
@@ -120,4 +133,4 @@ def build_prepare(name: str, dim: int, block: int, norm: bool, capability: int =
     types |= dict.fromkeys(("block_start", "block_len"), "*i32!")
     own = {"measure_inputs": {"batches": 1}, "quantize_inputs": {"SINGLE": True, "PERMUTED": True}}
     constants = {"D": dim, "BLOCK": block, "ROWS": prepare.ROWS, "NORM": norm} | own[name]
-    return build(getattr(prepare, name), types, constants, {"num_warps": 4}, capability)
+    return getattr(prepare, name), types, constants, {"num_warps": 4}

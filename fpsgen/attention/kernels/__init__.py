@@ -2,8 +2,8 @@
 launch.py for every choice of block size, warps and stages.
 """
 
-from fpsgen.attention.kernels.forward import attention_triton
+from fpsgen.attention.kernels.forward import attend_taped, attention_triton
 from fpsgen.attention.kernels.launch import LaunchConfig, select
-from fpsgen.attention.kernels.prepare import Prepared, prepare_inputs
+from fpsgen.attention.kernels.prepare import prepare_inputs
 
-__all__ = ["LaunchConfig", "Prepared", "attention_triton", "prepare_inputs", "select"]
+__all__ = ["LaunchConfig", "attend_taped", "attention_triton", "prepare_inputs", "select"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,18 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fpsgen.attention.kernels.launch import HEAD_DIMS, HopperConfig, LaunchConfig, select, select_hopper, start
-from fpsgen.attention.kernels.prepare import Prepared, prepare_inputs
+from fpsgen.attention.kernels.launch import (
+    HEAD_DIMS,
+    HopperConfig,
+    LaunchConfig,
+    Pack,
+    pack_slots,
+    select,
+    select_hopper,
+    start,
+)
+from fpsgen.attention.kernels.prepare import prepare_inputs, prepared_slots, zero_bytes
+from fpsgen.attention.kernels.tape import Tape
 from fpsgen.attention.methods import PlanTensors
 from fpsgen.attention.rotary import NormRotary
 
@@ -174,6 +184,44 @@ def attention_triton(
     kernel where one fits (launch.select_hopper), else this file's. Returns out in q's dtype and LSE (natural
     logarithm).
     """
+    made, height, _ = _attention(q, k, v, at, fp8, granularity, config, out, lse, rotary, True, False)
+    return made, cast(torch.Tensor, height)
+
+
+def attend_taped(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    at: PlanTensors,
+    fp8: bool,
+    granularity: int,
+    rotary: NormRotary | None,
+    return_lse: bool,
+    key: tuple | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """attention_triton, which later calls of the same key find on tape (at.tapes); None is never taped. LSE is None if
+    it is not asked for.
+    """
+    out, lse, made = _attention(q, k, v, at, fp8, granularity, None, None, None, rotary, return_lse, key is not None)
+    if made is not None and made.close():
+        at.tapes[key] = made
+    return out, lse
+
+
+def _attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    at: PlanTensors,
+    fp8: bool,
+    granularity: int,
+    config: LaunchConfig | HopperConfig | None,
+    out: torch.Tensor | None,
+    lse: torch.Tensor | None,
+    rotary: NormRotary | None,
+    return_lse: bool,
+    taped: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, Tape | None]:
     batch, tokens, heads, dim = q.shape
     groups = at.list_count.shape[0]
     if groups not in (1, heads, batch * heads):
@@ -181,6 +229,7 @@ def attention_triton(
     padded = next((d for d in HEAD_DIMS if d >= dim), 0)
     if not padded:
         raise ValueError(f"head dim is {dim}.\nThe kernels take head dims up to {HEAD_DIMS[-1]}.")
+    given, kind = (q, k, v), q.dtype
     if rotary and (padded != dim or not fp8):
         q, k = rotary.apply(q, k)
         rotary = None
@@ -189,30 +238,34 @@ def attention_triton(
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     if not fp8 and q.dtype not in (torch.float16, torch.bfloat16):
         q, k, v = (x.bfloat16() for x in (q, k, v))
-    out = torch.empty(q.shape, device=q.device, dtype=q.dtype) if out is None else out
-    lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32) if lse is None else lse
+    out = torch.empty(q.shape, device=q.device, dtype=kind) if out is None else out
     scale = dim**-0.5 * math.log2(math.e)
-    given = (q, k, v, out, lse, *(rotary[:3] if rotary else ()))
-    key = (heads, dim, granularity, fp8, config, *[(x.dtype, x.stride(), x.data_ptr() % 16) for x in given])
-    done = at.compiled.setdefault((batch, rotary and rotary.eps, *key), {})
     here = not q.is_cuda or q.device.index == torch.cuda.current_device()
     with nullcontext() if here else torch.cuda.device(q.device):
-        if "config" not in done:
-            done["config"] = config or _choose(q, at, fp8)
-        config = done["config"]
-        if isinstance(config, HopperConfig) and fp8:
+        config = config or _choose(q, at, fp8)
+        hopper = isinstance(config, HopperConfig)
+        slots = prepared_slots(q, at, rotary is not None) if fp8 else {}
+        slots |= {} if return_lse else {"lse": ((batch, heads, tokens), torch.float32)}
+        pack = Pack(pack_slots(slots), q.device)
+        height = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32) if lse is None else lse
+        height = height if return_lse else pack.lse
+        tape = None
+        if taped and all(x is y for x, y in zip(given, (q, k, v), strict=True)):
+            turn = rotary[:3] if rotary else ()
+            tape = Tape((*given, *turn), (out, height if return_lse else None), pack, zero_bytes(pack) if fp8 else 0)
+        if fp8:
+            prepare_inputs(q, k, v, at, granularity, hopper, rotary, pack, tape)
+        if isinstance(config, LaunchConfig):
+            _launch_portable(q, k, v, pack if fp8 else None, at, out, height, scale, config, tape)
+        elif fp8:
             from fpsgen.attention.kernels.forward_hopper import launch_hopper
 
-            ready = prepare_inputs(q, k, v, at, granularity, True, rotary, done)
-            launch_hopper(ready, at, out, lse, scale, config, done)
-        elif isinstance(config, HopperConfig):
+            launch_hopper(pack, at, out, height, scale, config, tape)
+        else:
             from fpsgen.attention.kernels.forward_hopper16 import launch_hopper16
 
-            launch_hopper16(q, k, v, at, out, lse, scale, config, done)
-        else:
-            ready = prepare_inputs(q, k, v, at, granularity, False, rotary, done) if fp8 else None
-            _launch_portable(q, k, v, ready, at, out, lse, scale, config, done)
-    return (out if padded == dim else out[..., :dim].contiguous()), lse
+            launch_hopper16(q, k, v, at, out, height, scale, config, tape)
+    return out if padded == dim else out[..., :dim].contiguous(), height if return_lse else None, tape
 
 
 def _choose(q: torch.Tensor, at: PlanTensors, fp8: bool) -> LaunchConfig | HopperConfig:
@@ -226,13 +279,13 @@ def _launch_portable(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    ready: Prepared | None,
+    ready: Pack | None,
     at: PlanTensors,
     out: torch.Tensor,
     lse: torch.Tensor,
     scale: float,
     config: LaunchConfig,
-    done: dict[str, Any],
+    tape: Tape | None,
 ) -> None:
     """Fill out and lse from q, k, v (16 bit), or from `ready` where it is given (FP8)."""
     batch, tokens, heads, dim = q.shape
@@ -262,4 +315,4 @@ def _launch_portable(
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     options |= {"maxnreg": config.maxnreg} if config.maxnreg else {}
     grid = (blocks * (block // config.block_q), batch * heads, 1)
-    start(done, attention_forward, grid, (*operands, out, lse, *scales), fixed, constants, **options)
+    start(tape, attention_forward, grid, (*operands, out, lse, *scales), fixed, constants, **options)

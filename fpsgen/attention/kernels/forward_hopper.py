@@ -21,7 +21,7 @@ Legend: BLOCK 128 rows of a kernel block, D 128, a job is one group of query row
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from triton.experimental import gluon
@@ -36,9 +36,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from fpsgen.attention.kernels.hopper_jobs import describe, job_rings, launch_plan, look_ahead, records, ring
 from fpsgen.attention.kernels.hopper_parts import as_operand, bits, ceil, exp2, exp2_mixed, masked, number, pick, put
-from fpsgen.attention.kernels.launch import HopperConfig, start, started
-from fpsgen.attention.kernels.prepare import Prepared
+from fpsgen.attention.kernels.launch import HopperConfig, Pack, start
 from fpsgen.attention.methods import PlanTensors
+
+if TYPE_CHECKING:
+    from fpsgen.attention.kernels.tape import Tape
 
 _load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared  # its name until Triton 3.8
 _SHIFT = gl.constexpr(math.log2(448.0))  # P = 2^(x - m) * 448
@@ -318,30 +320,28 @@ def attention_forward_hopper(
 
 
 def launch_hopper(
-    ready: Prepared,
+    ready: Pack,
     at: PlanTensors,
     out: torch.Tensor,
     lse: torch.Tensor,
     scale: float,
     config: HopperConfig,
-    done: dict[str, Any] | None = None,
+    tape: Tape | None = None,
 ) -> None:
     """Fill out [B, L, H, 128] (contiguous) and lse fp32 [B, H, L] from prepared inputs with permuted keys in V.
 
-    scale: softmax scale times log2(e). done: see launch.start. The current device must be that of the tensors, and
+    scale: softmax scale times log2(e). tape: see launch.start. The current device must be that of the tensors, and
     sm_90.
     """
-    done = {} if done is None else done
     batch, _, heads, dim = out.shape
     block, lanes = at.layout.block, at.layout.num_blocks * at.layout.block
     rows, fp8 = (batch * heads * lanes, dim), gl.float8e4nv
-    of = ready.address if started(done, attention_forward_hopper) else ready.tensor
     descriptors = (
-        describe(done, "q", of("q"), rows, (dim, 1), (64, dim), fp8),
-        describe(done, "k", of("k"), rows, (dim, 1), (block, dim), fp8),
-        describe(done, "v", of("v"), (batch * heads * dim, lanes), (lanes, 1), (dim, block), fp8),
+        describe(ready.q, rows, (dim, 1), (64, dim), fp8),
+        describe(ready.k, rows, (dim, 1), (block, dim), fp8),
+        describe(ready.v, (batch * heads * dim, lanes), (lanes, 1), (dim, block), fp8),
     )
-    grid, tables, constants = launch_plan(done, at, out, config)
-    moving = (*descriptors, out, lse, of("q_scale"), of("k_scale"), of("v_scale"))
+    grid, tables, constants = launch_plan(at, out, config)
+    moving = (*descriptors, out, lse, ready.q_scale, ready.k_scale, ready.v_scale)
     constants = constants | {"PINGPONG": config.pingpong, "PROMOTE": config.promote}
-    start(done, attention_forward_hopper, grid, moving, (*tables, scale), constants, num_warps=4)
+    start(tape, attention_forward_hopper, grid, moving, (*tables, scale), constants, num_warps=4)

@@ -10,7 +10,7 @@ Legend: BLOCK 128 rows of a kernel block, D 128, a job is one group of query row
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from triton.experimental import gluon
@@ -28,6 +28,9 @@ from fpsgen.attention.kernels.hopper_jobs import describe, job_rings, launch_pla
 from fpsgen.attention.kernels.hopper_parts import exp2, exp2_mixed, masked, number, pick
 from fpsgen.attention.kernels.launch import HopperConfig, start
 from fpsgen.attention.methods import PlanTensors
+
+if TYPE_CHECKING:
+    from fpsgen.attention.kernels.tape import Tape
 
 _load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared  # its name until Triton 3.8
 _LN_2 = gl.constexpr(math.log(2.0))
@@ -300,25 +303,24 @@ def launch_hopper16(
     lse: torch.Tensor,
     scale: float,
     config: HopperConfig,
-    done: dict[str, Any] | None = None,
+    tape: Tape | None = None,
 ) -> None:
     """Fill out [B, L, H, 128] (contiguous) and lse fp32 [B, H, L] from q, k, v [B, L, H, 128] (16 bit, last stride 1).
 
-    scale: softmax scale times log2(e). done: see launch.start. The current device must be that of the tensors, and
+    scale: softmax scale times log2(e). tape: see launch.start. The current device must be that of the tensors, and
     sm_90.
     """
-    done = {} if done is None else done
     batch, tokens, heads, dim = out.shape
     q, k, v = (x if _lies_in_rows(x) else x.clone(memory_format=torch.contiguous_format) for x in (q, k, v))
 
-    def lines(name: str, x: torch.Tensor, rows: int) -> TensorDescriptor:
+    def lines(x: torch.Tensor, rows: int) -> TensorDescriptor:
         shape = (batch * tokens, (heads - 1) * x.stride(2) + dim)
-        return describe(done, name, x, shape, (x.stride(1), 1), (rows, dim), _TYPES[x.dtype])
+        return describe(x, shape, (x.stride(1), 1), (rows, dim), _TYPES[x.dtype])
 
-    descriptors = (lines("q", q, 64), lines("k", k, at.layout.block), lines("v", v, at.layout.block))
-    grid, tables, constants = launch_plan(done, at, out, config)
+    descriptors = (lines(q, 64), lines(k, at.layout.block), lines(v, at.layout.block))
+    grid, tables, constants = launch_plan(at, out, config)
     fixed = (*tables, q.stride(2), k.stride(2), v.stride(2), scale)
-    start(done, attention_forward_hopper16, grid, (*descriptors, out, lse), fixed, constants, num_warps=4)
+    start(tape, attention_forward_hopper16, grid, (*descriptors, out, lse), fixed, constants, num_warps=4)
 
 
 def _lies_in_rows(x: torch.Tensor) -> bool:

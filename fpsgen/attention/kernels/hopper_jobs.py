@@ -101,47 +101,24 @@ def look_ahead(args, CONSUMERS: gl.constexpr, BLOCK: gl.constexpr, D: gl.constex
 
 
 def launch_plan(
-    done: dict[str, Any], at: PlanTensors, out: torch.Tensor, config: HopperConfig
+    at: PlanTensors, out: torch.Tensor, config: HopperConfig
 ) -> tuple[tuple[int, int, int], tuple, dict[str, Any]]:
     """Grid, arguments from `work` to `longest`, and constants of a Hopper kernel that fills out [B, L, H, D]."""
-    if "plan" not in done:
-        batch, tokens, heads, dim = out.shape
-        work = at.work(config.consumers)
-        jobs = work.shape[0] * batch * heads
-        tables = (work, at.block_start, at.block_len, at.list_index, at.list_count)
-        sizes = (jobs, work.shape[0], heads, tokens, at.layout.num_blocks)
-        lists = (at.list_count.shape[1], at.list_count.shape[0], at.list_index.shape[2])
-        constants = {"CONSUMERS": config.consumers, "BLOCK": at.layout.block, "D": dim, "STAGES": config.stages}
-        constants |= {"LENGTH": at.layout.uniform, "POLY": config.poly, "REGISTERS": config.registers}
-        programs = min(jobs, torch.cuda.get_device_properties(out.device).multi_processor_count)
-        done["plan"] = (programs, 1, 1), (*tables, *sizes, *lists), constants
-    return done["plan"]
+    batch, tokens, heads, dim = out.shape
+    work = at.work(config.consumers)
+    jobs = work.shape[0] * batch * heads
+    tables = (work, at.block_start, at.block_len, at.list_index, at.list_count)
+    sizes = (jobs, work.shape[0], heads, tokens, at.layout.num_blocks)
+    lists = (at.list_count.shape[1], at.list_count.shape[0], at.list_index.shape[2])
+    constants = {"CONSUMERS": config.consumers, "BLOCK": at.layout.block, "D": dim, "STAGES": config.stages}
+    constants |= {"LENGTH": at.layout.uniform, "POLY": config.poly, "REGISTERS": config.registers}
+    programs = min(jobs, torch.cuda.get_device_properties(out.device).multi_processor_count)
+    return (programs, 1, 1), (*tables, *sizes, *lists), constants
 
 
 def describe(
-    done: dict[str, Any],
-    name: str,
-    x: torch.Tensor | int,
-    shape: tuple[int, int],
-    strides: tuple[int, int],
-    block: tuple[int, int],
-    dtype: gl.dtype,
+    x: torch.Tensor, shape: tuple[int, int], strides: tuple[int, int], block: tuple[int, int], dtype: gl.dtype
 ) -> TensorDescriptor:
-    """A TMA descriptor of x's memory taken as `shape` and `strides`, in blocks. All but x is kept in `done`, from then
-    on an address will do.
-    """
-    if name not in done:
-        layout = gl.NVMMASharedLayout.get_default_for([*block], dtype)
-        made = TensorDescriptor(x, [*shape], [*strides], [*block], layout)
-        done[name] = {**vars(made), "base": None}
-        return made
-    made = object.__new__(TensorDescriptor)
-    vars(made).update(done[name], base=_Address(x) if isinstance(x, int) else x)
-    return made
-
-
-class _Address(int):
-    """All that a launch asks of a tensor."""
-
-    def data_ptr(self) -> int:
-        return self
+    """A TMA descriptor of x's memory taken as `shape` and `strides`, in blocks."""
+    layout = gl.NVMMASharedLayout.get_default_for([*block], dtype)
+    return TensorDescriptor(x, [*shape], [*strides], [*block], layout)

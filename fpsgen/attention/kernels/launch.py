@@ -1,16 +1,20 @@
-"""Every launch choice of the kernels in one place, and what makes a launch cheap for the host; no triton import, no
-autotuning in user runs.
+"""Every launch choice of the kernels in one place, and the launch itself; no triton import, no autotuning in user
+runs.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+if TYPE_CHECKING:
+    from fpsgen.attention.kernels.tape import Tape
+
 HEAD_DIMS = (64, 128)  # others are padded up to the next of these
+Slot = tuple[int, int, tuple[int, ...], torch.dtype]  # first byte, end, shape, type
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,35 @@ def select(
     return LaunchConfig(block_q=64, num_warps=4, num_stages=3, maxnreg=limit)
 
 
+class Pack:
+    """Tensors of one allocation, which costs the host less than each its own.
+
+    slots: shape and dtype by name, see pack_slots.
+    """
+
+    def __init__(self, slots: dict[str, Slot], device: torch.device) -> None:
+        size = max((end for _, end, _, _ in slots.values()), default=0)
+        self.slots, self.memory = slots, torch.empty(size, dtype=torch.uint8, device=device)
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        if name not in self.__dict__.get("slots", ()):
+            raise AttributeError(name)
+        begin, end, shape, dtype = self.slots[name]
+        return self.memory[begin:end].view(dtype).view(shape)
+
+
+def pack_slots(tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, Slot]:
+    """Slots for a Pack, each at a multiple of 256 bytes."""
+    slots, end = {}, 0
+    for name, (shape, dtype) in tensors.items():
+        size = math.prod(shape) * dtype.itemsize
+        slots[name] = (end, end + size, shape, dtype)
+        end += -(-size // 256) * 256
+    return slots
+
+
 def start(
-    done: dict[str, Any],
+    tape: Tape | None,
     kernel: Any,
     grid: tuple[int, int, int],
     moving: tuple,
@@ -101,56 +132,13 @@ def start(
     constants: dict[str, Any],
     **options: Any,
 ) -> None:
-    """Launch a Triton or Gluon kernel with the arguments moving + fixed; its compiled form is kept in `done`, and from
-    then on started with addresses and without Triton's look at every argument, which takes longer than all else on the
-    host.
+    """Launch a Triton or Gluon kernel with the arguments moving + fixed, on tape if there is one.
 
-    So one `done` serves only calls of equal `grid`, `fixed` and `constants`, and of moving arguments that Triton would
-    treat alike: types, alignment to 16 bytes. It lives no longer than the tensors in `fixed`. Where `started` says so,
-    addresses in place of tensors will do. constants: in the order of the kernel's signature, after all else.
+    moving: tensors, or descriptors of tensors, that another call brings anew or makes in its Pack. constants: in the
+    order of the kernel's signature, after all else.
     """
-    known = done.get(kernel.__name__)
-    if known is not None:
-        run, rest = known
-        run(*[_address(x) for x in moving], *rest)
-        return
     args = (*moving, *fixed)
     assert [*constants] == kernel.arg_names[len(args) :], kernel.__name__
     compiled = kernel[grid](*args, **constants, **options)
-    if compiled is not None:  # as it is in the interpreter
-        done[kernel.__name__] = compiled[grid], (*map(_address, fixed), *constants.values())
-
-
-def _address(x: Any) -> Any:
-    return x.data_ptr() if isinstance(x, torch.Tensor) else x
-
-
-def started(done: dict[str, Any], kernel: Any) -> bool:
-    return kernel.__name__ in done
-
-
-class Pack:
-    """Tensors of one allocation: to ask for each of them would take the host longer than a launch.
-
-    slots: shape and dtype by name, see pack_slots.
-    """
-
-    def __init__(self, slots: dict[str, tuple[int, int, tuple[int, ...], torch.dtype]], memory: torch.Tensor) -> None:
-        self._slots, self._memory, self._base = slots, memory, memory.data_ptr()
-
-    def tensor(self, name: str) -> torch.Tensor:
-        begin, end, shape, dtype = self._slots[name]
-        return self._memory[begin:end].view(dtype).view(shape)
-
-    def address(self, name: str) -> int:
-        return self._base + self._slots[name][0]
-
-
-def pack_slots(**tensors: tuple[tuple[int, ...], torch.dtype]) -> tuple[dict, int]:
-    """Slots for a Pack, each at a multiple of 256 bytes, and the bytes of all."""
-    slots, end = {}, 0
-    for name, (shape, dtype) in tensors.items():
-        size = math.prod(shape) * dtype.itemsize
-        slots[name] = (end, end + size, shape, dtype)
-        end += -(-size // 256) * 256
-    return slots, end
+    if tape is not None:
+        tape.record(compiled, grid, moving, fixed)

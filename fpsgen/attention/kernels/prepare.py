@@ -13,31 +13,23 @@ Legend: B batch, H heads, L tokens (tile order), N blocks, P = N * BLOCK padded 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 
-from fpsgen.attention.kernels.launch import Pack, pack_slots, start, started
+from fpsgen.attention.kernels.launch import Pack, pack_slots, start
 from fpsgen.attention.kernels.prepare_normed import TOP, block_scale, cast_normed, measure_rows, raise_amax
 from fpsgen.attention.methods import PlanTensors
 from fpsgen.attention.quantize import AMAX_FLOOR
 from fpsgen.attention.rotary import NormRotary
 
+if TYPE_CHECKING:
+    from fpsgen.attention.kernels.tape import Tape
+
 _FLOOR = tl.constexpr(AMAX_FLOOR)
 ROWS = 32  # tokens whose norm and rotation are found together
-
-
-class Prepared(Pack):
-    """q, k: float8_e4m3fn [B, H, P, D]. v: float8_e4m3fn [B, H, D, P]. Scales fp32: q_scale, k_scale [B, H, N], v_scale
-    [B, H, D]. Each as attribute (a new view), tensor(name) or address(name).
-    """
-
-    def __getattr__(self, name: str) -> torch.Tensor:
-        if name in ("q", "k", "v", "q_scale", "k_scale", "v_scale"):
-            return self.tensor(name)
-        raise AttributeError(name)
 
 
 @triton.jit
@@ -281,65 +273,67 @@ def prepare_inputs(
     granularity: int = 1,
     permuted: bool = False,
     rotary: NormRotary | None = None,
-    done: dict | None = None,
-) -> Prepared:
-    """Prepared inputs from q, k, v [B, L, H, D] (tile order, last stride 1); D is 64 or 128. permuted: V's keys in the
-    order of forward_hopper.py, see _cast_values. rotary: q and k are normed and rotated first. done: see launch.start.
+    ready: Pack | None = None,
+    tape: Tape | None = None,
+) -> Pack:
+    """Fill and return `ready` (made here where it is None) from q, k, v [B, L, H, D] (tile order, last stride 1); D is
+    64 or 128. It has at least the slots of prepared_slots. permuted: V's keys in the order of forward_hopper.py, see
+    _cast_values. rotary: q and k are normed and rotated first. tape: see launch.start.
     """
-    done = {} if done is None else done
     if rotary:  # which reads channels by pairs
         q, k, *weights = (_in_pairs(x) for x in (q, k, rotary.norm_q, rotary.norm_k))
-    if "prepared" not in done:
-        done["prepared"] = _sizes(q, at, rotary is not None)
-    (made, made_size), (found, found_size) = done["prepared"]
-    ready = Prepared(made, torch.empty(made_size, dtype=torch.uint8, device=q.device))
-    work = Pack(found, torch.zeros(found_size, dtype=torch.uint8, device=q.device))
-    known = started(done, quantize_inputs)
-    of, of_work = (ready.address, work.address) if known else (ready.tensor, work.tensor)
+    ready = ready or Pack(pack_slots(prepared_slots(q, at, rotary is not None)), q.device)
+    ready.memory[: zero_bytes(ready)].zero_()
 
     batch, tokens, heads, dim = q.shape
     block, blocks = at.layout.block, at.layout.num_blocks
-    amax = (of_work("q_amax"), of_work("k_amax"), of_work("v_amax"))
-    norms = of("norms")
+    amax = (ready.q_amax, ready.k_amax, ready.v_amax)
+    norms = ready.norms
     turn = (*weights, rotary.table) if rotary else (norms, norms, norms)
     tables = (at.block_start, at.block_len)
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
     sizes = (heads, tokens, blocks, granularity)
     constants: dict[str, Any] = {"D": dim, "BLOCK": block, "ROWS": ROWS}
     norm = {"NORM": rotary is not None}
-    moving = (q, k, v, *turn, norms, of("peaks"), *amax)
+    moving = (q, k, v, *turn, norms, ready.peaks, *amax)
     fixed = (*tables, *strides, batch, *sizes, rotary.eps if rotary else 0.0)
     chunks = 2 * batch * blocks * (block // ROWS) if rotary else 0
     grid = (chunks + blocks * batch * heads, 1, 1)
-    start(done, measure_inputs, grid, moving, fixed, constants | norm, num_warps=4)
-    outputs = (of("q"), of("k"), of("v"), of("q_scale"), of("k_scale"), of("v_scale"))
+    start(tape, measure_inputs, grid, moving, fixed, constants | norm, num_warps=4)
+    outputs = (ready.q, ready.k, ready.v, ready.q_scale, ready.k_scale, ready.v_scale)
     moving = (q, k, v, *outputs, *turn, norms, *amax)
     fixed = (*tables, *strides, *sizes)
     constants |= {"SINGLE": granularity == 1, "PERMUTED": permuted} | norm
-    start(done, quantize_inputs, (batch * heads, blocks, 3), moving, fixed, constants, num_warps=4)
+    start(tape, quantize_inputs, (batch * heads, blocks, 3), moving, fixed, constants, num_warps=4)
     return ready
 
 
-def _sizes(q: torch.Tensor, at: PlanTensors, norm: bool) -> tuple[tuple[dict, int], tuple[dict, int]]:
-    """Of what prepare_inputs makes, and of what must be zero before."""
+def prepared_slots(q: torch.Tensor, at: PlanTensors, norm: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and types of what prepare_inputs makes: q, k float8_e4m3fn [B, H, P, D], v float8_e4m3fn [B, H, D, P],
+    scales fp32 q_scale, k_scale [B, H, N], v_scale [B, H, D]. What must be zero before comes first.
+    """
     batch, tokens, heads, dim = q.shape
     blocks, rows = at.layout.num_blocks, at.layout.num_blocks * at.layout.block
     line, cells, scales = (batch, heads), torch.float8_e4m3fn, torch.float32
-    made = pack_slots(
-        q=((*line, rows, dim), cells),
-        k=((*line, rows, dim), cells),
-        v=((*line, dim, rows), cells),
-        q_scale=((*line, blocks), scales),
-        k_scale=((*line, blocks), scales),
-        v_scale=((*line, dim), scales),
-        norms=((2, batch, tokens if norm else 0), scales),
-        peaks=((2, *line, tokens if norm else 0), scales),
-    )
-    groups = blocks if norm else 0
-    found = pack_slots(
-        q_amax=((*line, groups), scales), k_amax=((*line, groups), scales), v_amax=((*line, dim), scales)
-    )
-    return made, found
+    groups, measured = (blocks, tokens) if norm else (1, 1)
+    return {
+        "q_amax": ((*line, groups), scales),
+        "k_amax": ((*line, groups), scales),
+        "v_amax": ((*line, dim), scales),
+        "norms": ((2, batch, measured), scales),
+        "peaks": ((2, *line, measured), scales),
+        "q": ((*line, rows, dim), cells),
+        "k": ((*line, rows, dim), cells),
+        "v": ((*line, dim, rows), cells),
+        "q_scale": ((*line, blocks), scales),
+        "k_scale": ((*line, blocks), scales),
+        "v_scale": ((*line, dim), scales),
+    }
+
+
+def zero_bytes(ready: Pack) -> int:
+    """How much of prepared inputs' memory must be zero before."""
+    return ready.slots["v_amax"][1]
 
 
 def _in_pairs(x: torch.Tensor) -> torch.Tensor:
