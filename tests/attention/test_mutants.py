@@ -156,10 +156,10 @@ def test_planted_mistakes_are_caught(module, what, change, tmp_path, monkeypatch
     mutant = load(module, tmp_path, change)
     main = mutant if module is forward else forward
     own = mutant if module is prepare else prepare
-    with interpreted(main, own, prepare_normed, mutant):
+    with interpreted(main, own, prepare_normed, mutant), monkeypatch.context() as patch:
         for name, value in taken(own, mutant).items() if module is prepare_normed else ():
-            monkeypatch.setattr(own, name, value)
-        monkeypatch.setattr(main, "prepare_inputs", own.prepare_inputs)
+            patch.setattr(own, name, value)
+        patch.setattr(main, "prepare_inputs", own.prepare_inputs)
         with pytest.raises(AssertionError):
             examine(main.attention_triton, own.prepare_inputs)
 

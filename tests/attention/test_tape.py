@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+pytest.importorskip("triton", reason="triton is not installed")
 from fpsgen.attention import AttentionPlan, attend
 from fpsgen.attention.function import call_key
 from fpsgen.attention.kernels import driver
-from fpsgen.attention.kernels.launch import select_hopper
+from fpsgen.attention.kernels import tape as tapes
+from fpsgen.attention.kernels.launch import Pack, pack_slots, select_hopper
 from fpsgen.attention.rotary import NormRotary
 
 from .cases import Case
@@ -24,7 +26,6 @@ SIZES = {"8": 1, "16": 2, "32": 4, "64": 8}
 @pytest.mark.parametrize("name", ["measure_inputs", "quantize_inputs", "fp8", "16 bit"])
 def test_parameters_are_those_of_the_compiled_kernel(name):
     """With the Triton at hand; on a GPU, the driver is asked as well."""
-    pytest.importorskip("triton", reason="triton is not installed")
     from .compiled import hopper_source, prepare_source, translate
 
     if name.endswith("inputs"):
@@ -103,7 +104,7 @@ GOOD = [128, 4, 4, 8, 8, 8, 8, 4, 4, 8, 8]
 def test_arguments_arrive(monkeypatch):
     cuda, z, launch = stand_in(monkeypatch, GOOD)
     for stream, addresses in ((0x10, (0x1000, 0x2000)), (0x20, (0x3000, 0x2000)), (0x20, (0x3000, 0x4000))):
-        launch(stream, addresses)
+        assert launch.move(addresses) == 0 and launch.start(stream) == 0
         config, values = cuda.seen[-1]
         assert config == (9, 2, 1, 384, 1000, stream)
         numbers = [int.from_bytes(value, "little") for value in values]
@@ -133,8 +134,96 @@ def test_an_unfamiliar_kernel_is_left_to_triton(monkeypatch, sizes, changes):
 def test_an_error_of_the_driver_is_raised(monkeypatch):
     cuda, _, launch = stand_in(monkeypatch, GOOD)
     cuda.code = 719
+    launch.move((0x1000, 0x2000))
     with pytest.raises(RuntimeError, match="719"):
-        launch(0, (0x1000, 0x2000))
+        driver.checked(launch.start(0))
+
+
+class Played:
+    """A Launch that notes what is done to it. The first start of a thread without a context fails."""
+
+    def __init__(self, log, name):
+        self.log, self.name = log, name
+
+    def move(self, addresses):
+        self.log.append((self.name, "move", addresses))
+        return 0
+
+    def start(self, stream):
+        self.log.append((self.name, "start", stream))
+        return self.log.codes.pop() if self.log.codes else 0
+
+
+class Log(list):
+    codes: list[int]
+
+
+@pytest.fixture
+def taped(monkeypatch):
+    """(tape of two kernels over CPU memory, its inputs, its pack, the log of what happens)."""
+    log = Log()
+    log.codes = []
+
+    def memset(place, value, size, stream):
+        log.append(("memset", place, size, stream))
+        return 0
+
+    monkeypatch.setattr(tapes, "cuda", lambda: SimpleNamespace(cuMemsetD8Async=memset))
+    monkeypatch.setattr(tapes.Launch, "of", lambda compiled, *_: compiled and Played(log, compiled))
+    for name, value in {
+        "_cuda_getDevice": lambda: 0,
+        "_cuda_getCurrentRawStream": lambda index: 77,
+        "_cuda_cudaCachingAllocator_raw_alloc": lambda size, stream: 4096,
+        "_cuda_cudaCachingAllocator_raw_delete": lambda place: log.append(("free", place)),
+    }.items():
+        monkeypatch.setattr(torch._C, name, value, raising=False)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: log.append(("context", device.index)))
+    q, k, v = (torch.zeros(1, 4, 2, 8) for _ in range(3))
+    pack = Pack(pack_slots({"a": ((3,), torch.float32), "b": ((300,), torch.uint8)}), torch.device("cpu"))
+    out = torch.zeros_like(q)
+    tape = tapes.Tape((q, k, v), (out, None), pack, 256)
+    tape.whole, tape._device = True, torch.device("cuda", 0)
+    tape.record("first", (1, 1, 1), (SimpleNamespace(base=k), q, pack.b), (5,))
+    tape.record("second", (1, 1, 1), (pack.a, out, v), ())
+    return tape, (q, k, v), pack, log
+
+
+def test_a_tape_moves_what_moved(taped):
+    tape, (q, k, v), _, log = taped
+    assert tape.close()
+    out, lse = tape(q, k, v, None)
+    moved = [
+        ("first", "move", [k.data_ptr(), q.data_ptr(), 4096 + 256]),
+        ("second", "move", [4096, out.data_ptr(), v.data_ptr()]),
+    ]
+    played = [("memset", 4096, 256, 77), ("first", "start", 77), ("second", "start", 77), ("free", 4096)]
+    assert log == moved + played and lse is None and out.shape == q.shape
+    log.clear()
+    other = torch.zeros_like(k)
+    out, _ = tape(q, other, v, None)
+    assert log[0] == ("first", "move", [other.data_ptr(), q.data_ptr(), 4096 + 256]) and log[-4:] == played
+
+
+def test_a_tape_finds_a_context_for_a_thread_and_frees_when_the_driver_refuses(taped):
+    tape, inputs, _, log = taped
+    tape.close()
+    log.codes = [driver.INVALID_CONTEXT]
+    tape(*inputs, None)
+    assert ("context", 0) in log and [x[0] for x in log].count("memset") == 2
+    log.clear()
+    log.codes = [700]
+    with pytest.raises(RuntimeError, match="700"):
+        tape(*inputs, None)
+    assert log[-1] == ("free", 4096)
+
+
+def test_a_tape_with_foreign_memory_or_unknown_kernel_is_not_kept(taped):
+    tape, _, pack, _ = taped
+    tape.record("third", (1, 1, 1), (torch.zeros(5),), ())
+    assert not tape.close()
+    tape.whole = True
+    tape.record(None, (1, 1, 1), (pack.a,), ())
+    assert not tape.close()
 
 
 def test_what_a_call_depends_on_is_in_its_key():

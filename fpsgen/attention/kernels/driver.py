@@ -9,14 +9,13 @@ Launch. Structures and constants: CUDA driver API 12.4, cuda.h.
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-INVALID_CONTEXT = 201
+INVALID_CONTEXT = 201  # of a thread that has not called CUDA yet
 _SCALARS = {
     "i1": ctypes.c_int8,
     "i8": ctypes.c_int8,
@@ -96,8 +95,8 @@ def parameters(signature: dict[str, Any], maps: Sequence[dict[str, Any] | None])
 
 
 class Launch:
-    """`launch(stream, addresses)`: the kernel again, with the same arguments but for the first ones, which are pointers
-    or tensor descriptors and get new addresses. Raises RuntimeError where the driver refuses.
+    """A kernel with its arguments, to be started again: move() gives the first ones, which are pointers or tensor
+    descriptors, other addresses, start() launches. Both return the driver's code, 0 if all is well.
     """
 
     @classmethod
@@ -114,18 +113,15 @@ class Launch:
         return cls(driver, compiled, grid, tuple(args), moving)
 
     def __init__(self, driver: Any, compiled: Any, grid: tuple[int, int, int], args: tuple, moving: int) -> None:
-        meta = compiled.metadata
-        self._driver, self._function = driver, compiled.function
+        meta, signature = compiled.metadata, compiled.src.signature
         self._kept = compiled, args[moving:]  # tensors whose addresses stay as they are
+        self._launch, self._replace = driver.cuLaunchKernelEx, driver.cuTensorMapReplaceAddress
         self._config = _Config(*grid, 32 * meta.num_warps, 1, 1, meta.shared, None, None, 0)
         self._addresses = (ctypes.c_uint64 * moving)()
         self._maps: list[tuple[int, int]] = []  # which moving argument, address of its map
-        self._lock = threading.Lock()
-        names = [name for name, kind in compiled.src.signature.items()]
         maps = iter(meta.tensordesc_meta or ())
         values: list[Any] = []  # what parameters point to
-        for i, (name, value) in enumerate(zip(names, args, strict=False)):
-            kind = compiled.src.signature[name]
+        for i, (kind, value) in enumerate(zip(signature.values(), args, strict=False)):
             if kind == "constexpr":
                 continue
             if kind.startswith("tensordesc"):
@@ -146,35 +142,22 @@ class Launch:
         self._values = values
         places = [value[1] if isinstance(value, tuple) else ctypes.addressof(value) for value in values]
         self._params = (ctypes.c_void_p * len(places))(*places)
-        self._call = (ctypes.addressof(self._config), self._function, ctypes.addressof(self._params), None)
+        self._call = (ctypes.addressof(self._config), compiled.function, ctypes.addressof(self._params), None)
 
-    def __call__(self, stream: int, addresses: Sequence[int]) -> None:
-        driver = self._driver
-        with self._lock:
-            for i, place in self._maps:
-                if self._addresses[i] != addresses[i]:
-                    _checked(driver.cuTensorMapReplaceAddress(place, addresses[i]))
-            self._addresses[:] = addresses
-            self._config.stream = stream
-            code = driver.cuLaunchKernelEx(*self._call)
-            if code == INVALID_CONTEXT:  # a thread that has not called CUDA yet
-                torch.cuda.set_device(torch.cuda.current_device())
-                code = driver.cuLaunchKernelEx(*self._call)
-        _checked(code)
+    def move(self, addresses: Sequence[int]) -> int:
+        for i, place in self._maps:
+            if self._addresses[i] != addresses[i] and (code := self._replace(place, addresses[i])):
+                return code
+        self._addresses[:] = addresses
+        return 0
+
+    def start(self, stream: int) -> int:
+        self._config.stream = stream
+        return self._launch(*self._call)
 
 
-def zero(address: int, size: int, stream: int) -> None:
-    """Zeros in `size` bytes of GPU memory."""
-    driver = cuda()
-    assert driver is not None
-    code = driver.cuMemsetD8Async(address, 0, size, stream)
-    if code == INVALID_CONTEXT:
-        torch.cuda.set_device(torch.cuda.current_device())
-        code = driver.cuMemsetD8Async(address, 0, size, stream)
-    _checked(code)
-
-
-def _checked(code: int) -> None:
+def checked(code: int) -> None:
+    """Raises RuntimeError where the driver refused."""
     if code:
         raise RuntimeError(
             f"the CUDA driver returned error {code}.\nRun fpsgen doctor, or with CUDA_LAUNCH_BLOCKING=1."
@@ -202,4 +185,4 @@ def _encode(driver: Any, place: int, value: Any, meta: dict[str, Any]) -> None:
     arrays = (ctypes.addressof(x) for x in (shape, strides, box, steps))
     fixed = (0, meta["swizzle"], _PROMOTE_L2_128B, 0)  # not interleaved; zeros beyond the ends
     kind, base = _ELEMENTS[value.base.dtype], value.base.data_ptr()
-    _checked(driver.cuTensorMapEncodeTiled(place, kind, rank, base, *arrays, *fixed))
+    checked(driver.cuTensorMapEncodeTiled(place, kind, rank, base, *arrays, *fixed))

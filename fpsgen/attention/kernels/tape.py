@@ -6,11 +6,12 @@ A call's kind is its plan and device, and function.call_key: all that checks, la
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from typing import Any, cast
 
 import torch
 
-from fpsgen.attention.kernels.driver import Launch, zero
+from fpsgen.attention.kernels.driver import INVALID_CONTEXT, Launch, checked, cuda
 from fpsgen.attention.kernels.launch import Pack
 from fpsgen.attention.rotary import NormRotary
 
@@ -36,7 +37,9 @@ class Tape:
         self._known = {id(x): i for i, x in enumerate(given)} | {id(out): OUT}
         self._known |= {id(lse): LSE} if lse is not None else {}
         self._base, self._size, self._zeros = pack.memory.data_ptr(), pack.memory.numel(), zeros
-        self._shape, self._lse_shape = out.shape, None if lse is None else lse.shape
+        self._lse_shape = None if lse is None else lse.shape
+        self._places: tuple[int, ...] = ()  # addresses that the launches have
+        self._lock = threading.Lock()  # from their addresses to their start
         self._launches: list[tuple[Launch, list[tuple[int, int]]]] = []
         self._device = out.device
         self.whole = out.is_cuda
@@ -59,24 +62,49 @@ class Tape:
     def close(self) -> bool:
         """Recording is over; whether the tape is whole."""
         self._known = {}  # they belong to the recorded call alone
+        if self.whole:
+            self._memset = cast(Any, cuda()).cuMemsetD8Async
         return self.whole
 
     def __call__(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: NormRotary | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if self._device.index != torch.cuda.current_device():
+        if self._device.index != torch._C._cuda_getDevice():
             with torch.cuda.device(self._device):
                 return self(q, k, v, rotary)
-        out = q.new_empty(self._shape)
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
         lse = None if self._lse_shape is None else q.new_empty(self._lse_shape, dtype=torch.float32)
-        work = q.new_empty(self._size, dtype=torch.uint8)
         stream = torch._C._cuda_getCurrentRawStream(self._device.index)
-        base = work.data_ptr()
-        turn = (0, 0, 0) if rotary is None else (rotary[0].data_ptr(), rotary[1].data_ptr(), rotary[2].data_ptr())
-        places = (q.data_ptr(), k.data_ptr(), v.data_ptr(), *turn, out.data_ptr(), 0 if lse is None else lse.data_ptr())
-        places += (base,)
-        if self._zeros:
-            zero(base, self._zeros, stream)
-        for launch, sources in self._launches:
-            launch(stream, [places[i] + offset for i, offset in sources])
+        # as a tensor's memory, which may go back before the stream is done with it, at a third of a tensor's cost
+        work = torch._C._cuda_cudaCachingAllocator_raw_alloc(self._size, stream) if self._size else 0
+        try:
+            norm_q, norm_k, table = (q, q, q) if rotary is None else rotary[:3]
+            places = (
+                *(q.data_ptr(), k.data_ptr(), v.data_ptr(), norm_q.data_ptr(), norm_k.data_ptr(), table.data_ptr()),
+                *(out.data_ptr(), 0 if lse is None else lse.data_ptr(), work),
+            )
+            with self._lock:
+                code = self._play(places, stream)
+                if code == INVALID_CONTEXT:
+                    torch.cuda.set_device(self._device)
+                    code = self._play(places, stream)
+        finally:
+            if work:
+                torch._C._cuda_cudaCachingAllocator_raw_delete(work)
+        checked(code)
         return out, lse
+
+    def _play(self, places: tuple[int, ...], stream: int) -> int:
+        """The driver's code, 0 if all is well."""
+        if places != self._places:
+            self._places = ()  # until all have moved
+            for launch, sources in self._launches:
+                if code := launch.move([places[i] + offset for i, offset in sources]):
+                    return code
+            self._places = places
+        if self._zeros and (code := self._memset(places[WORK], 0, self._zeros, stream)):
+            return code
+        for launch, _ in self._launches:
+            if code := launch.start(stream):
+                return code
+        return 0
