@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 
@@ -7,13 +9,26 @@ def seed():
     torch.manual_seed(7)
 
 
-@pytest.fixture(scope="module")
-def interpreted_kernels():
-    """The kernels in Triton's interpreter (on CPU), one patch per test file."""
+@contextlib.contextmanager
+def _interpreted():
     pytest.importorskip("triton", reason="triton is not installed")
     from fpsgen.attention.kernels import forward, prepare, prepare_normed
 
     from .interpreter import interpreted
 
     with interpreted(forward, prepare, prepare_normed):
+        yield forward
+
+
+@pytest.fixture(scope="module")
+def interpreted_kernels():
+    """The kernels in Triton's interpreter (on CPU), one patch per test file: of files that run nothing on a GPU."""
+    with _interpreted() as forward:
+        yield forward
+
+
+@pytest.fixture
+def interpreted_here():
+    """The same for one test."""
+    with _interpreted() as forward:
         yield forward

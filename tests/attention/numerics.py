@@ -1,111 +1,130 @@
 """The numeric contract of an attention kernel, question (a): is it right, given its quantized inputs and its lists?
 
 truth() computes in fp64, by its own code, what the kernel must give: once with P rounded as specified (reference.py)
-and once with P exact. What P's rounding explains, `noise`, is the distance between the two. An FP8 tensor core adds
-its products in 14 bits, so a score may be off by SCORE_ERROR of its absolute products, and a P that lies that near to
-a rounding boundary may fall to either side: measured on an H100, up to 0.7 of the noise where rows have 15 keys. So
-check() allows a share of the noise plus 1e-3, and a row's LSE the step of those P, `slack`, plus 5e-3. The rest does
-not loosen with FP8: the mean ratio catches a wrong scale, rows catch a lost row, LSE catches lost or surplus keys.
-
-Sinks, outliers and peaked logits make scores of hundreds, of whose 14 bits the last ones are what softmax sees (and
-all products may have one sign, so that their errors add up). What such scores are off by beyond ORDINARY, their strain,
-moves the row by up to `sway` and its LSE by up to `shift`; for normal inputs both are zero.
+and once with P exact. What P's rounding explains, `noise`, is the distance between the two. A score is what the tensor
+core makes of it: on Hopper as tensor_core.py says, elsewhere exact. So on Hopper, and in the interpreter, every P is
+known, and check() allows 1e-3; another GPU may be off by SCORE_ERROR of a score's absolute products, so that a P that
+lies that near to a rounding boundary falls to either side: there check() allows a share of the noise more, and a row's
+LSE the step of those P, `slack`. The rest does not loosen with FP8: the mean ratio catches a wrong scale, rows catch a
+lost row, LSE catches lost or surplus keys.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from fpsgen.attention.quantize import dequantize_blocks, dequantize_channels, quantize_blocks, quantize_channels
 from fpsgen.attention.rotary import norm_rotate
 from fpsgen.attention.tiles import BlockLayout, TileLists
 
+from .tensor_core import product
+
 RELATIVE = 1e-3  # relative L2, beyond NOISE_SHARE of what P's cast explains
-NOISE_SHARE = 0.8
+NOISE_SHARE = {True: 0.1, False: 0.8}  # of noise, by whether the tensor core's sums are known
 ROW = 2e-2  # per row, beyond ROW_NOISE times the noise
 ROW_NOISE = 2.5
 RATIO = 2e-3  # |<out, truth> / <truth, truth> - 1| per head
 LSE_MAX = 5e-3
 LSE_MEAN = 4e-4
-SCORE_ERROR = 2.0**-13 / 32  # per channel, of sum |q||k|: 32 channels to a tensor core instruction
-COHERENT = 4.0  # times SCORE_ERROR, where products have one sign or one is large; above 3 was measured on an H100
-ORDINARY = 0.05  # base 2; normal inputs are off by 0.008, four times 0.03
+SCORE_ERROR = 2.0**-13 / 32  # per channel, of sum |q||k|, where it is not known: 32 channels to an instruction
+KNOWN_ERROR = 2.0**-20  # of a score's magnitude where it is: sums and scales in fp32
+EXPONENTIAL = 2e-4  # of a score, base 2: what a cubic in place of an exponential may be off
 HALF_STEP = 2.0**-9  # rounding of a bf16 output
 
 
 @dataclass
 class Truth:
-    """fp64: out, exact [B, R, H, D] (P rounded, P exact), lse, slack, sway, shift [B, H, R]; tokens [R] int64: rows."""
+    """fp64: out, exact [B, R, H, D] (P rounded, P exact), lse, slack [B, H, R]; tokens [R] int64: the rows. known: what
+    the tensor core adds up is.
+    """
 
     out: torch.Tensor
     exact: torch.Tensor
     lse: torch.Tensor
     slack: torch.Tensor
-    sway: torch.Tensor
-    shift: torch.Tensor
     tokens: torch.Tensor
+    known: bool
 
 
-def quantized(q, k, v, layout: BlockLayout, granularity: int):
-    """What FP8 attention sees, through real FP8 casts (fake_quantize takes another way)."""
-    q, k = (dequantize_blocks(*quantize_blocks(x, layout, granularity), layout) for x in (q, k))
-    return q, k, dequantize_channels(*quantize_channels(v))
+class Scores:
+    """Scores of FP8 attention, through real FP8 casts (fake_quantize takes another way). inputs: q, k, v after them."""
+
+    def __init__(self, q, k, v, layout: BlockLayout, granularity: int) -> None:
+        capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else None
+        self.hopper, self.known = capability == (9, 0), capability in (None, (9, 0))
+        self._values, self._scales = [], []
+        inputs = []
+        for x in (q, k):
+            values, scale = quantize_blocks(x, layout, granularity)
+            self._values.append(values.transpose(1, 2))
+            self._scales.append(scale.double()[:, :, layout.token_block.to(x.device)])
+            inputs.append(dequantize_blocks(values, scale, layout))
+        self.inputs = (*inputs, dequantize_channels(*quantize_channels(v)))
+
+    def __call__(self, b: int, h: int, rows: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """In base 2 [rows, keys], and by how much each may be off."""
+        (q, k), (scale_q, scale_k) = self._values, self._scales
+        query, key = q[b, h, rows].float(), k[b, h, keys].float()
+        dim = query.shape[-1]
+        scale = scale_q[b, h, rows][:, None] * scale_k[b, h, keys] * (dim**-0.5 / math.log(2))
+        if self.hopper:
+            score = product(*(F.pad(x, (0, -dim % 32)) for x in (query, key))).double() * scale
+        else:
+            score = query.double() @ key.double().T * scale
+        if self.known:
+            return score, score.abs() * KNOWN_ERROR + EXPONENTIAL
+        return score, query.double().abs() @ key.double().abs().T * scale * (dim * SCORE_ERROR)
 
 
 def truth(q, k, v, layout: BlockLayout, lists: TileLists, fp8: bool, granularity: int = 1, tiles=None) -> Truth:
     """fp64 attention of q, k, v [B, L, H, D] for some query tiles (all by default)."""
-    if fp8:
-        q, k, v = quantized(q, k, v, layout, granularity)
-    q, k, v = (x.double().transpose(1, 2) for x in (q, k, v))
+    scores = Scores(q, k, v, layout, granularity) if fp8 else None
+    q, k, v = (x.double().transpose(1, 2) for x in (scores.inputs if scores else (q, k, v)))
     batch, heads, _, dim = q.shape
     start = [0, *layout.tiling.sizes().long().cumsum(0).tolist()]
     tiles = range(len(start) - 1) if tiles is None else tiles
-    span = [torch.arange(start[u], start[u + 1]) for u in range(len(start) - 1)]
-    outs, exacts, lses, slacks, sways, shifts = [], [], [], [], [], []
+    span = [torch.arange(start[u], start[u + 1], device=q.device) for u in range(len(start) - 1)]
+    outs, exacts, lses, slacks = [], [], [], []
     groups = lists.counts.shape[0]
     for u in tiles:
-        rows = q[:, :, span[u].to(q.device)]
+        rows = q[:, :, span[u]]
         out = torch.zeros_like(rows)
         exact, lse = torch.zeros_like(rows), torch.full_like(rows[..., 0], -math.inf)
-        slack, sway, shift = (torch.zeros_like(rows[..., 0]) for _ in range(3))
+        slack = torch.zeros_like(rows[..., 0])
         for g in range(groups):
             keys = [span[j] for j in lists.indices[g, u, : int(lists.counts[g, u])].tolist()]
             if not keys:
                 continue
-            index = torch.cat(keys).to(q.device)
+            index = torch.cat(keys)
             for b in range(batch):
                 for h in range(heads):
                     if (b * heads + h) % groups != g:
                         continue
-                    score = rows[b, h] @ k[b, h, index].T * (dim**-0.5 / math.log(2))
+                    if scores:
+                        score, error = scores(b, h, span[u], index)
+                    else:
+                        score, error = rows[b, h] @ k[b, h, index].T * (dim**-0.5 / math.log(2)), None
                     top = score.amax(1, keepdim=True)
                     weight = torch.exp2(score - top)
                     exact[b, h] = weight @ v[b, h, index] / weight.sum(1, keepdim=True)
-                    if fp8:
+                    if error is not None:
                         top = top.ceil()
-                        error = rows[b, h].abs() @ k[b, h, index].abs().T * (dim**0.5 / math.log(2) * SCORE_ERROR)
                         weight, low, high = (
                             torch.exp2((x - top).clamp(max=0)).mul(448).float().to(torch.float8_e4m3fn).double() / 448
                             for x in (score, score - error, score + error)
                         )
                         slack[b, h] = (high - low).sum(1) / weight.sum(1)
                     out[b, h] = weight @ v[b, h, index] / weight.sum(1, keepdim=True)
-                    if fp8:  # d out / d score = weight * (value - out)
-                        apart = torch.cdist(out[b, h], v[b, h, index])
-                        strain = (COHERENT * error - ORDINARY).clamp(min=0) * math.log(2)
-                        share = weight * strain / weight.sum(1, keepdim=True)
-                        sway[b, h], shift[b, h] = (share * apart).norm(dim=1), share.sum(1)
                     lse[b, h] = (weight.sum(1).log2() + top[:, 0]) * math.log(2)
         outs.append(out)
         exacts.append(exact)
         lses.append(lse)
         slacks.append(slack)
-        sways.append(sway)
-        shifts.append(shift)
     out, exact = (torch.cat(x, 2).transpose(1, 2) for x in (outs, exacts))
-    tokens = torch.cat([span[u] for u in tiles]).to(q.device)
-    return Truth(out, exact, *(torch.cat(x, 2) for x in (lses, slacks, sways, shifts)), tokens)
+    tokens = torch.cat([span[u] for u in tiles])
+    return Truth(out, exact, torch.cat(lses, 2), torch.cat(slacks, 2), tokens, scores is None or scores.known)
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -122,8 +141,7 @@ def measure(out: torch.Tensor, lse: torch.Tensor, true: Truth) -> dict[str, floa
     noise = relative(true.out, true.exact)
     own_noise = (true.out - true.exact).norm(dim=-1)
     step = HALF_STEP if out.dtype == torch.bfloat16 else 0.0
-    sway = true.sway.transpose(1, 2)  # [B, R, H]
-    allowed = ROW * size + ROW_NOISE * torch.maximum(own_noise, noise * typical) + step * size + sway + 1e-30
+    allowed = ROW * size + ROW_NOISE * torch.maximum(own_noise, noise * typical) + step * size + 1e-30
     dot = (got * true.out).sum((1, 3))
     ratio = dot / true.out.square().sum((1, 3)).clamp(min=1e-300)
     ratio = torch.where(size.sum(1) > 0, ratio, 1.0)  # [B, H]
@@ -137,17 +155,17 @@ def measure(out: torch.Tensor, lse: torch.Tensor, true: Truth) -> dict[str, floa
         "noise": noise,
         "worst_row": float((diff / allowed).max()),
         "ratio": float((ratio - 1).abs().max()),
-        "lse_max": float((gap.abs() - true.slack - true.shift).max()),
-        "lse_mean": float((gap.mean(-1).abs() - mean_slack - true.shift.mean(-1)).max()),
+        "lse_max": float((gap.abs() - true.slack).max()),
+        "lse_mean": float((gap.mean(-1).abs() - mean_slack).max()),
         "half_step": step,
-        "sway": float(sway.norm() / true.out.norm().clamp(min=1e-300)),
+        "share": NOISE_SHARE[true.known],
     }
 
 
 def faults(figures: dict[str, float]) -> list[str]:
     """Bounds that the figures break, by name; an empty list means the kernel is right."""
     bounds = {
-        "relative": RELATIVE + NOISE_SHARE * figures["noise"] + figures["half_step"] + figures["sway"],
+        "relative": RELATIVE + figures["share"] * figures["noise"] + figures["half_step"],
         "worst_row": 1.0,
         "ratio": RATIO,
         "lse_max": LSE_MAX,

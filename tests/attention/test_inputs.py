@@ -42,7 +42,7 @@ SIXTEEN = [
 def place(request):
     """What runs: (case, config, fp8), the first of them in the interpreter."""
     if request.param[1] is None:
-        request.getfixturevalue("interpreted_kernels")
+        request.getfixturevalue("interpreted_here")
     return request.param
 
 

@@ -9,7 +9,7 @@ from fpsgen.attention.reference import attention_reference
 from fpsgen.attention.tiles import TileLists
 
 from .cases import Case
-from .numerics import faults, measure, quantized, truth
+from .numerics import Scores, faults, measure, truth
 
 CASE = Case("mutants", (8, 12, 16), (2, 6, 5), heads=2)  # 32 tiles of 60 or 12 tokens, 1,536 keys a row
 
@@ -119,7 +119,7 @@ def test_planted_mistakes_are_caught(problem, mistake):
 def test_another_rounding_of_p_is_caught(problem):
     """P left unrounded is closer to exact attention, but it is not what a kernel is meant to compute."""
     inputs, at, true = problem
-    q, k, v = quantized(*inputs, at.layout, 1)
+    q, k, v = Scores(*inputs, at.layout, 1).inputs
     out, lse = attention_reference(q, k, v, at.layout, at.lists, False)  # P not rounded at all
     figures = measure(out, lse, true)
     assert "relative" in " ".join(faults(figures))

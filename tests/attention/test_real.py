@@ -57,10 +57,10 @@ def joined(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("call", "layer"), SAMPLES)
-def test_the_contract_holds(call, layer, layers, interpreted_kernels):
+def test_the_contract_holds(call, layer, layers, interpreted_here):
     inputs = [x[:, :, :1].contiguous() for x in layers[call][layer]]
     at = SMALL.lay()
-    out, lse = interpreted_kernels.attention_triton(*inputs, at, True)
+    out, lse = interpreted_here.attention_triton(*inputs, at, True)
     print(check(out, lse, truth(*inputs, at.layout, at.lists, True)))
 
 
