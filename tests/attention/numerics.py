@@ -115,7 +115,7 @@ def truth(q, k, v, layout: BlockLayout, lists: TileLists, fp8: bool, granularity
                             torch.exp2((x - top).clamp(max=0)).mul(448).float().to(torch.float8_e4m3fn).double() / 448
                             for x in (score, score - error, score + error)
                         )
-                        slack[b, h] = (high - low).sum(1) / weight.sum(1)
+                        slack[b, h] = (high.sum(1) / low.sum(1)).log()
                     out[b, h] = weight @ v[b, h, index] / weight.sum(1, keepdim=True)
                     lse[b, h] = (weight.sum(1).log2() + top[:, 0]) * math.log(2)
         outs.append(out)
