@@ -2,11 +2,11 @@
 
 truth() computes in fp64, by its own code, what the kernel must give: once with P rounded as specified (reference.py)
 and once with P exact. What P's rounding explains, `noise`, is the distance between the two. A score is what the tensor
-core makes of it: on Hopper as tensor_core.py says, elsewhere exact. So on Hopper, and in the interpreter, every P is
-known, and check() allows 1e-3; another GPU may be off by SCORE_ERROR of a score's absolute products, so that a P that
-lies that near to a rounding boundary falls to either side: there check() allows a share of the noise more, and a row's
-LSE the step of those P, `slack`. The rest does not loosen with FP8: the mean ratio catches a wrong scale, rows catch a
-lost row, LSE catches lost or surplus keys.
+core makes of it: on Hopper as tensor_core.py says, elsewhere exact. So on Hopper, and in the interpreter, a score is
+known to fp32's rounding; another GPU may be off by SCORE_ERROR of a score's absolute products, and there check() allows
+a share of the noise more. A P that lies that near to a rounding boundary falls to either side: that step moves the
+row's LSE by up to `slack`, the row by up to `sway`. The rest does not loosen with FP8: the mean ratio catches a wrong
+scale, rows catch a lost row, LSE catches lost or surplus keys.
 """
 
 import math
@@ -36,14 +36,16 @@ HALF_STEP = 2.0**-9  # rounding of a bf16 output
 
 @dataclass
 class Truth:
-    """fp64: out, exact [B, R, H, D] (P rounded, P exact), lse, slack [B, H, R]; tokens [R] int64: the rows. known: what
-    the tensor core adds up is.
+    """fp64: out, exact [B, R, H, D] (P rounded, P exact), lse, slack, sway [B, H, R]; tokens [R] int64: the rows.
+
+    known: what the tensor core makes of a score is.
     """
 
     out: torch.Tensor
     exact: torch.Tensor
     lse: torch.Tensor
     slack: torch.Tensor
+    sway: torch.Tensor
     tokens: torch.Tensor
     known: bool
 
@@ -86,13 +88,13 @@ def truth(q, k, v, layout: BlockLayout, lists: TileLists, fp8: bool, granularity
     start = [0, *layout.tiling.sizes().long().cumsum(0).tolist()]
     tiles = range(len(start) - 1) if tiles is None else tiles
     span = [torch.arange(start[u], start[u + 1], device=q.device) for u in range(len(start) - 1)]
-    outs, exacts, lses, slacks = [], [], [], []
+    outs, exacts, lses, slacks, sways = [], [], [], [], []
     groups = lists.counts.shape[0]
     for u in tiles:
         rows = q[:, :, span[u]]
         out = torch.zeros_like(rows)
         exact, lse = torch.zeros_like(rows), torch.full_like(rows[..., 0], -math.inf)
-        slack = torch.zeros_like(rows[..., 0])
+        slack, sway = torch.zeros_like(rows[..., 0]), torch.zeros_like(rows[..., 0])
         for g in range(groups):
             keys = [span[j] for j in lists.indices[g, u, : int(lists.counts[g, u])].tolist()]
             if not keys:
@@ -117,14 +119,18 @@ def truth(q, k, v, layout: BlockLayout, lists: TileLists, fp8: bool, granularity
                         )
                         slack[b, h] = (high.sum(1) / low.sum(1)).log()
                     out[b, h] = weight @ v[b, h, index] / weight.sum(1, keepdim=True)
+                    if error is not None:
+                        apart = torch.cdist(out[b, h], v[b, h, index])
+                        sway[b, h] = ((high - low) * apart).sum(1) / weight.sum(1)
                     lse[b, h] = (weight.sum(1).log2() + top[:, 0]) * math.log(2)
         outs.append(out)
         exacts.append(exact)
         lses.append(lse)
         slacks.append(slack)
+        sways.append(sway)
     out, exact = (torch.cat(x, 2).transpose(1, 2) for x in (outs, exacts))
     tokens = torch.cat([span[u] for u in tiles])
-    return Truth(out, exact, torch.cat(lses, 2), torch.cat(slacks, 2), tokens, scores is None or scores.known)
+    return Truth(out, exact, *(torch.cat(x, 2) for x in (lses, slacks, sways)), tokens, not scores or scores.known)
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -142,6 +148,7 @@ def measure(out: torch.Tensor, lse: torch.Tensor, true: Truth) -> dict[str, floa
     own_noise = (true.out - true.exact).norm(dim=-1)
     step = HALF_STEP if out.dtype == torch.bfloat16 else 0.0
     allowed = ROW * size + ROW_NOISE * torch.maximum(own_noise, noise * typical) + step * size + 1e-30
+    allowed += true.sway.transpose(1, 2) if true.known else 0.0
     dot = (got * true.out).sum((1, 3))
     ratio = dot / true.out.square().sum((1, 3)).clamp(min=1e-300)
     ratio = torch.where(size.sum(1) > 0, ratio, 1.0)  # [B, H]

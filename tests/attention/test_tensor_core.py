@@ -39,6 +39,15 @@ def test_another_model_is_not(change, name, monkeypatch):
     assert not torch.equal(product(a, b), wanted)
 
 
+def test_the_cubic_is_as_near_as_it_says():
+    pytest.importorskip("triton", reason="triton is not installed")
+    from fpsgen.attention.kernels.hopper_parts import CUBIC
+
+    x = torch.linspace(-0.5, 0.5, 100001)
+    got = ((CUBIC[3] * x + CUBIC[2]) * x + CUBIC[1]) * x + CUBIC[0]
+    assert (got.double() / torch.exp2(x.double()) - 1).abs().max() < 7.6e-5
+
+
 @pytest.mark.parametrize("scale", [1.0, 30.0], ids=["normal", "one large channel"])
 @needs_hopper
 def test_this_gpu_adds_alike(scale):
