@@ -80,7 +80,7 @@ def host(device: torch.device, calls: int = 200) -> list[dict[str, Any]]:
     timed["attend, fps with norm and RoPE"] = partial(attend, *inputs, plans["fps"], rotary=rotary)
     if device.type == "cuda":
         rotated = timed["attend, fps with norm and RoPE"]
-        timed["the same through Triton's launcher"] = partial(_anew, rotated, plans["fps"], inputs[0].device)
+        timed["the same, recording its tape"] = partial(_anew, rotated, plans["fps"], inputs[0].device)
         timed["the same in a CUDA graph"] = _graph(rotated)
     timed["torch.empty of the output"] = partial(torch.empty_like, inputs[0])
     rows = []
