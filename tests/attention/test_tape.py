@@ -226,6 +226,13 @@ def test_a_tape_with_foreign_memory_or_unknown_kernel_is_not_kept(taped):
     assert not tape.close()
 
 
+@pytest.mark.parametrize("name", tapes.NEEDED)
+def test_a_torch_that_lacks_something_has_no_tapes(taped, name, monkeypatch):
+    tape, _, _, _ = taped
+    monkeypatch.delattr(torch._C, name)
+    assert not tape.close()
+
+
 def test_what_a_call_depends_on_is_in_its_key():
     def key(change=lambda q, k, v, r: (q, k, v, r), lse=False):
         memory = torch.zeros(4, 2 * 3 * 64 + 8, dtype=torch.bfloat16)

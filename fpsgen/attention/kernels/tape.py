@@ -15,6 +15,12 @@ from fpsgen.attention.kernels.driver import INVALID_CONTEXT, Launch, checked, cu
 from fpsgen.attention.kernels.launch import Pack
 from fpsgen.attention.rotary import NormRotary
 
+NEEDED = (  # of torch, which does not promise them: without one of them nothing is taped
+    "_cuda_getDevice",
+    "_cuda_getCurrentRawStream",
+    "_cuda_cudaCachingAllocator_raw_alloc",
+    "_cuda_cudaCachingAllocator_raw_delete",
+)
 OUT, LSE, WORK = 6, 7, 8  # places of what a call makes, after q, k, v and the three tensors of a NormRotary
 
 
@@ -62,6 +68,7 @@ class Tape:
     def close(self) -> bool:
         """Recording is over; whether the tape is whole."""
         self._known = {}  # they belong to the recorded call alone
+        self.whole = self.whole and all(hasattr(torch._C, name) for name in NEEDED)
         if self.whole:
             self._memset = cast(Any, cuda()).cuMemsetD8Async
         return self.whole
