@@ -85,10 +85,9 @@ def _run(
             f"the GPU kernels need triton, and it cannot be imported ({error}).\n"
             'Install the triton that belongs to your torch, or use method="bf16".'
         ) from error
-    at, key = plan.tensors(q.device), call_key(q, k, v, rotary, return_lse)
-    if key in at.tapes:
-        return at.tapes[key](q, k, v, rotary)
-    return attend_taped(q, k, v, at, plan.fp8, plan.granularity, rotary, return_lse, key)
+    key = call_key(q, k, v, rotary, return_lse)
+    tape = plan.tensors(q.device).tapes.get(key)
+    return tape(q, k, v, rotary) if tape else attend_taped(q, k, v, plan, rotary, return_lse, key)
 
 
 def call_key(

@@ -12,7 +12,7 @@ from fpsgen.assets import weights_dir
 from fpsgen.attention.kernels.launch import HopperConfig, LaunchConfig
 
 from .cases import Case
-from .gpu import hopper_marks
+from .gpu import needs_hopper
 from .gpu import run as run_on_gpu
 from .numerics import check, half_check, truth
 
@@ -73,6 +73,7 @@ ON_GPU = [
 
 @pytest.mark.parametrize(("case", "config"), ON_GPU, ids=["portable", "two consumers", "three consumers"])
 @pytest.mark.parametrize(("call", "layer"), SAMPLES)
+@needs_hopper
 def test_the_contract_holds_on_a_gpu(call, layer, case, config, layers):
     inputs = [(joined(x) if case.dim == 128 else x).cuda() for x in layers[call][layer]]
     _, at, (out, lse) = run_on_gpu(case, True, inputs=inputs, config=config)
@@ -81,7 +82,3 @@ def test_the_contract_holds_on_a_gpu(call, layer, case, config, layers):
         halves = [x.bfloat16() for x in inputs]
         _, at, (out, lse) = run_on_gpu(case, False, inputs=halves, config=HopperConfig(config.consumers, stages=2))
         half_check(out, lse, truth(*halves, at.layout, at.lists, False))
-
-
-for mark in hopper_marks:
-    test_the_contract_holds_on_a_gpu = mark(test_the_contract_holds_on_a_gpu)

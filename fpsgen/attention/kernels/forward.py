@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ from fpsgen.attention.kernels.launch import (
 )
 from fpsgen.attention.kernels.prepare import prepare_inputs, prepared_slots, zero_bytes
 from fpsgen.attention.kernels.tape import Tape
-from fpsgen.attention.methods import PlanTensors
+from fpsgen.attention.methods import AttentionPlan, PlanTensors
 from fpsgen.attention.rotary import NormRotary
 
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])  # (major, minor)
@@ -175,53 +175,17 @@ def attention_triton(
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
     rotary: NormRotary | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    return_lse: bool = True,
+    tape: Tape | None = None,
+) -> tuple[torch.Tensor, Any]:
     """Attention of q, k, v [B, L, H, D] (tile order) over the lists in `at`, as attention_reference does it.
 
     D up to 128 (padded to 64 or 128; more raises ValueError). Without fp8, fp32 inputs are multiplied in bf16. out
     (contiguous [B, L, H, D]) and lse (fp32 [B, H, L]) may be given, as tests do. rotary: q and k are normed and rotated
     first; with fp8 in the pass that quantizes, for D of 64 or 128, else in plain torch. config: None takes a Hopper
-    kernel where one fits (launch.select_hopper), else this file's. Returns out in q's dtype and LSE (natural
-    logarithm).
+    kernel where one fits (launch.select_hopper), else this file's. tape: records what is launched. Returns out in q's
+    dtype and LSE (natural logarithm), None without return_lse.
     """
-    made, height, _ = _attention(q, k, v, at, fp8, granularity, config, out, lse, rotary, True, False)
-    return made, cast(torch.Tensor, height)
-
-
-def attend_taped(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    at: PlanTensors,
-    fp8: bool,
-    granularity: int,
-    rotary: NormRotary | None,
-    return_lse: bool,
-    key: tuple | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """attention_triton, which later calls of the same key find on tape (at.tapes); None is never taped. LSE is None if
-    it is not asked for.
-    """
-    out, lse, made = _attention(q, k, v, at, fp8, granularity, None, None, None, rotary, return_lse, key is not None)
-    if made is not None and made.close():
-        at.tapes[key] = made
-    return out, lse
-
-
-def _attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    at: PlanTensors,
-    fp8: bool,
-    granularity: int,
-    config: LaunchConfig | HopperConfig | None,
-    out: torch.Tensor | None,
-    lse: torch.Tensor | None,
-    rotary: NormRotary | None,
-    return_lse: bool,
-    taped: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None, Tape | None]:
     batch, tokens, heads, dim = q.shape
     groups = at.list_count.shape[0]
     if groups not in (1, heads, batch * heads):
@@ -229,7 +193,7 @@ def _attention(
     padded = next((d for d in HEAD_DIMS if d >= dim), 0)
     if not padded:
         raise ValueError(f"head dim is {dim}.\nThe kernels take head dims up to {HEAD_DIMS[-1]}.")
-    given, kind = (q, k, v), q.dtype
+    kind = q.dtype
     if rotary and (padded != dim or not fp8):
         q, k = rotary.apply(q, k)
         rotary = None
@@ -247,25 +211,46 @@ def _attention(
         slots = prepared_slots(q, at, rotary is not None) if fp8 else {}
         slots |= {} if return_lse else {"lse": ((batch, heads, tokens), torch.float32)}
         pack = Pack(pack_slots(slots), q.device)
-        height = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32) if lse is None else lse
-        height = height if return_lse else pack.lse
-        tape = None
-        if taped and all(x is y for x, y in zip(given, (q, k, v), strict=True)):
-            turn = rotary[:3] if rotary else ()
-            tape = Tape((*given, *turn), (out, height if return_lse else None), pack, zero_bytes(pack) if fp8 else 0)
+        if not return_lse:
+            lse = pack.lse
+        elif lse is None:
+            lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
+        if tape is not None:
+            tape.begin(out, lse if return_lse else None, pack, zero_bytes(pack) if fp8 else 0)
         if fp8:
             prepare_inputs(q, k, v, at, granularity, hopper, rotary, pack, tape)
         if isinstance(config, LaunchConfig):
-            _launch_portable(q, k, v, pack if fp8 else None, at, out, height, scale, config, tape)
+            _launch_portable(q, k, v, pack if fp8 else None, at, out, lse, scale, config, tape)
         elif fp8:
             from fpsgen.attention.kernels.forward_hopper import launch_hopper
 
-            launch_hopper(pack, at, out, height, scale, config, tape)
+            launch_hopper(pack, at, out, lse, scale, config, tape)
         else:
             from fpsgen.attention.kernels.forward_hopper16 import launch_hopper16
 
-            launch_hopper16(q, k, v, at, out, height, scale, config, tape)
-    return out if padded == dim else out[..., :dim].contiguous(), height if return_lse else None, tape
+            launch_hopper16(q, k, v, at, out, lse, scale, config, tape)
+    return out if padded == dim else out[..., :dim].contiguous(), lse if return_lse else None
+
+
+def attend_taped(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: AttentionPlan,
+    rotary: NormRotary | None,
+    return_lse: bool,
+    key: tuple | None,
+) -> tuple[torch.Tensor, Any]:
+    """attention_triton by a plan; later calls of the same key find it on tape (PlanTensors.tapes), for None there is
+    none.
+    """
+    at = plan.tensors(q.device)
+    tape = None if key is None else Tape((q, k, v, *(rotary[:3] if rotary else ())))
+    options = {"rotary": rotary, "return_lse": return_lse, "tape": tape}
+    out, lse = attention_triton(q, k, v, at, plan.fp8, plan.granularity, **options)
+    if tape is not None and tape.close():
+        at.tapes[key] = tape
+    return out, lse
 
 
 def _choose(q: torch.Tensor, at: PlanTensors, fp8: bool) -> LaunchConfig | HopperConfig:

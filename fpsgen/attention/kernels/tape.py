@@ -25,30 +25,24 @@ OUT, LSE, WORK = 6, 7, 8  # places of what a call makes, after q, k, v and the t
 
 
 class Tape:
-    """Records a call; afterwards, if `whole`, it is that call: tape(q, k, v, rotary) returns out and LSE (None where it
-    was not asked for).
-
-    given: q, k, v and the tensors of a NormRotary, as start() gets them. made: out, and the LSE if it is returned.
-    pack: what else the call makes, of which the first `zeros` bytes are zero at the start.
+    """Records a call; afterwards, if close() says so, it is that call: tape(q, k, v, rotary) returns out and LSE (None
+    where it was not asked for). given: q, k, v and the tensors of a NormRotary. A launch that gets others in their
+    place, converted or padded, spoils the tape.
     """
 
-    def __init__(
-        self,
-        given: tuple[torch.Tensor, ...],
-        made: tuple[torch.Tensor, torch.Tensor | None],
-        pack: Pack,
-        zeros: int,
-    ) -> None:
-        out, lse = made
-        self._known = {id(x): i for i, x in enumerate(given)} | {id(out): OUT}
-        self._known |= {id(lse): LSE} if lse is not None else {}
-        self._base, self._size, self._zeros = pack.memory.data_ptr(), pack.memory.numel(), zeros
-        self._lse_shape = None if lse is None else lse.shape
+    def __init__(self, given: tuple[torch.Tensor, ...]) -> None:
+        self._known = {id(x): i for i, x in enumerate(given)}
         self._places: tuple[int, ...] = ()  # addresses that the launches have
         self._lock = threading.Lock()  # from their addresses to their start
         self._launches: list[tuple[Launch, list[tuple[int, int]]]] = []
-        self._device = out.device
-        self.whole = out.is_cuda
+        self._device = given[0].device
+        self.whole = given[0].is_cuda
+
+    def begin(self, out: torch.Tensor, lse: torch.Tensor | None, pack: Pack, zeros: int) -> None:
+        """What the call makes: out, the LSE if it is returned, and all else, whose first `zeros` bytes must be zero."""
+        self._known |= {id(out): OUT} if lse is None else {id(out): OUT, id(lse): LSE}
+        self._base, self._size, self._zeros = pack.memory.data_ptr(), pack.memory.numel(), zeros
+        self._lse_shape = None if lse is None else lse.shape
 
     def record(self, compiled: Any, grid: tuple[int, int, int], moving: tuple, fixed: tuple) -> None:
         """One launch, just done by Triton (compiled is None in its interpreter)."""
