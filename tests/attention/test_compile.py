@@ -42,7 +42,9 @@ def test_hopper(consumers, length):
     for body in inner[:consumers]:  # four products for the scores, four for the sums, four for the output
         assert sum("LDL" in line or "STL" in line for line in body) <= 2  # addresses; never a score or a sum
         assert sum("LDG" in line for line in body) == 0  # what a block needs comes with it
-        assert len(body) < (510 if length else 600) and sum("SHFL" in line for line in body) <= 8
+        assert sum("VIMNMX3" in line for line in body) == 60  # half of them for rows of negative scores alone
+        assert len(body) < (510 if length else 610) and sum("FMNMX" in line for line in body) <= 14
+        assert sum("SHFL" in line for line in body) <= 8
 
 
 @pytest.mark.parametrize("length", [128, 126, 0], ids=["whole", "even", "ragged"])

@@ -41,8 +41,8 @@ FP8 = BOTH | {
     "V scales of the job before": ("v_scale_s.index(turn & 1).load", "v_scale_s.index(0).load"),
     "loses a block's last key": ("score = masked(score, length)", "score = masked(score, length - 1)"),
     "adds a key to as many": ("score = masked(score, LENGTH)", "score = masked(score, LENGTH + 1)"),
-    "maximum is no whole number": ("ceil(gl.max(score, 1) * scale)", "gl.max(score, 1) * scale"),
-    "maximum of unscaled scores": ("ceil(gl.max(score, 1) * scale)", "ceil(gl.max(score, 1))"),
+    "maximum is no whole number": ("ceil(row_max(score, top) * scale)", "row_max(score, top) * scale"),
+    "maximum of unscaled scores": ("ceil(row_max(score, top) * scale)", "ceil(row_max(score, top))"),
     "output not rescaled": ("acc = acc * decay_out + part if", "acc = acc + part if"),
     "row sum not rescaled": ("total = total * decay_total", "total = total"),
     "the LSE's sum not rescaled": ("exact = exact * decay_total", "exact = exact"),
@@ -67,6 +67,11 @@ JOBS = {
 }
 PARTS = {
     "P in the order of its columns": ("[0, 1, 3, 2, 4]", "[0, 1, 2, 3, 4]"),
+    "two columns of P swapped": ("low, $2, $1", "low, $1, $2"),
+    "negative scores compared as integers": ("@!p bra.uni done", "bra.uni done"),
+    "scores of mixed signs compared as negative ones": ("selp.b32 ${i}, m{i}, ${i}, p", "mov.b32 ${i}, m{i}"),
+    "half of a row's scores compared": ("{what}.s32 m1, m1, m3", "{what}.s32 m1, m1, m1"),
+    "two columns of scores not compared": ("range(6, 2 + 2 * count, 4)", "range(10, 2 + 2 * count, 4)"),
     "vanishing weights explode": ("gl.maximum(x, -120.0) + _MAGIC", "x + _MAGIC"),
     "half of an exponential": ("+ 0x3F800000", "+ 0x3F000000"),
     "one key more for all blocks": ("column % 2 < length", "column % 2 <= length"),
@@ -107,6 +112,9 @@ def prepared(index: int, fp8: bool):
     """Inputs, in a mixture of strides, and what is true of them."""
     case, _ = BATTERY[index]
     q, k, v = case.inputs(torch.float32 if fp8 else torch.bfloat16, "cuda")
+    if case.name in ("tail", "even"):  # rows with no score above zero
+        k = k.abs()
+        q[:, ::3] = -q[:, ::3].abs()
     k, v = torch.stack((k, v, v), 2).unbind(2)[:2]
     v = v * (1 + torch.arange(case.heads, device="cuda")[:, None]).to(v.dtype)  # as scales of other heads show
     v = torch.stack((v, v), 3).unbind(3)[0]

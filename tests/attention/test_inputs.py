@@ -84,6 +84,7 @@ CLASSES = {
     "a sink first": lambda q, k, v: (q.abs(), _sink(q, k, 0), v),
     "a sink last": lambda q, k, v: (q.abs(), _sink(q, k, -1), v),
     "peaked logits": lambda q, k, v: (q * 6, k * 6, v),
+    "no logit above zero": lambda q, k, v: (-q.abs(), k.abs(), v),
     "flat logits": lambda q, k, v: (q * 1e-8, k, v),
     "small values": lambda q, k, v: (q, k, v * 1e-8),
     "large values": lambda q, k, v: (q, k, v * 1e30),

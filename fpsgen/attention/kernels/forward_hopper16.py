@@ -25,7 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fpsgen.attention.kernels.hopper_jobs import describe, job_rings, launch_plan, look_ahead, records, ring
-from fpsgen.attention.kernels.hopper_parts import exp2, exp2_mixed, masked, number, pick
+from fpsgen.attention.kernels.hopper_parts import exp2, exp2_mixed, masked, number, pick, row_max
 from fpsgen.attention.kernels.launch import HopperConfig, start
 from fpsgen.attention.methods import PlanTensors
 
@@ -176,7 +176,7 @@ def _consume(
                     score = masked(score, length)  # without a branch: ptxas serializes the products beside one
                 elif LENGTH < BLOCK:
                     score = masked(score, LENGTH)
-                higher = gl.maximum(top, gl.max(score, 1) * scale)
+                higher = gl.maximum(top, row_max(score, top) * scale)
                 base = gl.where(higher == float("-inf"), 0.0, higher)
                 decay = exp2(top - base)
                 top = higher

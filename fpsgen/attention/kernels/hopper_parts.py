@@ -1,15 +1,51 @@
-"""Register-level parts of forward_hopper.py, in Gluon: exponentials, P as an operand, the mask of a block's tail, and
-records of a few 32-bit words that one warp leaves for others in shared memory.
+"""Register-level parts of the Hopper kernels, in Gluon: row maxima, exponentials, P as an operand, the mask of a
+block's tail, and records of a few 32-bit words that one warp leaves for others in shared memory.
+
+Under a GPU's power limit it is the number of instructions that decides, hence PTX where the compiler takes more.
 """
 
 from __future__ import annotations
 
+import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 _MAGIC = gl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer
 CUBIC = (0.9999281, 0.693261, 0.2426111, 0.0551717)  # of 2^x in [-1/2, 1/2], least relative error: 7.5e-5
 _C0, _C1, _C2, _C3 = (gl.constexpr(x) for x in CUBIC)
+_OWN = 32  # columns of a row of 128 that one thread holds
+
+
+def _largest(count: int) -> str:
+    """PTX: $0 and $1 are the largest fp32 of two rows of `count`, $2, $4 ... and $3, $5 ... NaN may pass. The last two
+    operands are what the rows must exceed: below that a result may be anything.
+
+    Compared as integers, for which Hopper takes three operands at a time (ptxas joins two max.s32). Integers order
+    negative floats the wrong way round, so of nothing else the largest float is the least integer: a second search, for
+    a warp that has such a row and whose threshold is negative, too.
+    """
+
+    def search(what: str) -> str:  # two chains to a row hide latency
+        steps = "".join(f"mov.b32 m{i}, ${2 + i}; " for i in (0, 2, 1, 3))
+        for first in range(6, 2 + 2 * count, 4):
+            steps += "".join(f"{what}.s32 m{i}, m{i}, ${first + i}; " for i in (0, 2, 1, 3))
+        return steps + f"{what}.s32 m0, m0, m2; {what}.s32 m1, m1, m3; "
+
+    first, last = search("max") + "mov.b32 $0, m0; mov.b32 $1, m1; ", search("min")
+    below = "".join(f"and.b32 m{i}, m{i}, ${2 + 2 * count + i}; " for i in range(2)) + "or.b32 m0, m0, m1; "  # of signs
+    skip = "setp.lt.s32 p, m0, 0; vote.sync.any.pred p, p, 0xffffffff; @!p bra.uni done; "
+    keep = "".join(f"setp.lt.s32 p, ${i}, 0; selp.b32 ${i}, m{i}, ${i}, p; " for i in range(2))
+    return f"{{ .reg .b32 m<4>; .reg .pred p; {first}{below}{skip}{last}{keep}done: }}"
+
+
+_LARGEST = gl.constexpr(_largest(_OWN))
+_LARGEST_REGISTERS = gl.constexpr("=&r,=&r" + ",r" * 2 * (_OWN + 1))
+# joined by mov.b32: ptxas lets the second conversion merge the first one's result; that of Triton 3.9 then spills
+_MERGED = gl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9))
+_E4M3 = gl.constexpr(
+    "{ .reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, $2, $1; cvt.rn.satfinite.e4m3x2.f32 high, $4, $3; "
+    "mov.b32 $0, {low, high}; }"
+)
 
 
 @gluon.jit
@@ -66,12 +102,45 @@ def exp2_mixed(x, POLY: gl.constexpr):
 
 
 @gluon.jit
+def _own_columns(x):
+    """x [rows, columns] as tensors of one column of each thread."""
+    rows: gl.constexpr = x.shape[0]
+    if x.shape[1] == 8:
+        parts = gl.split(gl.reshape(x, [rows, 4, 2]))
+    else:
+        left, right = halves(x)
+        parts = _own_columns(left) + _own_columns(right)
+    return parts
+
+
+@gluon.jit
+def row_max(score, top):
+    """Largest of every row of score [64, 128], where that exceeds top [64], else anything up to top. Minus infinity
+    counts, NaN may be taken or left.
+    """
+    own = _own_columns(score)
+    rows: gl.constexpr = gl.SliceLayout(1, own[0].type.layout)
+    threshold = gl.expand_dims(gl.convert_layout(top, rows), 1) + gl.zeros_like(own[0])
+    operands = own + (threshold,)  # noqa: RUF005 - Gluon unpacks no tuples
+    largest = gl.inline_asm_elementwise(
+        _LARGEST, _LARGEST_REGISTERS, operands, dtype=gl.float32, is_pure=True, pack=2
+    )  # [64, 4]
+    return gl.convert_layout(gl.max(largest, 1), gl.SliceLayout(1, score.type.layout))
+
+
+@gluon.jit
 def as_operand(weight, layout: gl.constexpr):
     """P in E4M3 as left operand. Its columns are taken in the order that V's keys have: a matter of names only."""
     rows: gl.constexpr = weight.shape[0]
     columns: gl.constexpr = weight.shape[1]
     x = gl.permute(gl.reshape(weight, [rows, columns // 16, 2, 4, 2]), [0, 1, 3, 2, 4])
-    return gl.convert_layout(gl.reshape(x, [rows, columns]).to(gl.float8e4nv), layout)
+    x = gl.convert_layout(gl.reshape(x, [rows, columns]), layout)
+    if _MERGED:
+        x = gl.inline_asm_elementwise(_E4M3, "=r,r,r,r,r", [x], dtype=gl.int8, is_pure=True, pack=4)
+        p = x.to(gl.float8e4nv, bitcast=True)
+    else:
+        p = x.to(gl.float8e4nv)
+    return p
 
 
 @gluon.jit
