@@ -118,19 +118,25 @@ def hopper_source(config: launch.HopperConfig, length: int, fp8: bool) -> tuple:
     return kernel, types, constants, {"num_warps": 4}
 
 
+PREPARES = [("measure_values", False), ("norm_inputs", True), ("quantize_inputs", False), ("quantize_inputs", True)]
+
+
 def build_prepare(name: str, dim: int, block: int, norm: bool, capability: int = 90) -> Usage:
+    """name, norm: of PREPARES."""
     return build(*prepare_source(name, dim, block, norm), capability)
 
 
 def prepare_source(name: str, dim: int, block: int, norm: bool) -> tuple:
+    kernel, config = getattr(prepare, name), launch.PREPARE
     types = dict.fromkeys((f"stride_{x}{axis}" for x in "qkv" for axis in "blh"), "i64!")
-    types |= dict.fromkeys(("heads", "tokens", "num_blocks", "granularity"), "i32") | {"eps": "fp32"}
+    types |= dict.fromkeys(("batches", "heads", "tokens", "num_blocks", "granularity", "lag"), "i32") | {"eps": "fp32"}
     types |= dict.fromkeys(("q", "k", "v", "weight_q", "weight_k"), "*bf16!")
     types |= dict.fromkeys(("q_out", "k_out", "v_out"), "*fp8e4nv!")
-    types |= dict.fromkeys(
-        ("q_scale", "k_scale", "v_scale", "q_amax", "k_amax", "v_amax", "norms", "peaks", "table"), "*fp32!"
-    )
-    types |= dict.fromkeys(("block_start", "block_len"), "*i32!")
-    own = {"measure_inputs": {"batches": 1}, "quantize_inputs": {"SINGLE": True, "PERMUTED": True}}
-    constants = {"D": dim, "BLOCK": block, "ROWS": prepare.ROWS, "NORM": norm} | own[name]
-    return getattr(prepare, name), types, constants, {"num_warps": 4}
+    types |= dict.fromkeys(("q_scale", "k_scale", "v_scale", "q_amax", "k_amax", "v_amax", "norms", "table"), "*fp32!")
+    types |= dict.fromkeys(("block_start", "block_len", "finished", "ticket"), "*i32!")
+    constants = {"D": dim, "BLOCK": block, "SINGLE": True, "PERMUTED": True, "VALUES": norm, "HEADS": dim // 2}
+    rows = {"ROWS": config.rows * 128 // dim, "CAST_ROWS": config.cast_rows * 128 // dim}
+    constants |= rows | {"CAST_HEADS": config.cast_heads, "HINTS": config.hints}
+    options = {"num_warps": config.num_warps if name == "norm_inputs" else 4}
+    options |= {"maxnreg": config.maxnreg} if name == "norm_inputs" and config.maxnreg else {}
+    return kernel, types, {key: value for key, value in constants.items() if key in kernel.arg_names}, options

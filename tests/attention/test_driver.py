@@ -14,12 +14,12 @@ from fpsgen.attention.kernels.launch import select_hopper
 SIZES = {"8": 1, "16": 2, "32": 4, "64": 8}
 
 
-@pytest.mark.parametrize("name", ["measure_inputs", "quantize_inputs", "fp8", "16 bit"])
+@pytest.mark.parametrize("name", ["measure_values", "norm_inputs", "quantize_inputs", "fp8", "16 bit"])
 def test_parameters_are_those_of_the_compiled_kernel(name):
     """With the Triton at hand; on a GPU, the driver is asked as well."""
     from .compiled import hopper_source, prepare_source, translate
 
-    if name.endswith("inputs"):
+    if name.endswith(("inputs", "values")):
         kernel = translate(*prepare_source(name, 128, 128, True))
     else:
         kernel = translate(*hopper_source(select_hopper(128, 128, 3, name == "fp8", (9, 0)), 126, name == "fp8"))

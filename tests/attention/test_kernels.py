@@ -1,6 +1,7 @@
 """The Triton kernels in the CPU interpreter, against the fp64 contract and against the reference."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,6 +105,47 @@ def test_norm_and_rotation_on_the_way_into_blocks(name, dtype):
     # an E4M3 value that falls to the other side here and there moves single rows, not the whole
     assert ((out.double() - true.out).norm() / true.out.norm()) < 1e-2
     assert (lse - true.lse).abs().max() < 2e-2
+
+
+@pytest.mark.parametrize(("heads", "batch", "granularity"), [(1, 1, 1), (3, 2, 2), (12, 1, 3), (7, 2, 1), (40, 1, 100)])
+@pytest.mark.parametrize("lag", [0, 1, 12])
+def test_norm_and_rotation_of_any_heads_and_scale_groups(heads, batch, granularity, lag, monkeypatch):
+    """Fewer blocks than casts come behind, more, and none behind."""
+    from fpsgen.attention.kernels import prepare
+
+    case = Case("small", (2, 4, 7), (2, 4, 2), (1, 1, 1), batch=batch, heads=heads)
+    monkeypatch.setattr(prepare, "PREPARE", replace(prepare.PREPARE, lag=lag))
+    at, (q, k, v), rotary = case.lay(), case.inputs(torch.bfloat16), case.rotary(torch.bfloat16)
+    ready = prepare.prepare_inputs(q, k, v, at, granularity, rotary=rotary)
+    check_rotated(ready, q, k, at, granularity, rotary)
+    plain = prepare.prepare_inputs(q, k, v, at, granularity)
+    assert torch.equal(ready.v_scale, plain.v_scale) and torch.equal(ready.v.float(), plain.v.float())
+
+
+def test_rows_of_nan_leave_the_scale_to_the_others():
+    from fpsgen.attention.kernels import prepare_inputs
+
+    case = BY_NAME["full_blocks"]
+    at, (q, k, v), rotary = case.lay(), case.inputs(torch.bfloat16), case.rotary(torch.bfloat16)
+    wanted = prepare_inputs(q, k, v, at, 1, rotary=rotary)
+    q, token = q.clone(), at.layout.rows.flatten()
+    row = wanted.q.float().abs().amax((0, 1, 3)).argmin()  # not the largest of its block
+    q[:, token[row]] = math.nan
+    got = prepare_inputs(q, k, v, at, 1, rotary=rotary)
+    others = torch.arange(len(token)) != row
+    assert torch.equal(got.q_scale, wanted.q_scale) and got.q.float()[:, :, row].isnan().all()
+    assert torch.equal(got.q.float()[:, :, others], wanted.q.float()[:, :, others])
+
+
+@pytest.mark.parametrize("kinds", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_queries_and_keys_of_two_types(kinds):
+    from fpsgen.attention.kernels import prepare_inputs
+
+    case = BY_NAME["ragged_window"]
+    at, (q, k, v), rotary = case.lay(), case.inputs(torch.bfloat16), case.rotary(torch.bfloat16)
+    wanted = prepare_inputs(q, k, v, at, 1, rotary=rotary)
+    got = prepare_inputs(q.to(kinds[0]), k.to(kinds[1]), v, at, 1, rotary=rotary._replace(norm_q=rotary.norm_q.float()))
+    assert torch.equal(got.q.float(), wanted.q.float()) and torch.equal(got.k.float(), wanted.k.float())
 
 
 @pytest.mark.parametrize(("name", "fp8"), [("small_head_dim", True), ("ragged_window", False)])

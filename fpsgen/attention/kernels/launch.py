@@ -55,6 +55,27 @@ class HopperConfig:
         return 160 if self.consumers == 3 else 240
 
 
+@dataclass(frozen=True)
+class PrepareConfig:
+    """How prepare_normed.py runs.
+
+    rows: whose norms a program finds; cast_rows, cast_heads: what it casts; of head dim 128, twice the rows of 64. lag:
+    blocks from measuring to casting, so many that casts do not wait and so few that they read from the L2 cache. hints:
+    to that cache, 1 what to let go, 2 what to keep as well, 0 none. num_warps, maxnreg: as LaunchConfig's.
+    """
+
+    rows: int = 8
+    cast_rows: int = 16
+    cast_heads: int = 6
+    lag: int = 12
+    hints: int = 2
+    num_warps: int = 4
+    maxnreg: int = 72
+
+
+PREPARE = PrepareConfig()
+
+
 def select_hopper(
     head_dim: int, block: int, blocks_per_tile: int, fp8: bool, capability: tuple[int, int]
 ) -> HopperConfig | None:

@@ -5,8 +5,8 @@ FP8 tensor cores on Hopper want both operands contiguous along the summed axis; 
 stored [D, keys]. Rows of padding hold zeros. Scales follow quantize.py exactly: amax * (1/448), values times the
 inverse. The range needs no clamp here: the largest value meets its own scale, and NaN stays NaN.
 
-Two launches: what must be known of whole rows and columns first (the norm of a token's Q and K, the largest
-magnitudes of V's channels), then the casts.
+Two launches: the largest magnitudes of V's channels, which takes all of V, then the casts. Q and K with a norm are done
+in the first.
 
 Legend: B batch, H heads, L tokens (tile order), N blocks, P = N * BLOCK padded rows, D head dim.
 """
@@ -19,8 +19,8 @@ import torch
 import triton
 import triton.language as tl
 
-from fpsgen.attention.kernels.launch import Pack, pack_slots, start
-from fpsgen.attention.kernels.prepare_normed import TOP, block_scale, cast_normed, measure_rows, raise_amax
+from fpsgen.attention.kernels.launch import HEAD_DIMS, PREPARE, Pack, PrepareConfig, pack_slots, start
+from fpsgen.attention.kernels.prepare_normed import TOP, block_scale, norm_inputs, raise_amax
 from fpsgen.attention.methods import PlanTensors
 from fpsgen.attention.quantize import AMAX_FLOOR
 from fpsgen.attention.rotary import NormRotary
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from fpsgen.attention.kernels.tape import Tape
 
 _FLOOR = tl.constexpr(AMAX_FLOOR)
-ROWS = 32  # tokens whose norm and rotation are found together
 
 
 @triton.jit
@@ -45,72 +44,28 @@ def _load_block(
 
 
 @triton.jit
-def measure_inputs(
-    q,
-    k,
+def measure_values(
     v,
-    weight_q,
-    weight_k,
-    table,
-    norms,
-    peaks,
-    q_amax,
-    k_amax,
     v_amax,
     block_start,
     block_len,
-    stride_qb,
-    stride_ql,
-    stride_qh,
-    stride_kb,
-    stride_kl,
-    stride_kh,
     stride_vb,
     stride_vl,
     stride_vh,
     batches,
     heads,
-    tokens,
-    num_blocks,
-    granularity,
-    eps,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    NORM: tl.constexpr,
 ):
-    """Programs in one line. With NORM the first ones measure ROWS rows of q or k each, see measure_rows: norms
-    [2, B, L], peaks [2, B, H, L], amax [B, H, N]. The others raise v_amax [B, H, D] to the largest magnitude of every
-    channel of one block. Every amax is zero before.
+    """Programs (batch x head x block): v_amax [B, H, D], zero before, raised to the largest magnitude of every channel
+    of one block.
     """
     program = tl.program_id(0)
-    if NORM:
-        parts: tl.constexpr = BLOCK // ROWS
-        chunk = program // batches
-        batch = (program % batches).to(tl.int64)
-        which = chunk // (num_blocks * parts)
-        block = chunk // parts % num_blocks
-        line = which * batches + batch
-        norms += line * tokens
-        peaks += line * heads * tokens
-        if which == 0:
-            measure_rows(
-                *(q + batch * stride_qb, weight_q, norms, peaks, q_amax + batch * heads * num_blocks, table),
-                *(block, chunk % parts, block_start, block_len, stride_ql, stride_qh, heads, tokens, num_blocks),
-                *(granularity, eps, D, ROWS),
-            )
-        elif which == 1:
-            measure_rows(
-                *(k + batch * stride_kb, weight_k, norms, peaks, k_amax + batch * heads * num_blocks, table),
-                *(block, chunk % parts, block_start, block_len, stride_kl, stride_kh, heads, tokens, num_blocks),
-                *(granularity, eps, D, ROWS),
-            )
-        program -= 2 * batches * num_blocks * parts
-    if program >= 0:
-        bh = program % (batches * heads)
-        block = program // (batches * heads)
-        values = _load_block(v, block, bh, block_start, block_len, stride_vb, stride_vl, stride_vh, heads, D, BLOCK)
-        raise_amax(v_amax, bh * D + tl.arange(0, D), tl.max(tl.abs(values), 0))
+    bh = program % (batches * heads)
+    block = program // (batches * heads)
+    values = _load_block(v, block, bh, block_start, block_len, stride_vb, stride_vl, stride_vh, heads, D, BLOCK)
+    channels = tl.arange(0, D)
+    raise_amax(v_amax, bh * D + channels, tl.max(tl.abs(values), 0), channels >= 0)
 
 
 @triton.jit
@@ -202,12 +157,6 @@ def quantize_inputs(
     q_scale,
     k_scale,
     v_scale,
-    weight_q,
-    weight_k,
-    table,
-    norms,
-    q_amax,
-    k_amax,
     v_amax,
     block_start,
     block_len,
@@ -221,39 +170,25 @@ def quantize_inputs(
     stride_vl,
     stride_vh,
     heads,
-    tokens,
     num_blocks,
     granularity,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
     SINGLE: tl.constexpr,
     PERMUTED: tl.constexpr,
-    NORM: tl.constexpr,
+    VALUES: tl.constexpr,
 ):
-    """Programs (batch x head; scale group or, of V and with NORM, block; 0 for queries, 1 for keys, 2 for values).
-    Heads come first: they share the angles of their tokens.
+    """Programs (batch x head; scale group or, of V, block; 0 for values, 1 for queries, 2 for keys). VALUES: values
+    alone.
     """
     bh, part, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    if which == 2:
+    if VALUES or which == 0:
         _cast_values(
             *(v, v_out, v_amax, v_scale, part, bh, block_start, block_len, stride_vb, stride_vl, stride_vh),
             *(heads, num_blocks, D, BLOCK, PERMUTED),
         )
-    elif NORM:
-        if which == 0:
-            cast_normed(
-                *(q, q_out, q_scale, q_amax, norms, weight_q, table, part, bh, block_start, block_len),
-                *(stride_qb, stride_ql, stride_qh, heads, tokens, num_blocks, granularity, D, BLOCK, ROWS),
-            )
-        else:
-            norms += (tl.num_programs(0) // heads).to(tl.int64) * tokens  # those of k come after q's
-            cast_normed(
-                *(k, k_out, k_scale, k_amax, norms, weight_k, table, part, bh, block_start, block_len),
-                *(stride_kb, stride_kl, stride_kh, heads, tokens, num_blocks, granularity, D, BLOCK, ROWS),
-            )
     elif part * granularity < num_blocks:
-        if which == 0:
+        if which == 1:
             _cast_rows(
                 *(q, q_out, q_scale, part, bh, block_start, block_len, stride_qb, stride_ql, stride_qh),
                 *(heads, num_blocks, granularity, D, BLOCK, SINGLE),
@@ -280,32 +215,55 @@ def prepare_inputs(
     64 or 128. It has at least the slots of prepared_slots. permuted: V's keys in the order of forward_hopper.py, see
     _cast_values. rotary: q and k are normed and rotated first. tape: see launch.start.
     """
-    if rotary:  # which reads channels by pairs
-        q, k, *weights = (_in_pairs(x) for x in (q, k, rotary.norm_q, rotary.norm_k))
     ready = ready or Pack(pack_slots(prepared_slots(q, at, rotary is not None)), q.device)
     ready.memory[: zero_bytes(ready)].zero_()
 
+    batch, _, heads, dim = q.shape
+    block, blocks = at.layout.block, at.layout.num_blocks
+    tables = (at.block_start, at.block_len)
+    constants: dict[str, Any] = {"D": dim, "BLOCK": block}
+    if rotary is not None:
+        _norm(q, k, v, at, granularity, rotary, ready, tape, PREPARE)
+    else:
+        fixed = (*tables, *v.stride()[:3], batch, heads)
+        grid = (blocks * batch * heads, 1, 1)
+        start(tape, measure_values, grid, (v, ready.v_amax), fixed, constants, num_warps=4)
+    outputs = (ready.q, ready.k, ready.v, ready.q_scale, ready.k_scale, ready.v_scale)
+    fixed = (*tables, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], heads, blocks, granularity)
+    constants |= {"SINGLE": granularity == 1, "PERMUTED": permuted, "VALUES": rotary is not None}
+    grid = (batch * heads, blocks, 1 if rotary is not None else 3)
+    start(tape, quantize_inputs, grid, (q, k, v, *outputs, ready.v_amax), fixed, constants, num_warps=4)
+    return ready
+
+
+def _norm(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    at: PlanTensors,
+    granularity: int,
+    rotary: NormRotary,
+    ready: Pack,
+    tape: Tape | None,
+    config: PrepareConfig,
+) -> None:
+    """q and k into `ready`, normed and rotated, and V's largest magnitudes."""
     batch, tokens, heads, dim = q.shape
     block, blocks = at.layout.block, at.layout.num_blocks
-    amax = (ready.q_amax, ready.k_amax, ready.v_amax)
-    norms = ready.norms
-    turn = (*weights, rotary.table) if rotary else (norms, norms, norms)
-    tables = (at.block_start, at.block_len)
-    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-    sizes = (heads, tokens, blocks, granularity)
-    constants: dict[str, Any] = {"D": dim, "BLOCK": block, "ROWS": ROWS}
-    norm = {"NORM": rotary is not None}
-    moving = (q, k, v, *turn, norms, ready.peaks, *amax)
-    fixed = (*tables, *strides, batch, *sizes, rotary.eps if rotary else 0.0)
-    chunks = 2 * batch * blocks * (block // ROWS) if rotary else 0
-    grid = (chunks + blocks * batch * heads, 1, 1)
-    start(tape, measure_inputs, grid, moving, fixed, constants | norm, num_warps=4)
-    outputs = (ready.q, ready.k, ready.v, ready.q_scale, ready.k_scale, ready.v_scale)
-    moving = (q, k, v, *outputs, *turn, norms, *amax)
-    fixed = (*tables, *strides, *sizes)
-    constants |= {"SINGLE": granularity == 1, "PERMUTED": permuted} | norm
-    start(tape, quantize_inputs, (batch * heads, blocks, 3), moving, fixed, constants, num_warps=4)
-    return ready
+    q, k = _alike(q, k)
+    weights = _alike(rotary.norm_q, rotary.norm_k)
+    rows, cast_rows = (n * HEAD_DIMS[-1] // dim for n in (config.rows, config.cast_rows))
+    lag = config.lag + min(granularity, blocks) - 1  # of a group's first block, which waits for the last
+    units = 2 * (block // rows) + 2 * (block // cast_rows) * -(-heads // config.cast_heads) + heads
+    grid = ((batch * blocks + lag) * units, 1, 1)
+    moving = (q, k, v, *weights, rotary.table, ready.q, ready.k, ready.q_scale, ready.k_scale, ready.norms)
+    moving += (ready.q_amax, ready.k_amax, ready.v_amax, ready.finished, ready.ticket)
+    fixed = (at.block_start, at.block_len, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+    fixed += (batch, heads, tokens, blocks, granularity, lag, rotary.eps)
+    constants = {"D": dim, "BLOCK": block, "ROWS": rows, "CAST_ROWS": cast_rows, "CAST_HEADS": config.cast_heads}
+    constants |= {"HEADS": max(dim // 2, triton.next_power_of_2(heads)), "HINTS": config.hints}
+    options = {"num_warps": config.num_warps} | ({"maxnreg": config.maxnreg} if config.maxnreg else {})
+    start(tape, norm_inputs, grid, moving, fixed, constants, **options)
 
 
 def prepared_slots(q: torch.Tensor, at: PlanTensors, norm: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -315,13 +273,15 @@ def prepared_slots(q: torch.Tensor, at: PlanTensors, norm: bool) -> dict[str, tu
     batch, tokens, heads, dim = q.shape
     blocks, rows = at.layout.num_blocks, at.layout.num_blocks * at.layout.block
     line, cells, scales = (batch, heads), torch.float8_e4m3fn, torch.float32
-    groups, measured = (blocks, tokens) if norm else (1, 1)
-    return {
-        "q_amax": ((*line, groups), scales),
-        "k_amax": ((*line, groups), scales),
+    norms = {
+        "q_amax": ((*line, blocks), scales),
+        "k_amax": ((*line, blocks), scales),
+        "finished": ((2, batch, blocks), torch.int32),
+        "ticket": ((1,), torch.int32),
+    }
+    return (norms if norm else {}) | {
         "v_amax": ((*line, dim), scales),
-        "norms": ((2, batch, measured), scales),
-        "peaks": ((2, *line, measured), scales),
+        **({"norms": ((2, batch, tokens), scales)} if norm else {}),
         "q": ((*line, rows, dim), cells),
         "k": ((*line, rows, dim), cells),
         "v": ((*line, dim, rows), cells),
@@ -336,7 +296,12 @@ def zero_bytes(ready: Pack) -> int:
     return ready.slots["v_amax"][1]
 
 
-def _in_pairs(x: torch.Tensor) -> torch.Tensor:
-    """x [..., D] with channels 2i and 2i + 1 in one aligned word; a copy where they are not."""
-    fits = x.data_ptr() % (2 * x.element_size()) == 0 and not any(stride % 2 for stride in x.stride()[:-1])
-    return x if fits else x.clone(memory_format=torch.contiguous_format)
+def _alike(*pair: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Both [..., D] in one type, with channels 2i and 2i + 1 in one aligned word; copies where they are not."""
+    if len({x.dtype for x in pair}) > 1:
+        pair = tuple(x.float() for x in pair)
+    return tuple(x if _in_words(x) else x.clone(memory_format=torch.contiguous_format) for x in pair)
+
+
+def _in_words(x: torch.Tensor) -> bool:
+    return x.data_ptr() % (2 * x.element_size()) == 0 and not any(stride % 2 for stride in x.stride()[:-1])
