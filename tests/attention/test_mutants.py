@@ -56,7 +56,7 @@ PREPARE = {
         "* num_blocks + first\n        tl.store(out",
     ),
     "V's last block not measured": ("block = program // (batches * heads)", "block = program // (batches * heads + 1)"),
-    "V's largest value, not magnitude": ("tl.max(tl.abs(values), 0))", "tl.max(values, 0))"),
+    "V's largest value, not magnitude": ("tl.max(tl.abs(values), 0), channels", "tl.max(values, 0), channels"),
     "K scales into Q's": ("*(k, k_out, k_scale, part", "*(k, k_out, q_scale, part"),
     "keys by Q's head stride": (
         "part, bh, block_start, block_len, stride_kb",
@@ -64,40 +64,54 @@ PREPARE = {
     ),
     "V's keys not permuted": ("BLOCK // 16, 2, 4, 2), 0, 1, 3, 2, 4)", "BLOCK // 16, 2, 4, 2), 0, 1, 2, 3, 4)"),
     "V scaled by magnitudes": ("inverse[None, :]).to(tl.float8e4nv)", "scale[None, :]).to(tl.float8e4nv)"),
-    "with norm: the first batch for all": ("line = which * batches + batch", "line = which * batches"),
-    "with norm: keys by the queries' norm": ("norms += (tl.num_programs(0)", "norms += 0 * (tl.num_programs(0)"),
-    "with norm: the queries' weights for keys": ("norms, weight_k, table", "norms, weight_q, table"),
-    "with norm: largest keys among the queries'": ("k_amax + batch", "q_amax + batch"),
+    "with norm: the last blocks not cast": ("(batch * blocks + lag) * units", "(batch * blocks + lag - 1) * units"),
+    "with norm: as many programs as parts of one head": ("config.cast_heads) + heads", "config.cast_heads) + 1"),
 }
 NORMED = {
     "scales of half the range": ("TOP = tl.constexpr(1.0 / 448.0)", "TOP = tl.constexpr(1.0 / 224.0)"),
     "every part measures the first rows": ("rows = part * ROWS + tl.arange", "rows = tl.arange"),
     "norm without its eps": ("(heads * D) + eps)", "(heads * D))"),
     "norm of one head": ("tl.sum(squares, 1) / (heads * D)", "tl.sum(squares, 1) / D"),
-    "norm leaves the last head out": ("tl.range(heads, num_stages=3)", "tl.range(heads - 1, num_stages=3)"),
+    "norm leaves the last head out": ("tl.range(heads, num_stages=1)", "tl.range(heads - 1, num_stages=1)"),
+    "norm of the first head for the second": ("two = _load_pairs(x + stride_h, at", "two = _load_pairs(x, at"),
+    "norm of the second head for the third": ("_load_pairs(x + (head + 2)", "_load_pairs(x + (head + 1)"),
+    "norm of zeros for the last head": ("head + 2 < heads, length", "head + 3 < heads, length"),
     "norm forgets odd channels": ("squares += even * even + odd * odd", "squares += even * even"),
     "norm weights of the first head": (
-        "gains = _load_pairs(weight, head * (D // 2) + pair, pair >= 0)\n    gain",
-        "gains = _load_pairs(weight, pair, pair >= 0)\n    gain",
+        'gains = _load_pairs(weight, head * (D // 2) + pair, pair >= 0, "")\n        gain',
+        'gains = _load_pairs(weight, pair, pair >= 0, "")\n        gain',
     ),
-    "largest magnitude before the norm": ("tl.max(peak * norm, 0)", "tl.max(peak, 0)"),
+    "largest magnitude before the norm": ("peaks *= norm[:, None]", "peaks *= 1.0"),
     "largest magnitude of even channels": (
         "tl.maximum(tl.abs(even * cos - odd * sin), tl.abs(even * sin + odd * cos))",
         "tl.abs(even * cos - odd * sin)",
     ),
-    "scale of one head for all": (
-        "tl.load(amax + slot + block // granularity)",
-        "tl.load(amax + block // granularity)",
-    ),
-    "scale of every block its own": ("head * num_blocks + block // granularity", "head * num_blocks + block"),
+    "largest magnitude of the next head": ("lane[None, :] == head", "lane[None, :] == head + 1"),
+    "largest magnitude of the last head alone": ("[:, None], peaks)", "[:, None], 0.0)"),
+    "scale of one head for all": ("tl.load(amax + first * num_blocks,", "tl.load(amax,"),
+    "scale of the head before": ("amax + tl.minimum(head + 1, last - 1)", "amax + tl.minimum(head, last - 1)"),
+    "scale of every block its own": ("amax += slot + group", "amax += slot + block"),
+    "scale of the first block": ("slot += block\n", "slot += 0\n"),
+    "scale not stored": ("scale, mask=part == 0", "scale, mask=part == -1"),
     "turned the other way": ("tl.join((even * cos - odd * sin)", "tl.join((even * cos + odd * sin)"),
     "turned by the next token's angle": ("table + token[:, None] * D", "table + (token[:, None] ^ 1) * D"),
     "turned half as often": ("(even * sin + odd * cos) * inverse", "(even * sin + odd) * inverse"),
     "pairs in the wrong order": ("odd = (words >> kind.primitive_bitwidth)", "odd = (words >> 0)"),
-    "the first rows of a block, again and again": (
-        "        rows = first + tl.arange(0, ROWS)\n",
-        "        rows = tl.arange(0, ROWS)\n",
-    ),
+    "bf16 pairs in the wrong order": ("(words & -65536).to", "(words << 16).to"),
+    "keys taken for queries": ("which = unit & 1", "which = (unit & 1) * 0"),
+    "the queries' weights for keys": ("stride_kb, weight_k", "stride_kb, weight_q"),
+    "largest keys among the queries'": ("weight_k, k_amax", "weight_k, q_amax"),
+    "keys by Q's row stride": ("tl.cast(stride_kl", "tl.cast(stride_ql"),
+    "norms of the first batch for all": ("norms += line * tokens", "norms += which * batches * tokens"),
+    "norms of queries for keys": ("norms += line * tokens", "norms += batch * tokens"),
+    "every cast the first rows": ("part = unit // 2 // shares", "part = 0"),
+    "casts the first heads alone": ("unit // 2 % shares * CAST_HEADS", "unit // 2 % shares * 0"),
+    "casts a head too few": ("first + CAST_HEADS, heads)", "first + CAST_HEADS, heads - 1)"),
+    "measures the last block of a batch for all": ("block = place % num_blocks", "block = num_blocks - 1"),
+    "the first batch for all": ("batch = (place // num_blocks)", "batch = (place // num_blocks * 0)"),
+    "with norm: V of the first head": ("head.to(tl.int64) * stride_vh", "head.to(tl.int64) * 0"),
+    "with norm: V's largest value, not magnitude": ("tl.maximum(peak, tl.abs(values", "tl.maximum(peak, (values"),
+    "with norm: V's first rows": ("for first in range(rows, BLOCK, rows)", "for first in range(rows, rows, rows)"),
 }
 MUTANTS = [
     (module, *item)
@@ -111,6 +125,7 @@ BATTERY = [
     (BY_NAME["empty_rows"], torch.float32),
     (Case("halves", (4, 8, 4), (4, 8, 4), dim=128), torch.float32),
 ]
+WIDE = Case("wide", (2, 5, 12), (2, 5, 4), batch=2, heads=7, granularity=2)  # of more heads than a program casts
 
 
 @cache
@@ -145,6 +160,12 @@ def examine(attention_triton, prepare_inputs) -> None:
             finite = true.lse.isfinite()
             assert (pool[1].double() - true.out).norm() / true.out.norm() < 5e-3
             torch.testing.assert_close(heights[1][finite].double(), true.lse[finite], atol=2e-5, rtol=1e-5)
+    at, (q, k, v), rotary = WIDE.lay(), WIDE.inputs(torch.bfloat16), WIDE.rotary(torch.bfloat16)
+    k, v = torch.stack((k, -v * torch.arange(1, 8)[:, None]), 2).unbind(2)
+    ready = prepare_inputs(q, k, v, at, WIDE.granularity, True, rotary)
+    check_rotated(ready, q, k, at, WIDE.granularity, rotary)
+    plain = prepare_inputs(q, k, v, at, WIDE.granularity, True)
+    assert torch.equal(ready.v_scale, plain.v_scale) and torch.equal(ready.v.float(), plain.v.float())
     at, (q, k, v), _ = prepared(0)
     out, _ = attention_triton(q * 3, k, torch.ones_like(v), at, True, 1)
     torch.testing.assert_close(out, torch.ones_like(out), atol=1e-6, rtol=0)
