@@ -136,7 +136,7 @@ def prepare_source(name: str, dim: int, block: int, norm: bool) -> tuple:
     types |= dict.fromkeys(("block_start", "block_len", "finished", "ticket"), "*i32!")
     constants = {"D": dim, "BLOCK": block, "SINGLE": True, "PERMUTED": True, "VALUES": norm, "HEADS": dim // 2}
     rows = {"ROWS": config.rows * 128 // dim, "CAST_ROWS": config.cast_rows * 128 // dim}
-    constants |= rows | {"CAST_HEADS": config.cast_heads, "HINTS": config.hints}
+    constants |= rows | {"CAST_HEADS": config.cast_heads}
     options = {"num_warps": config.num_warps if name == "norm_inputs" else 4}
     options |= {"maxnreg": config.maxnreg} if name == "norm_inputs" and config.maxnreg else {}
     return kernel, types, {key: value for key, value in constants.items() if key in kernel.arg_names}, options

@@ -261,7 +261,7 @@ def _norm(
     fixed = (at.block_start, at.block_len, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
     fixed += (batch, heads, tokens, blocks, granularity, lag, rotary.eps)
     constants = {"D": dim, "BLOCK": block, "ROWS": rows, "CAST_ROWS": cast_rows, "CAST_HEADS": config.cast_heads}
-    constants |= {"HEADS": max(dim // 2, triton.next_power_of_2(heads)), "HINTS": config.hints}
+    constants |= {"HEADS": max(dim // 2, triton.next_power_of_2(heads))}
     options = {"num_warps": config.num_warps} | ({"maxnreg": config.maxnreg} if config.maxnreg else {})
     start(tape, norm_inputs, grid, moving, fixed, constants, **options)
 

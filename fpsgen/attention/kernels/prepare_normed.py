@@ -90,7 +90,6 @@ def _measure_rows(
     D: tl.constexpr,
     ROWS: tl.constexpr,
     HEADS: tl.constexpr,
-    FIRST: tl.constexpr,
 ):
     """Of ROWS tokens of a block: norms[token] = 1 / sqrt(mean of squares over heads and channels + eps), and
     amax[head, 0] of the block's scale group raised to the largest magnitude after norm and rotation; then one more of
@@ -105,12 +104,12 @@ def _measure_rows(
     squares = tl.zeros([ROWS, D // 2], tl.float32)
     peaks = tl.zeros([ROWS, HEADS], tl.float32)  # each row's largest magnitudes, while its norm is not known
     at = token[:, None] * (stride_l // 2) + pair[None, :]
-    one = _load_pairs(x, at, real[:, None], FIRST)  # words of two heads ahead, of none beyond the last
-    two = _load_pairs(x + stride_h, at, (rows < tl.where(heads > 1, length, 0))[:, None], FIRST)
+    one = _load_pairs(x, at, real[:, None], "evict_last")  # words of two heads ahead, of none beyond the last
+    two = _load_pairs(x + stride_h, at, (rows < tl.where(heads > 1, length, 0))[:, None], "evict_last")
     for head in tl.range(heads, num_stages=1):
         words, one = one, two
         more = rows < tl.where(head + 2 < heads, length, 0)
-        two = _load_pairs(x + (head + 2) * stride_h, at, more[:, None], FIRST)
+        two = _load_pairs(x + (head + 2) * stride_h, at, more[:, None], "evict_last")
         even, odd = _split_pairs(words, x.dtype.element_ty)
         squares += even * even + odd * odd
         gains = _load_pairs(weight, head * (D // 2) + pair, pair >= 0, "")
@@ -149,7 +148,6 @@ def _cast_normed(
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
-    AGAIN: tl.constexpr,
 ):
     """Norm, rotation and cast of ROWS tokens of a block, heads `first` to `last` - 1, once `wanted` parts of the scale
     group are finished. out, scales: at the block; head by head they are num_blocks apart.
@@ -162,7 +160,7 @@ def _cast_normed(
     at = token[:, None] * (stride_l // 2) + pair[None, :]
     # no wider stores than what a thread has: they would pass through shared memory
     cells = rows[:, None] * D + tl.max_contiguous(tl.arange(0, D), 8)[None, :]
-    one = _load_pairs(x + first * stride_h, at, real[:, None], AGAIN)  # words of a head ahead
+    one = _load_pairs(x + first * stride_h, at, real[:, None], "evict_first")  # words of a head ahead
     while tl.atomic_add(finished, 0, sem="acquire") < wanted:
         pass
     tl.debug_barrier()  # no thread reads before; what others wrote is in L2 (.cg)
@@ -171,7 +169,7 @@ def _cast_normed(
     for head in tl.range(first, last, num_stages=1):
         words = one
         more = rows < tl.where(head + 1 < last, length, 0)
-        one = _load_pairs(x + (head + 1) * stride_h, at, more[:, None], AGAIN)
+        one = _load_pairs(x + (head + 1) * stride_h, at, more[:, None], "evict_first")
         scale = block_scale(ahead)
         ahead = tl.load(amax + tl.minimum(head + 1, last - 1) * num_blocks, cache_modifier=".cg")
         inverse = tl.math.div_rn(1.0, scale)
@@ -228,7 +226,6 @@ def norm_inputs(
     CAST_ROWS: tl.constexpr,
     CAST_HEADS: tl.constexpr,
     HEADS: tl.constexpr,
-    HINTS: tl.constexpr,
 ):
     """q and k measured and cast, v_amax [B, H, D] raised to the largest magnitudes of V's channels.
 
@@ -242,8 +239,6 @@ def norm_inputs(
     """
     parts: tl.constexpr = BLOCK // ROWS
     cast_parts: tl.constexpr = BLOCK // CAST_ROWS
-    first_policy: tl.constexpr = "evict_last" if HINTS == 2 else ""
-    again_policy: tl.constexpr = "evict_first" if HINTS >= 1 else ""
     shares = tl.cdiv(heads, CAST_HEADS)
     casts = 2 * cast_parts * shares
     units = 2 * parts + casts + heads
@@ -284,7 +279,7 @@ def norm_inputs(
             if unit < 0:
                 _measure_rows(
                     *(x, weight, norms, amax, finished, table, start, length, (unit + 2 * parts) // 2),
-                    *(stride_l, stride_h, heads, num_blocks, eps, D, ROWS, HEADS, first_policy),
+                    *(stride_l, stride_h, heads, num_blocks, eps, D, ROWS, HEADS),
                 )
             else:
                 part = unit // 2 // shares
@@ -294,5 +289,5 @@ def norm_inputs(
                 _cast_normed(
                     *(x, out + slot * (BLOCK * D), scales + slot, amax, norms, weight, finished, blocks * parts),
                     *(table, start, length, part, first, tl.minimum(first + CAST_HEADS, heads)),
-                    *(stride_l, stride_h, num_blocks, D, BLOCK, CAST_ROWS, again_policy),
+                    *(stride_l, stride_h, num_blocks, D, BLOCK, CAST_ROWS),
                 )
