@@ -23,7 +23,7 @@ from fpsgen.attention.function import attend
 from fpsgen.attention.methods import AttentionPlan
 from fpsgen.attention.tiles import Size3
 from fpsgen.bench.facts import provenance
-from fpsgen.bench.kernel import Shape, attend_alone, measure, norm_rotary, operations, plan_for
+from fpsgen.bench.kernel import Shape, attend_alone, captured, measure, norm_rotary, operations, plan_for
 from fpsgen.bench.peers import fa3_fp8_alone, peers
 
 CLOCK = {
@@ -81,7 +81,7 @@ def host(device: torch.device, calls: int = 200) -> list[dict[str, Any]]:
     if device.type == "cuda":
         rotated = timed["attend, fps with norm and RoPE"]
         timed["the same, recording its tape"] = partial(_anew, rotated, plans["fps"], inputs[0].device)
-        timed["the same in a CUDA graph"] = _graph(rotated)
+        timed["the same in a CUDA graph"] = captured(rotated)
     timed["torch.empty of the output"] = partial(torch.empty_like, inputs[0])
     rows = []
     for name, call in timed.items():
@@ -101,14 +101,6 @@ def _anew(call: Call, plan: AttentionPlan, device: torch.device) -> None:
     """As the first time, but for what Triton compiled."""
     plan.tensors(device).tapes.clear()
     call()
-
-
-def _graph(call: Call) -> Call:
-    call()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
 
 
 def _second(call: Call, device: torch.device) -> float:
