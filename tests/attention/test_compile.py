@@ -7,10 +7,13 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from fpsgen.attention.kernels import forward_hopper, hopper_parts
 from fpsgen.attention.kernels.forward import TRITON
 from fpsgen.attention.kernels.launch import select_hopper
 
+from . import compiled
 from .compiled import PREPARES, TOOLS, build_forward, build_hopper, build_prepare
+from .mutant import graft, load
 
 pytestmark = pytest.mark.skipif(not (TOOLS / "cuobjdump").exists(), reason="this triton carries no CUDA tools")
 SHAPES = list(itertools.product((128, 64), (128, 64)))
@@ -45,6 +48,34 @@ def test_hopper(consumers, length):
         assert sum("VIMNMX3" in line for line in body) == 60  # half of them for rows of negative scores alone
         assert len(body) < (510 if length else 610) and sum("FMNMX" in line for line in body) <= 14
         assert sum("SHFL" in line for line in body) <= 8
+
+
+@pytest.mark.parametrize("length", [0, 128, 127, 120, 113, 112, 96, 81, 33, 1])
+@pytest.mark.parametrize("consumers", [2, 3])
+def test_no_half_of_a_packed_word_is_lost(consumers, length):
+    assert not lost_halves(build_hopper(select_hopper(128, 128, consumers, True, (9, 0)), length).sass)
+
+
+@pytest.mark.skipif(TRITON >= (3, 8), reason="words are not packed by merging")
+def test_a_lost_half_is_noticed(tmp_path, monkeypatch):
+    change = ("_MERGES and (LENGTH == 0 or columns - 16 < LENGTH)", "_MERGES")
+    copy = graft(forward_hopper, load(hopper_parts, tmp_path, change), tmp_path)
+    monkeypatch.setattr(compiled, "forward_hopper", copy)
+    assert lost_halves(build_hopper(select_hopper(128, 128, 3, True, (9, 0)), 81).sass)
+
+
+def lost_halves(sass: str) -> list[str]:
+    """Conversions that merge what no conversion left there, in the loops over key blocks."""
+    found = []
+    for body in [body for body in loops(sass) if sum("QGMMA" in line for line in body) == 12]:
+        writer: dict[str, str] = {}
+        for line in body:
+            code = re.sub(r"^@!?U?P\w+\s+", "", line.strip().replace(".reuse", ""))
+            name, *operands = re.split(r"[\s,]+", code)
+            if "E4M3" in name and "MERGE_C" in name and operands[3] != "RZ":
+                found += [line] if "MERGE_C" not in writer.get(operands[3], "") else []
+            writer |= {operands[0]: name} if operands else {}
+    return found
 
 
 @pytest.mark.parametrize("length", [128, 126, 0], ids=["whole", "even", "ragged"])

@@ -67,6 +67,10 @@ JOBS = {
 }
 PARTS = {
     "P in the order of its columns": ("[0, 1, 3, 2, 4]", "[0, 1, 2, 3, 4]"),
+    "words of masked columns packed by merging": (
+        "_MERGES and (LENGTH == 0 or columns - 16 < LENGTH)",
+        "_MERGES",
+    ),
     "two columns of P swapped": ("low, $2, $1", "low, $1, $2"),
     "negative scores compared as integers": ("@!p bra.uni done", "bra.uni done"),
     "scores of mixed signs compared as negative ones": ("selp.b32 ${i}, m{i}, ${i}, p", "mov.b32 ${i}, m{i}"),

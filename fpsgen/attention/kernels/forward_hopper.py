@@ -200,7 +200,7 @@ def _consume(
                 top = higher
                 weight = score * scale - gl.expand_dims(base - _SHIFT, 1)
                 weight = exp2_mixed(weight, POLY) if POLY else exp2(weight)
-                p = as_operand(weight, gl.DotOperandLayout(0, at_out, 4))
+                p = as_operand(weight, gl.DotOperandLayout(0, at_out, 4), LENGTH)
                 mbarrier.wait(v_full.index(slot), phase)
                 _take_turn(turns, step + turn + 1, ME, PINGPONG)
                 part_sum = gl.zeros([64, 8], gl.float32, at_sum)

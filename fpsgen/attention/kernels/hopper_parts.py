@@ -40,8 +40,9 @@ def _largest(count: int) -> str:
 
 _LARGEST = gl.constexpr(_largest(_OWN))
 _LARGEST_REGISTERS = gl.constexpr("=&r,=&r" + ",r" * 2 * (_OWN + 1))
-# joined by mov.b32: ptxas lets the second conversion merge the first one's result; that of Triton 3.9 then spills
-_MERGED = gl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9))
+# Joined by mov.b32, the second conversion merges the first one's result. Done where it is checked (test_compile.py):
+# ptxas 12.8, of Triton 3.6 and 3.7, loses half of a word that comes whole from one register; 13.4, of 3.9, then spills.
+_MERGES = gl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8))
 _E4M3 = gl.constexpr(
     "{ .reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, $2, $1; cvt.rn.satfinite.e4m3x2.f32 high, $4, $3; "
     "mov.b32 $0, {low, high}; }"
@@ -129,13 +130,16 @@ def row_max(score, top):
 
 
 @gluon.jit
-def as_operand(weight, layout: gl.constexpr):
-    """P in E4M3 as left operand. Its columns are taken in the order that V's keys have: a matter of names only."""
+def as_operand(weight, layout: gl.constexpr, LENGTH: gl.constexpr):
+    """P in E4M3 as left operand. Its columns are taken in the order that V's keys have: a matter of names only.
+
+    LENGTH: as masked, 0 where that is not known before. With 16 masked columns a word may hold nothing else.
+    """
     rows: gl.constexpr = weight.shape[0]
     columns: gl.constexpr = weight.shape[1]
     x = gl.permute(gl.reshape(weight, [rows, columns // 16, 2, 4, 2]), [0, 1, 3, 2, 4])
     x = gl.convert_layout(gl.reshape(x, [rows, columns]), layout)
-    if _MERGED:
+    if _MERGES and (LENGTH == 0 or columns - 16 < LENGTH):
         x = gl.inline_asm_elementwise(_E4M3, "=r,r,r,r,r", [x], dtype=gl.int8, is_pure=True, pack=4)
         p = x.to(gl.float8e4nv, bitcast=True)
     else:
