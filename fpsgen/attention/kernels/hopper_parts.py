@@ -138,12 +138,13 @@ def as_operand(weight, layout: gl.constexpr, LENGTH: gl.constexpr):
     rows: gl.constexpr = weight.shape[0]
     columns: gl.constexpr = weight.shape[1]
     x = gl.permute(gl.reshape(weight, [rows, columns // 16, 2, 4, 2]), [0, 1, 3, 2, 4])
-    x = gl.convert_layout(gl.reshape(x, [rows, columns]), layout)
+    x = gl.reshape(x, [rows, columns])
     if _MERGES and (LENGTH == 0 or columns - 16 < LENGTH):
+        x = gl.convert_layout(x, layout)
         x = gl.inline_asm_elementwise(_E4M3, "=r,r,r,r,r", [x], dtype=gl.int8, is_pure=True, pack=4)
         p = x.to(gl.float8e4nv, bitcast=True)
     else:
-        p = x.to(gl.float8e4nv)
+        p = gl.convert_layout(x.to(gl.float8e4nv), layout)  # words of two rows each, shuffled
     return p
 
 
