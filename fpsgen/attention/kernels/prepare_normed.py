@@ -1,5 +1,5 @@
 """Queries and keys that take their RMSNorm (over all heads) and rotary embedding on the way into blocks, in fp32 and
-with no rounding in between; and what prepare.py shares: its scale rule, loads of a block.
+with no rounding in between; and what prepare.py shares: the scale rule, how an amax is raised.
 
 A block's scale needs its largest magnitude after norm and rotation, and a row's norm all of its heads: measuring finds
 both in one reading, since a row's norm only stretches the magnitudes that rotation leaves. The cast reads every row
