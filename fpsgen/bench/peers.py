@@ -90,7 +90,9 @@ def flex(plan: AttentionPlan, device: torch.device) -> Attention:
     mask = None
     if not plan.dense:
         length = len(tile)
-        mask = create_block_mask(lambda b, h, i, j: seen[tile[i], tile[j]], None, None, length, length, device=device)
+        # compiled it does without a matrix of all pairs, 46 GB at 720p
+        create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
+        mask = create(lambda b, h, i, j: seen[tile[i], tile[j]], None, None, length, length, device=device)
     torch.compiler.reset()  # each mask is compiled anew, and there is a limit to that
     compiled = torch.compile(flex_attention, dynamic=False)
 
