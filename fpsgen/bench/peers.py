@@ -90,7 +90,7 @@ def flex(plan: AttentionPlan, device: torch.device) -> Attention:
     mask = None
     if not plan.dense:
         length = len(tile)
-        # compiled it does without a matrix of all pairs, 46 GB at 720p
+        # compiled it does without a matrix of all pairs, 46 GB at 720p; on a CPU that would take a C compiler
         create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
         mask = create(lambda b, h, i, j: seen[tile[i], tile[j]], None, None, length, length, device=device)
     torch.compiler.reset()  # each mask is compiled anew, and there is a limit to that
