@@ -2,8 +2,8 @@
 
 An independent implementation of FPSAttention (arXiv 2506.04648). Two names are public here and load torch on first use:
 
-    fpsgen.apply(pipe)          patch a diffusers WanPipeline from outside, see fpsgen/models/wan.py
-    fpsgen.fps_attention(...)   the attention alone, see fpsgen/attention/function.py
+    fpsgen.apply(pipe)          patch a diffusers WanPipeline from outside, see fpsgen/models/patch/apply.py
+    fpsgen.fps_attention(...)   the attention alone, see fpsgen/attention/op.py
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fpsgen.attention.function import fps_attention
-    from fpsgen.models.wan import apply
+    from fpsgen.attention.op import fps_attention
+    from fpsgen.models.patch.apply import apply
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "apply", "fps_attention"]
 
-_LAZY = {"apply": "fpsgen.models.wan", "fps_attention": "fpsgen.attention.function"}
+_LAZY = {"apply": "fpsgen.models.patch.apply", "fps_attention": "fpsgen.attention.op"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fpsgen.attention.function import UnsupportedDeviceError, attend, fps_attention
-    from fpsgen.attention.methods import METHODS, AttentionPlan, Method
+    from fpsgen.attention.op import UnsupportedDeviceError, attend, fps_attention
+    from fpsgen.attention.plan import METHODS, AttentionPlan, Method
     from fpsgen.attention.reference import attention_reference
     from fpsgen.attention.schedule import (
         PRESETS,
@@ -46,8 +46,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "function": ("UnsupportedDeviceError", "attend", "fps_attention"),
-    "methods": ("METHODS", "AttentionPlan", "Method"),
+    "op": ("UnsupportedDeviceError", "attend", "fps_attention"),
+    "plan": ("METHODS", "AttentionPlan", "Method"),
     "reference": ("attention_reference",),
     "schedule": ("PRESETS", "Profile", "Schedule", "preset", "sigma_at_fraction", "windows_from_fractions"),
     "tiles": ("BlockLayout", "TileLists", "Tiling", "fit_tile", "make_tiling", "window_lists"),

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from fpsgen.attention.methods import AttentionPlan
+from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.quantize import fake_quantize
 from fpsgen.attention.tiles import mask_from_lists
 

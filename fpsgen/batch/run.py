@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from fpsgen.batch.jobs import Batch, Job
 from fpsgen.batch.ledger import Ledger, locked
 from fpsgen.errors import DISK, INTERNAL, FpsgenError
+from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.request import Events
-from fpsgen.pipeline.timing import Timing
 
 MADE, SKIPPED, FAILED = "made", "skipped", "failed"
 
@@ -66,7 +66,7 @@ def run(batch: Batch, told: Told, timing: Timing) -> Iterator[Outcome]:
                 yield Outcome(job, SKIPPED, path)
         index = 0
         for group in _by_model(waiting):
-            from fpsgen.pipeline.opened import open_model
+            from fpsgen.pipeline.loaded_model import open_model
 
             opened = open_model(group[0].request, timing)
             for job in group:

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from fpsgen.bench.facts import provenance, spread
+from fpsgen.bench.provenance import provenance, spread
 from fpsgen.errors import DISK, FpsgenError
 from fpsgen.evaluate.metrics import psnr, ssim
+from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.generate import mean_density, peak_rss, render, write_video
-from fpsgen.pipeline.opened import Opened, open_model
+from fpsgen.pipeline.loaded_model import Opened, open_model
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.size import token_grid
-from fpsgen.pipeline.timing import Timing
 
 SCHEMA = "fpsgen.bench/1"
 OURS = "fps"

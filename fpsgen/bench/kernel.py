@@ -18,13 +18,13 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from fpsgen.attention.function import attend
-from fpsgen.attention.methods import METHODS, AttentionPlan
+from fpsgen.attention.norm_rope import NormRotary
+from fpsgen.attention.op import attend
+from fpsgen.attention.plan import METHODS, AttentionPlan
 from fpsgen.attention.quantize import fake_quantize
-from fpsgen.attention.rotary import NormRotary
 from fpsgen.attention.tiles import Size3, window_lists
-from fpsgen.bench.facts import provenance
-from fpsgen.bench.peers import Attention, fa3_fp8_alone, flex, peers
+from fpsgen.bench.baselines import Attention, fa3_fp8_alone, flex, peers
+from fpsgen.bench.provenance import provenance
 from fpsgen.errors import NUMERIC, FpsgenError
 
 SCHEMA = "fpsgen.bench.kernel/1"
@@ -101,9 +101,9 @@ def _flex(plan: AttentionPlan, inputs: tuple[torch.Tensor, torch.Tensor, torch.T
 def attend_alone(plan: AttentionPlan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Callable[[], object]:
     """A plan's Hopper kernel on inputs that are prepared here (16 bit: on q, k, v themselves); a Hopper GPU alone."""
     from fpsgen.attention.kernels import prepare_inputs
-    from fpsgen.attention.kernels.forward_hopper import launch_hopper
-    from fpsgen.attention.kernels.forward_hopper16 import launch_hopper16
-    from fpsgen.attention.kernels.launch import select_hopper
+    from fpsgen.attention.kernels.attend_16bit_sm90 import launch_hopper16
+    from fpsgen.attention.kernels.attend_fp8_sm90 import launch_hopper
+    from fpsgen.attention.kernels.launch_config import select_hopper
 
     batch, length, heads, dim = q.shape
     at = plan.tensors(q.device)

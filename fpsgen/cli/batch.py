@@ -77,7 +77,7 @@ def make(
 
     from fpsgen.batch.run import run
     from fpsgen.cli import progress
-    from fpsgen.pipeline.timing import Timing
+    from fpsgen.pipeline.events import Timing
 
     debug = console.debugging(debug)
     console.quiet_libraries(debug)

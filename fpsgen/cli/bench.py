@@ -81,7 +81,7 @@ def bench(
     texts |= {"device": device, "dtype": dtype, "output": folder(output, names)}
     settings = config.gather({**texts, "method": None})
 
-    from fpsgen.models.registry import models
+    from fpsgen.models.catalog.registry import models
     from fpsgen.pipeline.request import plan
 
     chosen = None
@@ -94,7 +94,7 @@ def bench(
     planned = plan(prompt, settings, overwrite=True, chosen=chosen)
 
     from fpsgen.cli import progress
-    from fpsgen.pipeline.timing import Timing
+    from fpsgen.pipeline.events import Timing
 
     debug = console.debugging(debug)
     console.quiet_libraries(debug)
@@ -146,7 +146,7 @@ def kernel(
     console.quiet_libraries(console.debugging(debug))
     from fpsgen.bench import kernel as measured
     from fpsgen.bench.end_to_end import append_rows
-    from fpsgen.pipeline.opened import choose_device
+    from fpsgen.pipeline.loaded_model import choose_device
 
     shapes = [
         measured.Shape(name, size, number, 64 if name == "nano" else 128, together, sides)

@@ -137,7 +137,7 @@ def memory_and_disk(wanted: str) -> list[Check]:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
         low = total < 4
         checks.append(Check("RAM", WARN if low else OK, f"{total:.0f} GB", "nano takes 1 GB" if low else ""))
-    from fpsgen.models.registry import on_disk
+    from fpsgen.models.catalog.registry import on_disk
 
     spec = _spec(wanted)
     to_come = 0.0 if on_disk(spec) else spec.download_gb
@@ -167,8 +167,8 @@ def video(wanted: str) -> list[Check]:
 def model_checks(wanted: str) -> list[Check]:
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
-    from fpsgen.models.folder import check_folder
-    from fpsgen.models.registry import models, on_disk
+    from fpsgen.models.catalog.folder import check_folder
+    from fpsgen.models.catalog.registry import models, on_disk
 
     checks = []
     for spec in models():
@@ -197,8 +197,8 @@ def self_test(wanted: str) -> list[Check]:
     """fps attention on small random inputs, by the kernel of this machine, against exact attention."""
     import torch
 
-    from fpsgen.attention.function import attend
-    from fpsgen.attention.methods import AttentionPlan
+    from fpsgen.attention.op import attend
+    from fpsgen.attention.plan import AttentionPlan
     from fpsgen.attention.quantize import fake_quantize
     from fpsgen.attention.tiles import mask_from_lists
 
@@ -235,7 +235,7 @@ def _guarded(part: Callable[[str], list[Check]], wanted: str) -> list[Check]:
 
 def _spec(name: str) -> Any:
     from fpsgen.errors import MODEL
-    from fpsgen.models.registry import models
+    from fpsgen.models.catalog.registry import models
 
     spec = next((spec for spec in models() if name in (spec.name, spec.source)), None)
     if spec is None:

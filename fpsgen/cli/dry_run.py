@@ -8,7 +8,7 @@ from typing import Any
 from fpsgen.attention.schedule import Schedule, flow_sigma, preset
 from fpsgen.cli import console
 from fpsgen.config import show as clean
-from fpsgen.models.schedules import read_schedule
+from fpsgen.models.patch.schedule_choice import read_schedule
 from fpsgen.pipeline.request import GenerateRequest, Plan
 from fpsgen.pipeline.size import token_grid
 

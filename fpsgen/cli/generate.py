@@ -65,7 +65,7 @@ def generate(
         return
 
     from fpsgen.cli import progress
-    from fpsgen.pipeline.timing import Timing
+    from fpsgen.pipeline.events import Timing
 
     request = planned.request
     debug = console.debugging(debug)

@@ -52,7 +52,7 @@ def replay(
 
     from fpsgen.cli import progress
     from fpsgen.cli.generate import describe, summary
-    from fpsgen.pipeline.timing import Timing
+    from fpsgen.pipeline.events import Timing
 
     debug = console.debugging(debug)
     console.quiet_libraries(debug)

@@ -28,7 +28,7 @@ Name = Annotated[
 @app.command("list")
 def list_models(as_json: options.Json = False) -> None:
     """List the models that fpsgen knows by name, and which of them are on this machine."""
-    from fpsgen.models.registry import models, on_disk
+    from fpsgen.models.catalog.registry import models, on_disk
 
     rows = []
     for spec in models():
@@ -83,7 +83,7 @@ def pull(
 
     Exit codes: 5 not found or not intact, 7 disk, 8 network. HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE hold.
     """
-    from fpsgen.models.registry import on_disk
+    from fpsgen.models.catalog.registry import on_disk
 
     spec, source = known(name)
     if spec is not None and spec.embedded:
@@ -96,11 +96,11 @@ def pull(
     wanted = revision or (spec.revision if spec is not None else "main")
     if _complete(source, wanted):
         console.note(f"{name} is on this machine already")
-        from fpsgen.models.registry import cached
+        from fpsgen.models.catalog.registry import cached
 
         _result("pull", {"name": name, "path": str(cached(source, wanted)), "fetched_bytes": 0}, as_json)
         return
-    from fpsgen.models.pull import pull as fetch
+    from fpsgen.models.catalog.pull import pull as fetch
 
     with Bytes(quiet, f"pull {source}") as told:
         done = fetch(source, wanted, told)
@@ -113,7 +113,7 @@ def pull(
 @app.command()
 def path(name: Name, as_json: options.Json = False) -> None:
     """Print the folder of a model that is on this machine (exit 5 if it is not)."""
-    from fpsgen.models.registry import resolve
+    from fpsgen.models.catalog.registry import resolve
 
     folder = resolve(name)[1]
     _result("path", {"name": name, "path": str(folder)}, as_json)
@@ -122,8 +122,8 @@ def path(name: Name, as_json: options.Json = False) -> None:
 @app.command()
 def verify(name: Name, as_json: options.Json = False, quiet: options.Quiet = False) -> None:
     """Check every file of a model against its digest (exit 5 where one is wrong)."""
-    from fpsgen.models.registry import cached, missing, on_disk
-    from fpsgen.models.verify import verify_folder
+    from fpsgen.models.catalog.registry import cached, missing, on_disk
+    from fpsgen.models.catalog.verify import verify_folder
 
     spec, source = known(name)
     folder = on_disk(spec) if spec is not None else cached(source, "main")
@@ -147,7 +147,7 @@ def rm(
     as_json: options.Json = False,
 ) -> None:
     """Remove a model from the Hugging Face cache, all its revisions."""
-    from fpsgen.models.registry import missing
+    from fpsgen.models.catalog.registry import missing
 
     spec, source = known(name)
     if spec is not None and spec.embedded:
@@ -174,7 +174,7 @@ def rm(
 
 def known(name: str) -> tuple[Any, str]:
     """(spec of a name of the registry or None, hub repository). Raises FpsgenError MODEL."""
-    from fpsgen.models.registry import HUB_ID, models
+    from fpsgen.models.catalog.registry import HUB_ID, models
 
     spec = next((spec for spec in models() if name in (spec.name, spec.source)), None)
     if spec is not None:
@@ -199,8 +199,8 @@ def _complete(source: str, revision: str) -> bool:
     """Whether a pinned commit is whole on disk; a branch may have moved, unless nothing can be asked."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    from fpsgen.models.folder import check_folder
-    from fpsgen.models.registry import cached
+    from fpsgen.models.catalog.folder import check_folder
+    from fpsgen.models.catalog.registry import cached
 
     folder = cached(source, revision)
     if folder is None or not (folder.name == revision or HF_HUB_OFFLINE):

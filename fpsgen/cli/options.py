@@ -27,13 +27,13 @@ def _text(
 
 
 def _models() -> list[str]:
-    from fpsgen.models.registry import AUTO, models
+    from fpsgen.models.catalog.registry import AUTO, models
 
     return [AUTO, *(spec.name for spec in models())]
 
 
 def _sizes() -> list[str]:
-    from fpsgen.models.registry import shipped
+    from fpsgen.models.catalog.registry import shipped
 
     return list(dict.fromkeys(size for spec in shipped() for size in spec.resolutions))
 

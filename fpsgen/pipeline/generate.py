@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from fpsgen.errors import DISK, FpsgenError
-from fpsgen.models.random_weights import random_embeds
-from fpsgen.models.wan import apply
+from fpsgen.models.patch.apply import apply
+from fpsgen.models.wan.random_weights import random_embeds
 from fpsgen.pipeline.checks import check_latents, to_frames
-from fpsgen.pipeline.opened import Opened, advice, open_model, set_shift
+from fpsgen.pipeline.events import Timing, peak_rss
+from fpsgen.pipeline.loaded_model import Opened, advice, open_model, set_shift
 from fpsgen.pipeline.output import free_name, sidecar
 from fpsgen.pipeline.recipe import build_recipe
 from fpsgen.pipeline.request import GenerateRequest
-from fpsgen.pipeline.timing import Timing, peak_rss
 from fpsgen.video import write_mp4, write_text
 
 REPORT_SCHEMA = "fpsgen.report/1"

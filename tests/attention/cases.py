@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fpsgen.attention.methods import PlanTensors, place
-from fpsgen.attention.rotary import NormRotary
+from fpsgen.attention.norm_rope import NormRotary
+from fpsgen.attention.plan import PlanTensors, place
 from fpsgen.attention.tiles import BlockLayout, TileLists, Tiling, lists_from_mask, window_lists
 
 

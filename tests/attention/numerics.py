@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from fpsgen.attention.norm_rope import norm_rotate
 from fpsgen.attention.quantize import dequantize_blocks, dequantize_channels, quantize_blocks, quantize_channels
-from fpsgen.attention.rotary import norm_rotate
 from fpsgen.attention.tiles import BlockLayout, TileLists
 
 from .tensor_core import product

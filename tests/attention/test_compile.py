@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from fpsgen.attention.kernels import forward_hopper, hopper_parts
-from fpsgen.attention.kernels.forward import TRITON
-from fpsgen.attention.kernels.launch import select_hopper
+from fpsgen.attention.kernels import attend_fp8_sm90, softmax
+from fpsgen.attention.kernels.attend_portable import TRITON
+from fpsgen.attention.kernels.launch_config import select_hopper
 
 from . import compiled
 from .compiled import PREPARES, TOOLS, build_forward, build_hopper, build_prepare
@@ -59,7 +59,7 @@ def test_no_half_of_a_packed_word_is_lost(consumers, length):
 @pytest.mark.skipif(TRITON >= (3, 8), reason="words are not packed by merging")
 def test_a_lost_half_is_noticed(tmp_path, monkeypatch):
     change = ("_MERGES and (LENGTH == 0 or columns - 16 < LENGTH)", "_MERGES")
-    copy = graft(forward_hopper, load(hopper_parts, tmp_path, change), tmp_path)
+    copy = graft(attend_fp8_sm90, load(softmax, tmp_path, change), tmp_path)
     monkeypatch.setattr(compiled, "forward_hopper", copy)
     assert lost_halves(build_hopper(select_hopper(128, 128, 3, True, (9, 0)), 81).sass)
 
@@ -140,12 +140,12 @@ def test_prepare(name, dim, block, norm):
 
 
 def test_the_interpreter_leaves_the_compiler_as_it_was():
-    from fpsgen.attention.kernels import forward, prepare, prepare_normed
+    from fpsgen.attention.kernels import attend_portable, norm_rope_quantize, quantize_qkv
 
     from .cases import BY_NAME
     from .interpreter import interpreted
 
     case = BY_NAME["one_tile"]
-    with interpreted(forward, prepare, prepare_normed):
-        forward.attention_triton(*case.inputs(), case.lay(), True)
+    with interpreted(attend_portable, quantize_qkv, norm_rope_quantize):
+        attend_portable.attention_triton(*case.inputs(), case.lay(), True)
     assert build_prepare("quantize_inputs", 64, 64, True).registers > 0

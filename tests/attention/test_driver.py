@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 from fpsgen.attention.kernels import driver
-from fpsgen.attention.kernels.launch import select_hopper
+from fpsgen.attention.kernels.launch_config import select_hopper
 
 SIZES = {"8": 1, "16": 2, "32": 4, "64": 8}
 
@@ -95,7 +95,7 @@ GOOD = [128, 4, 4, 8, 8, 8, 8, 4, 4, 8, 8]
 def test_arguments_arrive(monkeypatch):
     cuda, z, launch = stand_in(monkeypatch, GOOD)
     for stream, addresses in ((0x10, (0x1000, 0x2000)), (0x20, (0x3000, 0x2000)), (0x20, (0x3000, 0x4000))):
-        assert launch.move(addresses) == 0 and launch.start(stream) == 0
+        assert launch_config.move(addresses) == 0 and launch_config.start(stream) == 0
         config, values = cuda.seen[-1]
         assert config == (9, 2, 1, 384, 1000, stream)
         numbers = [int.from_bytes(value, "little") for value in values]
@@ -125,6 +125,6 @@ def test_an_unfamiliar_kernel_is_left_to_triton(monkeypatch, sizes, changes):
 def test_an_error_of_the_driver_is_raised(monkeypatch):
     cuda, _, launch = stand_in(monkeypatch, GOOD)
     cuda.code = 719
-    launch.move((0x1000, 0x2000))
+    launch_config.move((0x1000, 0x2000))
     with pytest.raises(RuntimeError, match="719"):
-        driver.checked(launch.start(0))
+        driver.checked(launch_config.start(0))

@@ -90,7 +90,7 @@ def test_nan_is_not_hidden():
 
 @pytest.mark.parametrize("scale", [0.0, 1e-8, 40.0, 1e5])
 def test_extreme_logits_stay_finite(scale):
-    """Up to logits of 2^22; beyond, fp32 cannot hold a logit and its distance to the maximum (see forward.py)."""
+    """Up to logits of 2^22; beyond, fp32 cannot hold a logit and its distance to the maximum (see attend_portable.py)."""
     case = BY_NAME["ragged_window"]
     q, k, v = case.inputs(device="cuda")
     _, _, (out, lse) = run(case, True, inputs=(q * scale, k, v))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fpsgen.attention import AttentionPlan, attend
-from fpsgen.attention.kernels.launch import HopperConfig
+from fpsgen.attention.kernels.launch_config import HopperConfig
 
 from .cases import HOPPER_CASES, Case
 from .gpu import hopper_marks, run
@@ -56,11 +56,13 @@ def test_error_of_the_accumulator_on_hopper(every, tmp_path, monkeypatch):
     """What it is worth to move P.V into fp32 after so many blocks of 128 keys (0: never). After more than one takes
     another multiplication of all of the accumulator; 1 needs none but that of the rescale, and is what ships.
     """
-    from fpsgen.attention.kernels import forward_hopper
+    from fpsgen.attention.kernels import attend_fp8_sm90
 
     config = HopperConfig(2, poly=8, promote=every == 1)
     if every > 1:
-        monkeypatch.setattr(forward_hopper, "launch_hopper", load(forward_hopper, tmp_path, *late(every)).launch_hopper)
+        monkeypatch.setattr(
+            attend_fp8_sm90, "launch_hopper", load(attend_fp8_sm90, tmp_path, *late(every)).launch_hopper
+        )
     plan = AttentionPlan((21, 45, 80), method="fp8")
     case = Case("sums", plan.grid, plan.tile, "all", 1, 1, 128)
     for offset in (0.0, 1.0):
@@ -75,7 +77,7 @@ def test_error_of_the_accumulator_on_hopper(every, tmp_path, monkeypatch):
 
 
 def late(every: int) -> list[tuple[str, str]]:
-    """Changes to forward_hopper.py that add P.V up in the tensor core over so many key blocks."""
+    """Changes to attend_fp8_sm90.py that add P.V up in the tensor core over so many key blocks."""
     begin = "acc = gl.zeros([64, D], gl.float32, at_out)\n"
     return [
         (begin, f"{begin}        part = acc\n        blocks = 0\n"),
@@ -171,10 +173,10 @@ def test_hopper16_is_the_portable_kernel_to_the_bit(config):
 
 
 def test_hopper_runs_where_the_plan_says_so(monkeypatch):
-    from fpsgen.attention.kernels import forward_hopper, forward_hopper16
+    from fpsgen.attention.kernels import attend_16bit_sm90, attend_fp8_sm90
 
     calls = []
-    for module, name in ((forward_hopper, "launch_hopper"), (forward_hopper16, "launch_hopper16")):
+    for module, name in ((attend_fp8_sm90, "launch_hopper"), (attend_16bit_sm90, "launch_hopper16")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, real=real: calls.append(1) or real(*a))
     for grid, dim, method in (

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fpsgen.attention import AttentionPlan, attend
-from fpsgen.attention.rotary import NormRotary
+from fpsgen.attention.norm_rope import NormRotary
 
 from .cases import Case
 from .gpu import needs_gpu

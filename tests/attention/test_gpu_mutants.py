@@ -14,13 +14,13 @@ from .numerics import check, half_check, truth
 
 pytest.importorskip("triton.experimental.gluon", reason="triton is not installed")
 from fpsgen.attention.kernels import (
+    attend_16bit_sm90,
+    attend_fp8_sm90,
     attention_triton,
-    forward_hopper,
-    forward_hopper16,
-    hopper_jobs,
-    hopper_parts,
+    softmax,
+    tile_scheduler,
 )
-from fpsgen.attention.kernels.launch import HopperConfig
+from fpsgen.attention.kernels.launch_config import HopperConfig
 
 BOTH = {  # what is wrong: (as it is, as planted), in either kernel
     "walks the second key block twice": ("gl.minimum(i + 2, count - 1)", "gl.minimum(i + 1, count - 1)"),
@@ -93,10 +93,10 @@ SIXTEEN = BOTH | {
 MUTANTS = [
     (main, module, *item)
     for main, module, items in (
-        (forward_hopper, forward_hopper, FP8),
-        (forward_hopper, hopper_jobs, JOBS),
-        (forward_hopper, hopper_parts, PARTS),
-        (forward_hopper16, forward_hopper16, SIXTEEN),
+        (attend_fp8_sm90, attend_fp8_sm90, FP8),
+        (attend_fp8_sm90, tile_scheduler, JOBS),
+        (attend_fp8_sm90, softmax, PARTS),
+        (attend_16bit_sm90, attend_16bit_sm90, SIXTEEN),
     )
     for item in items.items()
 ]
@@ -161,10 +161,10 @@ def test_every_mistake_can_be_planted(main, module, what, change):
 def test_planted_mistakes_are_caught(main, module, what, change, tmp_path, monkeypatch):
     mutant = load(module, tmp_path, change)
     copy = mutant if main is module else graft(main, mutant, tmp_path)
-    name = "launch_hopper" if main is forward_hopper else "launch_hopper16"
+    name = "launch_hopper" if main is attend_fp8_sm90 else "launch_hopper16"
     monkeypatch.setattr(main, name, getattr(copy, name))
     with pytest.raises(AssertionError):
-        examine(main is forward_hopper)
+        examine(main is attend_fp8_sm90)
 
 
 @pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "16 bit"])

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from fpsgen.attention.kernels.launch import HopperConfig, LaunchConfig
+from fpsgen.attention.kernels.launch_config import HopperConfig, LaunchConfig
 
 from .cases import Case
 from .gpu import hopper_marks

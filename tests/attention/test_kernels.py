@@ -111,14 +111,14 @@ def test_norm_and_rotation_on_the_way_into_blocks(name, dtype):
 @pytest.mark.parametrize("lag", [0, 1, 12])
 def test_norm_and_rotation_of_any_heads_and_scale_groups(heads, batch, granularity, lag, monkeypatch):
     """Fewer blocks than casts come behind, more, and none behind."""
-    from fpsgen.attention.kernels import prepare
+    from fpsgen.attention.kernels import quantize_qkv
 
     case = Case("small", (2, 4, 7), (2, 4, 2), (1, 1, 1), batch=batch, heads=heads)
-    monkeypatch.setattr(prepare, "PREPARE", replace(prepare.PREPARE, lag=lag))
+    monkeypatch.setattr(quantize_qkv, "PREPARE", replace(quantize_qkv.PREPARE, lag=lag))
     at, (q, k, v), rotary = case.lay(), case.inputs(torch.bfloat16), case.rotary(torch.bfloat16)
-    ready = prepare.prepare_inputs(q, k, v, at, granularity, rotary=rotary)
+    ready = quantize_qkv.prepare_inputs(q, k, v, at, granularity, rotary=rotary)
     check_rotated(ready, q, k, at, granularity, rotary)
-    plain = prepare.prepare_inputs(q, k, v, at, granularity)
+    plain = quantize_qkv.prepare_inputs(q, k, v, at, granularity)
     assert torch.equal(ready.v_scale, plain.v_scale) and torch.equal(ready.v.float(), plain.v.float())
 
 

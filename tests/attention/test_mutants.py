@@ -15,7 +15,7 @@ from .mutant import load, taken
 from .numerics import check, check_prepared, check_rotated, truth
 
 pytest.importorskip("triton", reason="triton is not installed")
-from fpsgen.attention.kernels import forward, prepare, prepare_normed
+from fpsgen.attention.kernels import attend_portable, norm_rope_quantize, quantize_qkv
 
 FORWARD = {  # what is wrong: (as it is, as planted)
     "walks the first key block again and again": ("tl.load(keys + i)", "tl.load(keys)"),
@@ -115,7 +115,7 @@ NORMED = {
 }
 MUTANTS = [
     (module, *item)
-    for module, items in ((forward, FORWARD), (prepare, PREPARE), (prepare_normed, NORMED))
+    for module, items in ((attend_portable, FORWARD), (quantize_qkv, PREPARE), (norm_rope_quantize, NORMED))
     for item in items.items()
 ]
 BATTERY = [
@@ -175,10 +175,10 @@ def examine(attention_triton, prepare_inputs) -> None:
 @pytest.mark.parametrize(("module", "what", "change"), MUTANTS, ids=[mutant[1] for mutant in MUTANTS])
 def test_planted_mistakes_are_caught(module, what, change, tmp_path, monkeypatch):
     mutant = load(module, tmp_path, change)
-    main = mutant if module is forward else forward
-    own = mutant if module is prepare else prepare
-    with interpreted(main, own, prepare_normed, mutant), monkeypatch.context() as patch:
-        for name, value in taken(own, mutant).items() if module is prepare_normed else ():
+    main = mutant if module is attend_portable else attend_portable
+    own = mutant if module is quantize_qkv else quantize_qkv
+    with interpreted(main, own, norm_rope_quantize, mutant), monkeypatch.context() as patch:
+        for name, value in taken(own, mutant).items() if module is norm_rope_quantize else ():
             patch.setattr(own, name, value)
         patch.setattr(main, "prepare_inputs", own.prepare_inputs)
         with pytest.raises(AssertionError):
@@ -187,5 +187,5 @@ def test_planted_mistakes_are_caught(module, what, change, tmp_path, monkeypatch
 
 @pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")
 def test_without_a_mistake_all_checks_pass():
-    with interpreted(forward, prepare, prepare_normed):
-        examine(forward.attention_triton, prepare.prepare_inputs)
+    with interpreted(attend_portable, quantize_qkv, norm_rope_quantize):
+        examine(attend_portable.attention_triton, quantize_qkv.prepare_inputs)

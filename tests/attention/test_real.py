@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fpsgen.assets import weights_dir
-from fpsgen.attention.kernels.launch import HopperConfig, LaunchConfig
+from fpsgen.attention.kernels.launch_config import HopperConfig, LaunchConfig
 
 from .cases import Case
 from .gpu import needs_hopper
@@ -28,8 +28,8 @@ def layers():
     """q, k, v [1, L, H, D] (tile order) of every call of the transformer and every layer."""
     pytest.importorskip("diffusers")
     from fpsgen import apply
-    from fpsgen.models import processor
-    from fpsgen.models.load import load
+    from fpsgen.models.patch import attention as processor
+    from fpsgen.models.wan.load import load
 
     pipe = load(weights_dir() / "nano")
     pipe.set_progress_bar_config(disable=True)

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from fpsgen.attention.methods import METHODS, AttentionPlan
+from fpsgen.attention.plan import METHODS, AttentionPlan
 from fpsgen.attention.schedule import (
     PRESETS,
     SCHEDULE_METHODS,

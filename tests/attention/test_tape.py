@@ -9,11 +9,11 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 from fpsgen.attention import AttentionPlan, attend
-from fpsgen.attention.function import call_key
 from fpsgen.attention.kernels import driver
 from fpsgen.attention.kernels import tape as tapes
-from fpsgen.attention.kernels.launch import Pack, pack_slots
-from fpsgen.attention.rotary import NormRotary
+from fpsgen.attention.kernels.launch_config import Pack, pack_slots
+from fpsgen.attention.norm_rope import NormRotary
+from fpsgen.attention.op import call_key
 
 from .cases import Case
 from .gpu import needs_hopper
@@ -144,7 +144,7 @@ def test_a_call_that_changes_its_inputs_first_is_not_taped(dim, kind, fp8, turn,
     assert not record(case, kind, fp8, turn, True, interpreted_here, monkeypatch).whole
 
 
-def record(case, kind, fp8, turn, return_lse, forward, monkeypatch):
+def record(case, kind, fp8, turn, return_lse, attend_portable, monkeypatch):
     """A tape of attention_triton as if on a GPU."""
     dtype = getattr(torch, kind)
     q, k, v = case.inputs(dtype)
@@ -152,7 +152,9 @@ def record(case, kind, fp8, turn, return_lse, forward, monkeypatch):
     monkeypatch.setattr(tapes.Launch, "of", lambda *_: object())
     tape = tapes.Tape((q, k, v, *(rotary[:3] if rotary else ())))
     tape.whole = True
-    out, lse = forward.attention_triton(q, k, v, case.lay(), fp8, rotary=rotary, return_lse=return_lse, tape=tape)
+    out, lse = attend_portable.attention_triton(
+        q, k, v, case.lay(), fp8, rotary=rotary, return_lse=return_lse, tape=tape
+    )
     assert out.dtype == dtype and (lse is not None) == return_lse
     return tape
 

@@ -41,7 +41,7 @@ def write(*lines: str, name: str = "p.txt") -> str:
 
 def test_makes_every_line_once_and_skips_what_is_done(fpsgen, tiny, monkeypatch):
     loads = []
-    from fpsgen.pipeline import opened
+    from fpsgen.pipeline import loaded_model as opened
 
     real = opened.open_model
     monkeypatch.setattr(opened, "open_model", lambda *a, **k: loads.append(1) or real(*a, **k))
@@ -204,7 +204,7 @@ def test_two_runs_do_not_share_a_folder(fpsgen, tiny):
 
 
 def test_models_are_loaded_one_after_the_other(fpsgen, tiny, tiny_dir, tmp_path, monkeypatch):
-    from fpsgen.pipeline import opened
+    from fpsgen.pipeline import loaded_model as opened
 
     other = tmp_path / "other"
     shutil.copytree(tiny_dir, other)

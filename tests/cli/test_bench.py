@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fpsgen.bench import choices, end_to_end, limits
+from fpsgen.bench import ablations, end_to_end, power
 from fpsgen.bench import kernel as kernel_bench
 from fpsgen.evaluate.metrics import psnr, ssim
 from fpsgen.pipeline import generate
@@ -113,20 +113,20 @@ def test_kernel_rows(fpsgen):
 
 
 def test_keys_without_their_mean_do_not_mind_a_bias():
-    rows = choices.run((4, 8, 8), 2, torch.device("cpu"), 0.01)
+    rows = ablations.run((4, 8, 8), 2, torch.device("cpu"), 0.01)
     errors = [float(row["error"]) for row in rows]
-    assert len(rows) == 2 * len(choices.BIASES) and all(row["ms"] > 0 for row in rows)
+    assert len(rows) == 2 * len(ablations.BIASES) and all(row["ms"] > 0 for row in rows)
     assert max(errors[1::2]) < 1.1 * errors[1] < 0.3 * errors[-2]
 
 
 def test_limits_read_clock_and_power_while_calls_repeat(monkeypatch):
     shape = ((4, 4, 8), 1, torch.device("cpu"))
-    monkeypatch.setattr(limits, "SMI", ["no-such-command"])
-    rows = limits.clock(*shape, seconds=0.02, rounds=1)
+    monkeypatch.setattr(power, "SMI", ["no-such-command"])
+    rows = power.clock(*shape, seconds=0.02, rounds=1)
     assert [row["what"] for row in rows] == ["fps, fit", "fp8, dense", "fps, tiles (6, 8, 8)", "sdpa"]
     assert all(row["mhz"] == "" and row["samples"][0]["sustained"] > 0 for row in rows)
-    monkeypatch.setattr(limits, "SMI", ["sh", "-c", "while :; do echo '1800, 700.5'; sleep 0.005; done"])
-    rows = limits.clock(*shape, seconds=0.1, rounds=2)
+    monkeypatch.setattr(power, "SMI", ["sh", "-c", "while :; do echo '1800, 700.5'; sleep 0.005; done"])
+    rows = power.clock(*shape, seconds=0.1, rounds=2)
     for row in rows:
         assert (row["mhz"], row["watt"]) == ("1800", "700") and len(row["samples"]) == 2
         assert float(row["per_clock"]) == pytest.approx(

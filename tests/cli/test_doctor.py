@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fpsgen.attention import function
-from fpsgen.cli import reference
+from fpsgen.attention import op as function
 from fpsgen.cli.app import app
+from tools import commands as reference
 
 ROOT = Path(__file__).resolve().parents[2]
 

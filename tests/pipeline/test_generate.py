@@ -18,8 +18,8 @@ from fpsgen.cli.progress import Quiet
 from fpsgen.config import Settings
 from fpsgen.errors import INTERRUPTED, NUMERIC, TERMINATED, FpsgenError
 from fpsgen.pipeline import generate
+from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.request import GenerateRequest, plan
-from fpsgen.pipeline.timing import Timing
 from fpsgen.video import count_frames, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

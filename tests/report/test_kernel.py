@@ -2,7 +2,7 @@ import json
 import runpy
 import sys
 
-from fpsgen.report.figures import render
+from tools.figures import render
 
 COMMON = {"shape": "480p", "heads": 12, "batch": 2, "tiles": [6, 8, 8], "commit": "c", "device": "d", "versions": {}}
 

@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 
 from fpsgen.attention.kernels.driver import INVALID_CONTEXT, Launch, checked, cuda
-from fpsgen.attention.kernels.launch import Pack
-from fpsgen.attention.rotary import NormRotary
+from fpsgen.attention.kernels.launch_config import Pack
+from fpsgen.attention.norm_rope import NormRotary
 
 NEEDED = (  # of torch, which does not promise them: without one of them nothing is taped
     "_cuda_getDevice",

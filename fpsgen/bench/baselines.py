@@ -1,0 +1,107 @@
+"""Attention of others, called as they ship it, to compare with. What is not installed is named, never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from fpsgen.attention.plan import AttentionPlan
+
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+FA3_MODULES = ("fa3_fwd", "fa3_fwd_interface", "flash_attn_interface")
+
+
+def peers(device: torch.device) -> tuple[dict[str, Attention], dict[str, str]]:
+    """(name to function of q, k, v [B, L, H, D] in bf16, name to the reason why it is not there)."""
+    if device.type != "cuda":
+        return {"sdpa": _sdpa}, {}
+    from torch.nn.attention import SDPBackend
+
+    found: dict[str, Attention] = {
+        "sdpa-cudnn": partial(_sdpa, backend=SDPBackend.CUDNN_ATTENTION),
+        "sdpa-flash": partial(_sdpa, backend=SDPBackend.FLASH_ATTENTION),
+    }
+    missing: dict[str, str] = {}
+    function = _flash_attention_3()
+    if function is None:
+        missing["fa3"] = "not installed (pip install fa3-fwd, or FlashAttention's hopper folder)"
+    else:
+        found["fa3-bf16"] = lambda q, k, v: _first(function(q, k, v))
+        found["fa3-fp8"] = lambda q, k, v: _first(_fa3_fp8(function, q, k, v))
+    return found, missing
+
+
+def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backend: Any = None) -> torch.Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if backend is None:
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    from torch.nn.attention import sdpa_kernel
+
+    with sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def _flash_attention_3() -> Any:
+    for name in FA3_MODULES:
+        try:
+            module = import_module(name)
+        except ImportError:
+            continue
+        function = getattr(module, "flash_attn_func", None)
+        if function is not None:
+            return function
+    return None
+
+
+def _fa3_fp8(function: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+    """One scale per head; the casts are part of the call, as ours are."""
+    cast, scales = _fa3_casts(q, k, v)
+    return function(*cast, **scales)
+
+
+def _fa3_casts(*inputs: torch.Tensor) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    scales = [x.abs().amax(dim=(1, 3)).float().clamp(min=1e-12) / 448 for x in inputs]  # [B, H]
+    cast = [(x / s[:, None, :, None]).to(torch.float8_e4m3fn) for x, s in zip(inputs, scales, strict=True)]
+    return cast, dict(zip(("q_descale", "k_descale", "v_descale"), scales, strict=True))
+
+
+def fa3_fp8_alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """FlashAttention-3 in FP8 without its casts, which are done here; needs FlashAttention-3."""
+    function = _flash_attention_3()
+    cast, scales = _fa3_casts(q, k, v)
+    return lambda: _first(function(*cast, **scales))
+
+
+def flex(plan: AttentionPlan, device: torch.device) -> Attention:
+    """FlexAttention, compiled, over the plan's tiles. q, k, v in tile order. Its block mask is made here, once."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    at = plan.tensors(device)
+    sizes = at.layout.tiling.sizes().to(device)
+    tile = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
+    seen = torch.zeros(len(sizes), len(sizes), dtype=torch.bool, device=device)
+    for i, count in enumerate(at.lists.counts[0].tolist()):
+        seen[i, at.lists.indices[0, i, :count].long().to(device)] = True
+    mask = None
+    if not plan.dense:
+        length = len(tile)
+        # compiled it does without a matrix of all pairs, 46 GB at 720p; on a CPU that would take a C compiler
+        create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
+        mask = create(lambda b, h, i, j: seen[tile[i], tile[j]], None, None, length, length, device=device)
+    torch.compiler.reset()  # each mask is compiled anew, and there is a limit to that
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return compiled(q, k, v, block_mask=mask).transpose(1, 2)
+
+    return attention
+
+
+def _first(result: Any) -> torch.Tensor:
+    return result[0] if isinstance(result, tuple) else result

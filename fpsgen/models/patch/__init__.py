@@ -1,0 +1,1 @@
+"""What fpsgen.apply puts on a transformer and takes off again."""

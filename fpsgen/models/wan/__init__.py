@@ -1,0 +1,1 @@
+"""Wan pipelines: loading them, and random ones of the same shape."""

@@ -1,0 +1,83 @@
+"""A model that is loaded: on its device, in its dtype, ready for any number of videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fpsgen.attention.op import UnsupportedDeviceError
+from fpsgen.errors import ENVIRONMENT, MODEL, FpsgenError
+from fpsgen.models.wan.load import load
+from fpsgen.models.wan.random_weights import random_pipeline
+from fpsgen.pipeline.events import Timing
+from fpsgen.pipeline.request import GenerateRequest
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """pipe: a diffusers WanPipeline. dtype: the transformer's; the VAE is fp32. random: its weights mean nothing, and
+    only denoising can be run.
+    """
+
+    pipe: Any
+    device: torch.device
+    dtype: torch.dtype
+    random: bool = False
+
+
+def open_model(request: GenerateRequest, timing: Timing, random: bool = False) -> Opened:
+    """Load the model of `request` (stage "load"), or make one of its shape. Raises FpsgenError MODEL, ENVIRONMENT."""
+    device = choose_device(request.device)
+    dtype = choose_dtype(request.dtype, device)
+    with advice(request, timing), timing.stage("load"):
+        if random:
+            return Opened(random_pipeline(request.model, device, dtype), device, dtype, True)
+        return Opened(load(request.model_path, device=device, dtype=dtype), device, dtype)
+
+
+@contextmanager
+def advice(request: GenerateRequest, timing: Timing) -> Iterator[None]:
+    """Turns what devices refuse within the block into FpsgenError ENVIRONMENT with a way out."""
+    try:
+        yield
+    except UnsupportedDeviceError as error:
+        what, _, remedy = str(error).partition("\n")
+        raise FpsgenError(what, remedy or "run it with --method sta or --method bf16", ENVIRONMENT) from error
+    except torch.OutOfMemoryError as error:
+        stage = timing.running
+        message = f"the GPU ran out of memory in stage {stage} at {request.width}x{request.height}x{request.frames}"
+        raise FpsgenError(message, "try a smaller --res or fewer --frames", ENVIRONMENT) from error
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto": CUDA where there is one. Raises FpsgenError ENVIRONMENT."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise FpsgenError(f"--device {name}: torch finds no CUDA device", "run it with --device cpu", ENVIRONMENT)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        message = f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0"
+        raise FpsgenError(message, "run it with --device cuda:0", ENVIRONMENT)
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The transformer's dtype; "auto": bf16 on CUDA, fp32 on the CPU. The VAE is fp32 always."""
+    return _DTYPES[name] if name != "auto" else torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def set_shift(pipe: Any, shift: float) -> None:
+    """Give the pipeline's scheduler this flow shift. Raises FpsgenError MODEL for a scheduler that has none."""
+    config = pipe.scheduler.config
+    key = next((key for key in ("flow_shift", "shift") if key in config), None)
+    if key is None:
+        name = type(pipe.scheduler).__name__
+        raise FpsgenError(f"scheduler {name} of the model has no flow shift", "choose a Wan model with -m", MODEL)
+    pipe.scheduler = type(pipe.scheduler).from_config(config, **{key: shift})

@@ -1,0 +1,139 @@
+"""Reports must be true: each test plants a mistake or a mixture and looks for it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import wan_cases as case
+from tiny import tiny_transformer
+
+from fpsgen import apply
+from fpsgen.attention import Profile, preset
+from fpsgen.models.patch import attention as processor_module
+from fpsgen.models.wan.load import load
+
+
+@pytest.fixture
+def transformer():
+    torch.manual_seed(0)
+    return tiny_transformer(layers=3)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Every attention call as it really happens: (method, density)."""
+    made = []
+    right = processor_module.attend
+
+    def attend(query, key, value, plan, *rest, **others):
+        made.append((plan.method, plan.density))
+        return right(query, key, value, plan, *rest, **others)
+
+    monkeypatch.setattr(processor_module, "attend", attend)
+    return made
+
+
+def test_a_report_tells_what_ran_and_why_it_was_dense(tiny_dir, calls):
+    pipe = load(tiny_dir)
+    schedule = case.mixed(case.SPARSE, case.DENSE, case.FP8, dense_layers=(1,))
+    handle = apply(pipe, schedule)
+    case.video(pipe, steps=8)
+    report = json.loads(json.dumps(handle.report()))
+
+    assert report["schedule"] == "mixed" and report["asked_method"] is None and report["grid"] == list(case.GRID)
+    assert [step["index"] for step in report["steps"]] == list(range(8))
+    assert report["layers_dense"] == [1] and report["fallbacks"] == []
+    expected = []
+    for step in report["steps"]:
+        assert step["calls"] == 4 and step["counted"] == "run"
+        by_layer = {layer: group for group in step["layers"] for layer in group["layers"]}
+        assert set(by_layer) == {0, 1} and by_layer[1]["reason"] == "dense_layer" and by_layer[1]["kernel"] == "sdpa"
+        assert by_layer[0]["reason"] == {"sparse": None, "fp8": None, "dense": "dense_by_schedule"}[step["profile"]]
+        assert by_layer[0]["kernel"] == ("sdpa" if step["profile"] == "dense" else "reference")
+        assert step["density"] == pytest.approx((by_layer[0]["density"] + by_layer[1]["density"]) / 2)
+        expected += [(step["method"], by_layer[0]["density"]), ("bf16", 1.0)] * 2
+    assert calls == expected
+    assert report["kernels"] == {
+        name: sum(group["calls"] for step in report["steps"] for group in step["layers"] if group["kernel"] == name)
+        for name in ("reference", "sdpa")
+    }
+    sparse = next(step for step in report["steps"] if step["profile"] == "sparse")
+    mask = case.window_mask(case.RAGGED, (1, 1, 3))
+    assert sparse["layers"][0]["density"] == pytest.approx(mask.double().mean().item())
+
+
+@pytest.mark.parametrize(
+    ("profile", "method", "reason"),
+    [
+        (case.DENSE, None, "dense_by_schedule"),
+        (Profile("p", "fp8", case.RAGGED), None, "dense_by_schedule"),
+        (case.SPARSE, "bf16", "method_bf16"),
+        (case.SPARSE, "fp8", "method_fp8"),
+        (Profile("p", "fps", case.RAGGED, (1.0, 1.0, 1.0)), None, "window_covers_grid"),
+        (case.SPARSE, "sta", None),
+    ],
+)
+def test_reasons(transformer, profile, method, reason):
+    with apply(transformer, case.one(profile), method) as handle:
+        case.forward(transformer)
+        (step,) = handle.report()["steps"]
+    (group,) = step["layers"]
+    assert group["reason"] == reason and (group["density"] == 1) == (reason is not None)
+
+
+def test_a_layer_that_did_not_run_is_not_reported_as_run(transformer):
+    """Planted: a block that never calls its attention."""
+    block = transformer.blocks[1]
+    block.attn1.forward = lambda hidden_states, *rest: hidden_states
+    with apply(transformer, case.one(case.SPARSE)) as handle:
+        case.forward(transformer)
+        report = handle.report()
+    assert report["steps"][0]["calls"] == 2 and report["kernels"] == {"reference": 2}
+    assert report["fallbacks"][0]["layers"] == [1]
+
+
+def test_a_new_loop_starts_a_new_report(tiny_dir):
+    pipe = load(tiny_dir)
+    handle = apply(pipe, case.mixed(case.SPARSE, case.FP8))
+    for steps in (5, 3, 1, 1):
+        for guidance in (3.0, 1.0):
+            case.video(pipe, steps=steps, guidance=guidance)
+            report = handle.report()
+            assert [step["index"] for step in report["steps"]] == list(range(steps))
+            assert all(step["calls"] == (4 if guidance > 1 else 2) for step in report["steps"])
+    handle.clear_report()
+    assert handle.report()["steps"] == []
+
+
+def test_a_report_survives_remove_and_is_a_copy(transformer):
+    handle = apply(transformer, case.one(case.SPARSE))
+    case.forward(transformer)
+    handle.report()["steps"].clear()
+    handle.remove()
+    case.forward(transformer)
+    assert handle.report()["steps"][0]["calls"] == 3
+    assert handle.schedule.name == "sparse" and handle.method is None
+
+
+def test_the_presets_run_on_a_grid_like_nanos(transformer):
+    """The grid of a 256x160 video of 33 frames: the paper's preset must be sparse on it."""
+    latents = torch.randn(1, 4, 9, 20, 32)
+    for name, most in (("safe", 0.8), ("balanced", 0.8), ("paper", 0.5)):
+        with pytest.warns() if name == "paper" else _nothing(), apply(transformer, preset(name)) as handle:
+            for sigma in (1.0, 0.8, 0.3):
+                with handle.at(sigma):
+                    assert case.forward(transformer, **small(latents)).isfinite().all()
+            density = {step["profile"]: step["layers"][0]["density"] for step in handle.report()["steps"]}
+            assert min(density.values()) < most
+
+
+def small(latents: torch.Tensor) -> dict[str, torch.Tensor]:
+    return case.inputs(batch=1) | {"hidden_states": latents}
+
+
+def _nothing():
+    from contextlib import nullcontext
+
+    return nullcontext()

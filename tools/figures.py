@@ -1,0 +1,86 @@
+"""Tables of README, CHANGELOG and figures/README, written from the committed rows in figures/.
+
+`python -m tools.figures` rewrites what stands between the markers of each table in these documents; with
+--check it changes nothing and fails where they differ. figures/<name>.json fills `<!-- figures:<name> -->` up to
+`<!-- /figures:<name> -->`:
+
+    {"columns": {"shape": "Tokens", "median_ms": "Median, ms"}, "rows": [{"shape": "...", "median_ms": 1.2, ...}]}
+
+Every row names where it comes from: "commit", "device" and "versions". These stand in one line under the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+PROVENANCE = ("commit", "device", "versions")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "figures/README.md")
+_BLOCK = re.compile(r"(<!-- figures:([a-z0-9-]+) -->\n)(.*?)(<!-- /figures:\2 -->)", re.DOTALL)
+
+
+def render(table: dict[str, Any], name: str) -> str:
+    """A Markdown table with its provenance. Raises ValueError where a row lacks a column or its origin."""
+    columns, rows = table["columns"], table["rows"]
+    for number, row in enumerate(rows, 1):
+        missing = [key for key in (*columns, *PROVENANCE) if key not in row]
+        if missing:
+            raise ValueError(f"figures/{name}.json: row {number} lacks {', '.join(missing)}")
+    lines = ["| " + " | ".join(columns.values()) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row[key]) for key in columns) + " |" for row in rows]
+    origins = dict.fromkeys(
+        f"{row['device']}, {_versions(row['versions'])}, commit {str(row['commit'])[:10]}" for row in rows
+    )
+    lines += ["", *(f"<sub>Measured on {origin}.</sub>" for origin in origins)]
+    return "\n".join(lines) + "\n"
+
+
+def fill(text: str, folder: Path) -> str:
+    """The document with every marked block filled from `folder`; a block without rows yet stays empty."""
+
+    def block(match: re.Match[str]) -> str:
+        source = folder / f"{match[2]}.json"
+        body = render(json.loads(source.read_text(encoding="utf-8")), match[2]) if source.is_file() else ""
+        return f"{match[1]}{body}{match[4]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fill or check the documents of a checkout; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tools.figures", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a table is out of date")
+    parser.add_argument("--root", type=Path, default=Path(), help="folder of the checkout")
+    options = parser.parse_args(arguments)
+    used, stale = set(), []
+    for path in (options.root / name for name in DOCUMENTS):
+        text = path.read_text(encoding="utf-8")
+        used |= {match[2] for match in _BLOCK.finditer(text)}
+        filled = fill(text, options.root / "figures")
+        if filled != text:
+            stale.append(path.name)
+            if not options.check:
+                path.write_text(filled, encoding="utf-8")
+    unused = sorted(path.stem for path in (options.root / "figures").glob("*.json") if path.stem not in used)
+    for name in unused:
+        print(f"figures/{name}.json has no place in {', '.join(DOCUMENTS)}", file=sys.stderr)
+    for name in stale:
+        print(f"{name}: {'tables are out of date; run it without --check' if options.check else 'tables rewritten'}")
+    return 1 if unused or (stale and options.check) else 0
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
