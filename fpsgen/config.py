@@ -1,6 +1,6 @@
 """Settings and where each comes from: flag > FPSGEN_* > ./fpsgen.toml > user config; the model decides the rest.
 
-A leaf: imports nothing of ours but the errors. Every layer goes through the same parsers, so a value is judged alike
+A leaf: imports other leaves alone. Every layer goes through the same parsers, so a value is judged alike
 wherever it was written, and before torch is imported.
 """
 
@@ -11,7 +11,6 @@ import math
 import os
 import re
 import tomllib
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +19,13 @@ from typing import Any, NamedTuple
 import platformdirs
 
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
+from fpsgen.text import clean_text, show
 
 METHODS = ("bf16", "fp8", "sta", "fps")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 CONFIG_NAME = "fpsgen.toml"
 _NOT_SETTINGS = {"FPSGEN_CONFIG", "FPSGEN_DEBUG"}  # read by name elsewhere
 _MAX_CONFIG_BYTES = 1 << 20
-_DIRECTION = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))  # can hide text from its reader
 
 
 @dataclass(frozen=True)
@@ -133,14 +132,6 @@ def _name(text: str) -> str:
     return text
 
 
-def clean_text(text: str) -> str:
-    """The text on one line, white space as single blanks. Raises ValueError for control and direction characters."""
-    text = " ".join(text.split())
-    if any(unicodedata.category(ch) in ("Cc", "Cs") or ch in _DIRECTION for ch in text):
-        raise ValueError
-    return text
-
-
 PARSERS: dict[str, Parser] = {
     "model": Parser(_name, "a model's name, a hub id or a folder"),
     "res": Parser(_res, "480p, 720p or a size such as 832x480 (16 to 8192 pixels a side)"),
@@ -161,12 +152,6 @@ PARSERS: dict[str, Parser] = {
     "device": Parser(_device, "auto, cpu, cuda or cuda:N"),
     "dtype": _choice(DTYPES),
 }
-
-
-def show(value: object, limit: int = 120) -> str:
-    """A value as it may stand in a message: one line, no control characters, not too long."""
-    text = "".join(ch if ch.isprintable() else f"\\x{ord(ch):02x}" for ch in str(value))
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def gather(

@@ -12,8 +12,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fpsgen"
 FLOORS = {"attention": 1, "models": 2, "pipeline": 3, "train": 3, "bench": 4, "batch": 4, "cli": 5, "__main__": 6}
-LEAVES = {"errors", "assets", "config", "video", "evaluate", "report"}
-MAY_USE = {"config": {"errors"}, "video": {"errors"}, "report": {"errors", "assets"}, "evaluate": {"errors"}}
+LEAVES = {"errors", "text", "fields", "files", "assets", "config", "video", "evaluate", "report"}
+MAY_USE = {
+    "fields": {"errors", "text"},
+    "files": {"errors", "text", "fields"},
+    "config": {"errors", "text", "fields", "files"},
+    "video": {"errors", "text", "fields", "files"},
+    "report": {"errors", "assets"},
+    "evaluate": {"errors"},
+}
 ATTENTION_MAY = {"torch", "triton", "fpsgen"} | set(sys.stdlib_module_names)
 LINES = 400
 LONGER = {"attention/kernels/attend_fp8_sm90.py": 500}

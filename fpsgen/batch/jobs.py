@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from fpsgen import config
-from fpsgen.config import show
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
 from fpsgen.models.catalog.registry import ModelSpec, resolve
 from fpsgen.pipeline.output import OUTPUT_FOLDER, check_writable, slug
 from fpsgen.pipeline.request import GenerateRequest, plan
+from fpsgen.text import show
 
 STDIN = "-"
 LINES, OBJECTS = ".txt", ".jsonl"

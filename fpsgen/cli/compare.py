@@ -9,8 +9,8 @@ import typer
 
 from fpsgen import config
 from fpsgen.cli import console, options
-from fpsgen.config import show
 from fpsgen.errors import BAD_INPUT, FpsgenError
+from fpsgen.text import show
 
 First = Annotated[str, typer.Argument(metavar="A", help="A video, shown on the left.", show_default=False)]
 Second = Annotated[str, typer.Argument(metavar="B", help="Another of the same size.", show_default=False)]

@@ -7,10 +7,10 @@ from typing import Any
 
 from fpsgen.attention.schedule import Schedule, flow_sigma, preset
 from fpsgen.cli import console
-from fpsgen.config import show as clean
 from fpsgen.models.patch.schedule_choice import read_schedule
 from fpsgen.pipeline.request import GenerateRequest, Plan
 from fpsgen.pipeline.size import token_grid
+from fpsgen.text import show as clean
 
 _NUMBERS = ("fps", "steps", "guidance", "shift", "seed")
 _FACTS = {"vae_dtype": ("fp32", "always"), "noise": ("CPU generator", "always: a seed means the same on every device")}

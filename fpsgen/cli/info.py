@@ -9,7 +9,7 @@ import typer
 
 from fpsgen import config
 from fpsgen.cli import console, options
-from fpsgen.config import show
+from fpsgen.text import show
 
 File = Annotated[
     str, typer.Argument(metavar="FILE", help="An MP4 that fpsgen made, or the JSON beside it.", show_default=False)

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from fpsgen.cli import console, options
-from fpsgen.config import show
 from fpsgen.errors import MODEL, USAGE, FpsgenError
+from fpsgen.text import show
 
 app = typer.Typer(
     name="models",

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from fpsgen.attention.schedule import Schedule
-from fpsgen.config import show
 from fpsgen.errors import BAD_INPUT, MODEL, FpsgenError
 from fpsgen.models.catalog.registry import HUB_ID, ModelSpec, models, resolve
 from fpsgen.pipeline.output import resolve_output, sidecar
 from fpsgen.pipeline.recipe import RECIPE_SCHEMA, versions
 from fpsgen.pipeline.request import GenerateRequest
+from fpsgen.text import show
 from fpsgen.video import read_recipe
 
 _KINDS = {

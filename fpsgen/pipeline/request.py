@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from fpsgen.attention.schedule import PRESETS, Schedule
-from fpsgen.config import Settings, clean_text, show
+from fpsgen.config import Settings
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
 from fpsgen.models.catalog.registry import ModelSpec, resolve
 from fpsgen.pipeline.output import resolve_output
 from fpsgen.pipeline.size import resolve_frames, resolve_size
+from fpsgen.text import clean_text, show
 
 T = TypeVar("T")
 
