@@ -12,12 +12,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fpsgen"
 FLOORS = {"attention": 1, "models": 2, "pipeline": 3, "train": 3, "bench": 4, "batch": 4, "cli": 5, "__main__": 6}
-LEAVES = {"errors", "text", "fields", "files", "assets", "config", "video", "evaluate", "report"}
+LEAVES = {"errors", "text", "fields", "files", "ffmpeg", "assets", "config", "video", "evaluate", "report"}
 MAY_USE = {
     "fields": {"errors", "text"},
     "files": {"errors", "text", "fields"},
     "config": {"errors", "text", "fields", "files"},
-    "video": {"errors", "text", "fields", "files"},
+    "ffmpeg": {"errors", "text"},
+    "video": {"errors", "text", "files", "ffmpeg"},
     "report": {"errors", "assets"},
     "evaluate": {"errors"},
 }

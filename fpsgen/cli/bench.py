@@ -222,10 +222,10 @@ def save(rows: list[dict[str, Any]], root: Path, videos: Path, with_page: bool) 
     append_rows(rows, root / ROWS)
     if not with_page:
         return str(root / ROWS)
+    from fpsgen.files import write_text
     from fpsgen.report.html import page
-    from fpsgen.video import write_text
 
-    return str(write_text(page(rows), videos / "index.html"))
+    return str(write_text(page(rows), videos / "index.html", overwrite=True))
 
 
 def table(rows: list[dict[str, Any]]) -> None:
