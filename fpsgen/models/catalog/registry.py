@@ -25,7 +25,7 @@ class ModelSpec:
     """One model and its defaults. Sizes in pixels; parameters in thousand millions; memory and downloads in GB.
 
     source: hub repository, or folder if embedded or local. trained_schedule: its weights were tuned with a schedule
-    of their own, schedule.toml in its folder.
+    of their own, schedule.toml in its folder. trained_sizes: (width, height) that it makes well, empty for any.
     """
 
     name: str
@@ -49,6 +49,7 @@ class ModelSpec:
     max_sequence_length: int
     negative_prompt: str
     resolutions: dict[str, tuple[int, int]]
+    trained_sizes: tuple[tuple[int, int], ...]
 
     def __hash__(self) -> int:
         return hash((self.name, self.source, self.revision))
@@ -101,7 +102,7 @@ def read_user_rows(path: Path) -> tuple[ModelSpec, ...]:
             raise FpsgenError(f"{place}: the name {show(row['name'])!r} is taken", "choose another", BAD_INPUT)
         base = {field.name: getattr(like, field.name) for field in fields(ModelSpec)}
         base |= {"embedded": False, "revision": "main", "description": f"like {like.name}", "licence": "unknown"}
-        base |= {"download_gb": 0.0, "trained_schedule": False}
+        base |= {"download_gb": 0.0, "trained_schedule": False, "trained_sizes": ()}
         own = {key: value for key, value in row.items() if key != "like"}
         wrong = [key for key in own if key not in base or not _same_kind(own[key], base[key])]
         if wrong:
@@ -118,7 +119,8 @@ def _same_kind(value: object, like: object) -> bool:
 
 def _spec(row: dict[str, Any]) -> ModelSpec:
     sizes = {name: (width, height) for name, (width, height) in row["resolutions"].items()}
-    return ModelSpec(**{**row, "resolutions": sizes})
+    trained = tuple((width, height) for width, height in row["trained_sizes"])
+    return ModelSpec(**{**row, "resolutions": sizes, "trained_sizes": trained})
 
 
 def resolve(name: str = AUTO) -> tuple[ModelSpec, Path, str]:
@@ -163,6 +165,7 @@ def describe(folder: Path) -> ModelSpec:
         licence="unknown",
         download_gb=0.0,
         max_sequence_length=int(min(tokens, like.max_sequence_length)),
+        trained_sizes=(),
         trained_schedule=(folder / "schedule.toml").is_file(),
     )
 
