@@ -13,8 +13,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fpsgen"
 FLOORS = {"attention": 1, "settings": 2, "models": 3, "pipeline": 4, "train": 4, "bench": 5, "batch": 5, "cli": 6}
 FLOORS["__main__"] = 7
-LEAVES = {"errors", "assets", "text", "signals", "config", "video", "evaluate", "report"}
-MAY_USE = {"config": {"settings", "text"}, "video": {"errors"}, "report": {"errors", "assets"}, "evaluate": {"errors"}}
+LEAVES = {"errors", "text", "fields", "files", "ffmpeg", "signals", "assets", "config", "video", "evaluate", "report"}
+MAY_USE = {
+    "fields": {"errors", "text"},
+    "files": {"errors", "text", "fields"},
+    "ffmpeg": {"errors", "text"},
+    "video": {"errors", "text", "files", "ffmpeg"},
+    "config": {"settings", "text"},
+    "report": {"errors", "assets"},
+    "evaluate": {"errors"},
+}
 ATTENTION_MAY = {"torch", "triton", "fpsgen"} | set(sys.stdlib_module_names)
 LINES = 400
 LONGER = {"attention/kernels/attend_fp8_sm90.py": 500}

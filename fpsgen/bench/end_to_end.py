@@ -18,13 +18,13 @@ from fpsgen.bench.plan import OURS, methods_to_run
 from fpsgen.bench.provenance import provenance, spread
 from fpsgen.errors import DISK, FpsgenError
 from fpsgen.evaluate.metrics import psnr, ssim
+from fpsgen.files import write_text
 from fpsgen.pipeline.events import Events, Timing
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import mean_density, peak_rss, render, write_video
 from fpsgen.pipeline.size import token_grid
 from fpsgen.report.bench import page
-from fpsgen.video import write_text
 
 SCHEMA = "fpsgen.bench/1"
 WARM_STEPS = {"cuda": 3, "cpu": 1}  # kernels are compiled in the first step of each kind
@@ -181,7 +181,7 @@ def save(rows: list[dict[str, Any]], root: Path, place: Path) -> Path:
     append_rows(rows, root / "bench.jsonl")
     if rows[0]["video"] is None:
         return root / "bench.jsonl"
-    return write_text(page(rows), place / "index.html")
+    return write_text(page(rows), place / "index.html", overwrite=True)
 
 
 class _Steps:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fpsgen.errors import DISK, FpsgenError
+from fpsgen.files import write_text
 from fpsgen.models.patch.apply import apply
 from fpsgen.models.wan.random_weights import random_embeds
 from fpsgen.pipeline.checks import check_latents, to_frames
@@ -23,7 +24,7 @@ from fpsgen.pipeline.loaded_model import LoadedModel, load_model, readable_error
 from fpsgen.pipeline.output import free_name, sidecar
 from fpsgen.pipeline.recipe import build_recipe
 from fpsgen.pipeline.request import GenerateRequest
-from fpsgen.video import write_mp4, write_text
+from fpsgen.video import write_mp4
 
 REPORT_SCHEMA = "fpsgen.report/1"
 
@@ -74,7 +75,7 @@ def run(request: GenerateRequest, timing: Timing, model: LoadedModel | None = No
     report = build_report(request, model, made, timing)
     beside = None
     if request.output.metadata:
-        beside = write_text(json.dumps({"recipe": made.recipe, "report": report}, indent=2) + "\n", sidecar(path))
+        beside = write_text(json.dumps({"recipe": made.recipe, "report": report}, indent=2) + "\n", sidecar(path), True)
     return GenerateResult(path, beside, made.recipe, report)
 
 
