@@ -29,11 +29,17 @@ PATIENCE = 25.0  # seconds for ffmpeg to start and end, beside its work
 
 
 def write_mp4(
-    frames: np.ndarray, path: str | Path, fps: int, recipe: dict[str, Any] | None = None, overwrite: bool = False
+    frames: np.ndarray,
+    path: str | Path,
+    fps: int,
+    recipe: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> Path:
     """Write frames as H.264 in MP4 (yuv420p, BT.709, CRF 18, index first) and return the path.
 
     frames: uint8 [T, H, W, 3], RGB; H and W even. fps: frames a second. recipe: JSON for the comment tag, or None.
+    size: (width, height) that the frames are scaled to (Lanczos), None to leave them.
     Raises FileExistsError unless `overwrite`; ValueError for other frames; FpsgenError DISK when the file could not be
     written and ENVIRONMENT when ffmpeg is missing. On any error, and when interrupted, nothing is left under `path`.
     """
@@ -48,7 +54,7 @@ def write_mp4(
 
     sweep(path.parent)
     with _temporary(path) as part:
-        _encode(np.ascontiguousarray(frames), part, fps, recipe)
+        _encode(np.ascontiguousarray(frames), part, fps, recipe, size)
         written = count_frames(part)
         if written != count:
             raise FpsgenError(
@@ -155,14 +161,17 @@ def sweep(folder: str | Path) -> int:
     return removed
 
 
-def _encode(frames: np.ndarray, part: Path, fps: int, recipe: dict[str, Any] | None) -> None:
+def _encode(
+    frames: np.ndarray, part: Path, fps: int, recipe: dict[str, Any] | None, size: tuple[int, int] | None
+) -> None:
     count, height, width, _ = frames.shape
     command = [ffmpeg(), "-hide_banner", "-v", "error", "-y"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s:v", f"{width}x{height}", "-r", str(fps), "-i", "pipe:0"]
     command += [
         "-an",
         "-vf",
-        "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:flags=bicubic+accurate_rnd,"
+        (f"scale={size[0]}:{size[1]}:flags=lanczos+accurate_rnd," if size else "")
+        + "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:flags=bicubic+accurate_rnd,"
         "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv",
     ]
     command += ["-c:v", "libx264", "-preset", "medium", "-crf", "18", "-pix_fmt", "yuv420p"]

@@ -198,3 +198,17 @@ def test_streams_that_are_closed_or_narrow(tmp_path):
         text=True,
     )
     assert "Traceback" not in done.stderr
+
+
+def test_the_first_line_that_people_type_makes_a_plan_without_a_gpu(tmp_path):
+    done = fpsgen("generate", "a cat surfing", "--res", "720p", "--dry-run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    settings = made["results"][0]["settings"]
+    assert (settings["width"], settings["height"], settings["scaled_to"]) == (256, 144, [1280, 720])
+    assert any("1280x720" in text for text in made["warnings"])
+
+
+def test_strict_refuses_a_scaled_video(tmp_path):
+    done = fpsgen("generate", "a cat surfing", "--res", "720p", "--strict", "--dry-run", cwd=tmp_path)
+    assert "1280x720" in two_lines(done, 9)[0]

@@ -244,3 +244,11 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "a.mp4")], capture_output=True, text=True)
     assert done.returncode == DISK, done.stderr
     assert not os.listdir(tmp_path)
+
+
+def test_frames_are_scaled_to_the_size_asked_for(tmp_path):
+    frames = make_frames()
+    path = write_mp4(frames, tmp_path / "a.mp4", 8, size=(96, 64))
+    scaled = decode(path, (9, 64, 96, 3)).astype(int)
+    small = scaled.reshape(9, 32, 2, 48, 2, 3).mean((2, 4))
+    assert np.abs(small - frames).mean() < 6

@@ -128,6 +128,7 @@ def job_key(request: GenerateRequest) -> str:
         str(schedule),
         request.dtype,
     ]
+    facts += [request.scaled_to] if request.scaled_to else []
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

@@ -61,7 +61,7 @@ def generate(
     if dry_run:
         from fpsgen.cli import dry_run as dry
 
-        dry.show(planned, settings.warnings, as_json)
+        dry.show(planned, (*settings.warnings, *planned.notes), as_json)
         return
 
     from fpsgen.cli import progress
@@ -72,7 +72,7 @@ def generate(
     console.quiet_libraries(debug)
     with progress.choose(quiet) as events:
         timing = Timing(events)
-        for text in settings.warnings:
+        for text in (*settings.warnings, *planned.notes):
             timing.warn(text)
         events.note("model", f"{request.model.name} ({planned.reason})")
         events.note("video", describe(request))

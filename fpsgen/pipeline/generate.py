@@ -217,7 +217,14 @@ def write_video(frames: np.ndarray, request: GenerateRequest, recipe: dict[str, 
         ) from error
     while True:
         try:
-            return write_mp4(frames, path, request.fps, recipe if request.metadata else None, request.overwrite)
+            return write_mp4(
+                frames,
+                path,
+                request.fps,
+                recipe if request.metadata else None,
+                request.overwrite,
+                request.scaled_to,
+            )
         except FileExistsError:
             if not request.numbered:
                 raise FpsgenError(f"{path} exists by now", "choose another name, or add --overwrite", DISK) from None

@@ -28,6 +28,7 @@ def build_recipe(request: GenerateRequest, run: dict[str, Any]) -> dict[str, Any
         },
         "width": request.width,
         "height": request.height,
+        **({"scaled_to": list(request.scaled_to)} if request.scaled_to else {}),
         "frames": request.frames,
         "fps": request.fps,
         "steps": request.steps,

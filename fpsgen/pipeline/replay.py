@@ -72,6 +72,7 @@ def request_from(
         model_path=folder,
         width=recipe["width"],
         height=recipe["height"],
+        scaled_to=_scaled(recipe),
         frames=recipe["frames"],
         fps=recipe["fps"],
         steps=recipe["steps"],
@@ -94,6 +95,15 @@ def request_from(
         if now.get(name) != was:
             differ.append(f"{name} was {show(was)} and is {now.get(name, 'not installed')}")
     return request, differ
+
+
+def _scaled(recipe: dict[str, Any]) -> tuple[int, int] | None:
+    size = recipe.get("scaled_to")
+    if size is None:
+        return None
+    if isinstance(size, list) and len(size) == 2 and all(type(side) is int and 16 <= side <= 8192 for side in size):
+        return size[0], size[1]
+    raise FpsgenError("the recipe has no usable scaled_to", "name an MP4 as fpsgen wrote it", BAD_INPUT)
 
 
 def _model(wanted: dict[str, Any]) -> tuple[ModelSpec, Path, list[str]]:

@@ -9,10 +9,10 @@ from typing import Protocol, TypeVar
 
 from fpsgen.attention.schedule import PRESETS, Schedule
 from fpsgen.config import Settings
-from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
-from fpsgen.models.catalog.registry import ModelSpec, resolve
+from fpsgen.errors import BAD_INPUT, NUMERIC, USAGE, FpsgenError
+from fpsgen.models.catalog.registry import ModelSpec, models, resolve, shipped
 from fpsgen.pipeline.output import resolve_output
-from fpsgen.pipeline.size import resolve_frames, resolve_size
+from fpsgen.pipeline.size import nearest_trained, resolve_frames, resolve_size
 from fpsgen.text import clean_text, show
 
 T = TypeVar("T")
@@ -40,8 +40,9 @@ class GenerateRequest:
     negative: str
     model: ModelSpec
     model_path: Path
-    width: int  # pixels
+    width: int  # pixels, as the model makes them
     height: int
+    scaled_to: tuple[int, int] | None  # (width, height) of the file where it differs
     frames: int
     fps: int
     steps: int
@@ -67,6 +68,16 @@ class Plan:
     request: GenerateRequest
     reason: str
     origins: dict[str, str]
+    notes: tuple[str, ...] = ()  # what the user should know before the work starts
+
+
+def _scaling_note(request: GenerateRequest) -> tuple[str, ...]:
+    if request.scaled_to is None:
+        return ()
+    spec, (width, height) = request.model, request.scaled_to
+    text = f"{spec.name} makes {request.width}x{request.height}; the video is scaled to {width}x{height}"
+    real = next((other for other in shipped() if request.scaled_to in other.resolutions.values()), None)
+    return (f"{text} (for the real size: fpsgen models pull {real.name}, on a GPU)" if real else text,)
 
 
 def plan(
@@ -81,7 +92,13 @@ def plan(
     prompt = check_prompt(prompt)
     schedule = _check_schedule(settings.schedule)
     spec, path, reason = chosen or resolve(settings.model)
-    width, height = resolve_size(settings.res, settings.aspect, (spec.width, spec.height), spec.resolutions, spec.name)
+    named = {name: size for known in models() for name, size in known.resolutions.items()} if spec.trained_sizes else {}
+    wanted = resolve_size(settings.res, settings.aspect, (spec.width, spec.height), named | spec.resolutions, spec.name)
+    width, height = nearest_trained(wanted, spec.trained_sizes)
+    scaled_to = wanted if wanted != (width, height) else None
+    if scaled_to and settings.strict:
+        message = f"strict: {spec.name} makes {width}x{height}, not {wanted[0]}x{wanted[1]}"
+        raise FpsgenError(message, f"give --res {width}x{height}, or run without --strict to scale the video", NUMERIC)
     fps = _first(settings.fps, spec.fps)
     seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
     output, numbered = resolve_output(settings.output, prompt, seed, overwrite)
@@ -92,6 +109,7 @@ def plan(
         model_path=Path(path),
         width=width,
         height=height,
+        scaled_to=scaled_to,
         frames=resolve_frames(settings.frames, settings.seconds, fps, spec.frames),
         fps=fps,
         steps=_first(settings.steps, spec.steps),
@@ -109,7 +127,7 @@ def plan(
         overwrite=overwrite,
         metadata=settings.metadata,
     )
-    return Plan(request, reason, _origins(settings, spec))
+    return Plan(request, reason, _origins(settings, spec), _scaling_note(request))
 
 
 def check_prompt(prompt: str) -> str:
@@ -149,6 +167,7 @@ def _origins(settings: Settings, spec: ModelSpec) -> dict[str, str]:
     partners = {
         "width": ("res", "aspect"),
         "height": ("res", "aspect"),
+        "scaled_to": ("res", "aspect"),
         "frames": ("frames", "seconds"),
         "model_path": ("model",),
         "numbered": ("output",),
