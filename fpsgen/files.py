@@ -13,7 +13,7 @@ import secrets
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -45,23 +45,45 @@ def atomic(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     else:
         if not overwrite:
             raise FileExistsError(str(path))
-    part, descriptor = _temporary(path)
-    try:
+    with temporary(path) as (part, release):
         yield part
-        sync(part)
-        if sys.platform == "win32":  # an open file has no new name there; elsewhere its lock is held to the end
-            descriptor = _close(descriptor)
-        if overwrite:
-            os.replace(part, path)
-        else:
-            _claim(part, path)
-        sync(path.parent)
+        try:
+            sync(part)
+            if sys.platform == "win32":  # an open file gets no new name there; elsewhere its lock is held to the end
+                release()
+            if overwrite:
+                os.replace(part, path)
+            else:
+                _claim(part, path)
+            sync(path.parent)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+
+@contextmanager
+def temporary(path: str | Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Yields an empty, hidden file beside `path`, and what lets go of it; it is removed when the block ends.
+
+    No other run removes it meanwhile. An OSError of the block is FpsgenError DISK about `path`.
+    """
+    path = Path(path)
+    part, descriptor = _create(path)
+    held = [descriptor]
+
+    def release() -> None:
+        while held:
+            os.close(held.pop())
+
+    try:
+        yield part, release
     except FileExistsError:
         raise
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        _close(descriptor)
+        release()
         with suppress(OSError):
             part.unlink(missing_ok=True)
 
@@ -241,7 +263,7 @@ def decode(data: bytes, what: str, code: int = BAD_INPUT) -> str:
 # ---------------------------------------------------------------- parts
 
 
-def _temporary(path: Path) -> tuple[Path, int]:
+def _create(path: Path) -> tuple[Path, int]:
     """A new, empty, locked temporary beside `path`, open. Raises FpsgenError DISK."""
     while True:
         part = path.with_name(f"{_PREFIX}{secrets.token_hex(6)}{_SUFFIX}")
@@ -251,7 +273,7 @@ def _temporary(path: Path) -> tuple[Path, int]:
             raise cannot_write(path, error) from error
         if _try_lock(descriptor) is not False and os.path.exists(part):
             return part, descriptor
-        _close(descriptor)  # another run's sweep was quicker than the lock
+        os.close(descriptor)  # another run's sweep was quicker than the lock
 
 
 def _try_lock(descriptor: int) -> bool | None:
@@ -267,12 +289,6 @@ def _try_lock(descriptor: int) -> bool | None:
     except OSError:
         return None
     return True
-
-
-def _close(descriptor: int) -> int:
-    if descriptor >= 0:
-        os.close(descriptor)
-    return -1
 
 
 def _claim(part: Path, path: Path) -> None:
