@@ -114,7 +114,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     stem = STEMS[folder.name]
     whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     if whole.is_file() and index.is_file():
-        raise broken(folder, f"{folder.name} has both {whole.name} and {index.name}")
+        raise broken(folder.parent, f"{folder.name} has both {whole.name} and {index.name}")
     if whole.is_file():
         return (whole,)
     if not index.is_file():

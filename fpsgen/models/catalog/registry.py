@@ -9,14 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fpsgen.assets import weights_dir
-from fpsgen.config import user_config_file
-from fpsgen.models.catalog.cache import HUB_ID as HUB_ID
-from fpsgen.models.catalog.cache import cached as cached
-from fpsgen.models.catalog.cache import missing as missing
-from fpsgen.models.catalog.cache import on_disk as on_disk
 from fpsgen.models.catalog.geometry import Geometry, Size
-from fpsgen.models.catalog.user_rows import AUTO as AUTO
 from fpsgen.models.catalog.user_rows import read_user_rows
+from fpsgen.settings.gather import user_config_file
 
 USER_ROWS = "models.toml"  # beside the user's config file
 
@@ -110,11 +105,3 @@ def make_spec(row: dict[str, Any]) -> ModelSpec:
     sizes = {name: (size[0], size[1]) for name, size in row["resolutions"].items()}
     trained = tuple((size[0], size[1]) for size in row["trained_sizes"])
     return ModelSpec(**row | {"resolutions": sizes, "trained_sizes": trained, "geometry": geometry})
-
-
-def resolve(name: str = AUTO) -> tuple[ModelSpec, Path, str]:
-    """As choice.choose, in its old form; goes with its last caller."""
-    from fpsgen.models.catalog.choice import choose
-
-    choice = choose(name)
-    return choice.spec, choice.folder or Path(), choice.reason

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fpsgen.config import PARSERS
 from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.fields import Field, Spec, choice, fields, many, mapping, real, switch, text, whole
 from fpsgen.files import read_toml
+from fpsgen.settings.table import SETTINGS
 from fpsgen.text import show
 
 if TYPE_CHECKING:
@@ -71,14 +71,14 @@ def _fields(names: tuple[str, ...]) -> Spec:
 
     def setting(name: str) -> Field:
         """A number with the bounds that the option of this name has."""
-        parser = PARSERS[name]
+        parser = SETTINGS[name].parser
 
         def check(value: Any) -> Any:
             if type(value) not in (int, float):
                 raise ValueError
             return parser.read(repr(value))
 
-        return Field(check, parser.wanted, _NOT_SET)
+        return Field(check, parser.wanted(), _NOT_SET)
 
     def optional(field: Callable[..., Field], *bounds: Any, **more: Any) -> Field:
         return field(*bounds, default=_NOT_SET, **more)

@@ -14,7 +14,6 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from fpsgen.models.catalog.configs import KEPT_SCHEDULERS
 from fpsgen.models.catalog.folder import PipelineFolder, broken
 from fpsgen.text import show
 
@@ -41,18 +40,6 @@ def make_scheduler(pipeline: PipelineFolder) -> Any:
     if not right:
         raise broken(Path(pipeline.folder), "scheduler: its sigmas do not lie in 0 to 1")
     return scheduler
-
-
-def flow_scheduler(scheduler: Any, shift: float | None = None) -> Any:
-    """The scheduler, made to predict flow. Wan's is UniPC, whose from_config silently drops the flow settings when it
-    is given another scheduler's: they are set explicitly here. shift: flow shift, None keeps the scheduler's own.
-    """
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        return scheduler if shift is None else type(scheduler).from_config(scheduler.config, shift=shift)
-    config = scheduler.config
-    kind = type(scheduler) if type(scheduler).__name__ in KEPT_SCHEDULERS else UniPCMultistepScheduler
-    shift = config.get("flow_shift", config.get("shift", 3.0)) if shift is None else shift
-    return kind.from_config(config, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
 
 
 @contextmanager
