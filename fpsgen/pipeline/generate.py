@@ -88,9 +88,9 @@ def render(opened: Opened, request: GenerateRequest, timing: Timing) -> Rendered
         with apply(pipe, schedule=request.schedule, method=request.method, strict=request.strict) as handle:
             with timing.stage("text"):
                 embeds = _stand_in(opened, request) if opened.random else _encode(pipe, request, timing)
-            with timing.stage("denoise"), handle.clock() as clock:
+            with timing.stage("denoise"), handle.timer() as timer:
                 latents = _denoise(pipe, handle, request, embeds, timing)
-                attention_s = clock.seconds()
+                attention_s = timer.seconds()
             frames = None
             if not opened.random:
                 with timing.stage("vae"):

@@ -68,11 +68,11 @@ def test_compiled_blocks(transformer):
     transformer.cuda().to(torch.bfloat16)
     schedule = case.mixed(case.FP8, case.SPARSE, dense_layers=(0,))
     with apply(transformer, schedule) as handle:
-        with handle.at(0.9):
+        with handle.fixed_sigma(0.9):
             eager = case.forward(transformer, **on_gpu(torch.bfloat16))
         transformer.compile_repeated_blocks(fullgraph=True)
         for sigma in (0.9, 0.1, 0.9):
-            with handle.at(sigma):
+            with handle.fixed_sigma(sigma):
                 ours = case.forward(transformer, **on_gpu(torch.bfloat16))
         assert relative(ours, eager) < 0.03
 
@@ -97,7 +97,7 @@ def test_group_offload(transformer):
 def test_a_training_step(transformer):
     transformer.cuda().train().enable_gradient_checkpointing()
     handle = apply(transformer, case.mixed(case.FP8, case.OTHER))
-    with torch.autocast("cuda", torch.bfloat16), handle.at(0.9):
+    with torch.autocast("cuda", torch.bfloat16), handle.fixed_sigma(0.9):
         loss = transformer(**on_gpu(torch.float32), return_dict=False)[0].square().mean()
     loss.backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in transformer.blocks.parameters())

@@ -123,7 +123,7 @@ def test_the_presets_run_on_a_grid_like_nanos(transformer):
     for name, most in (("safe", 0.8), ("balanced", 0.8), ("paper", 0.5)):
         with pytest.warns() if name == "paper" else _nothing(), apply(transformer, preset(name)) as handle:
             for sigma in (1.0, 0.8, 0.3):
-                with handle.at(sigma):
+                with handle.fixed_sigma(sigma):
                     assert case.forward(transformer, **small(latents)).isfinite().all()
             density = {step["profile"]: step["layers"][0]["density"] for step in handle.report()["steps"]}
             assert min(density.values()) < most
