@@ -119,7 +119,8 @@ class RunRecord:
             if loop is None or loop.is_over(position):
                 loop = self._of_thread.loop = Loop()
             self._latest = loop
-            loop.identity = position.loop or loop.identity
+            if position.loop is not None:
+                loop.identity = position.loop
             key = (position.index, profile.name, plan.grid, transformer)
             step = loop.steps.get(key)
             if step is None or step.runs != runs:
