@@ -168,7 +168,8 @@ class Handle:
         return self.summary()
 
     def __repr__(self) -> str:
-        state = f"{len(self._stacks)} transformers patched" if self._stacks else "removed"
+        count = len(self._stacks)
+        state = f"{count} transformer{'s' if count > 1 else ''} patched" if count else "removed"
         return f"<fpsgen Handle: schedule {self.schedule.name!r}, {state}>"
 
 
