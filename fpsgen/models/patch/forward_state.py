@@ -19,6 +19,7 @@ from fpsgen.attention.plan import METHODS, AttentionPlan
 from fpsgen.attention.schedule import Profile
 from fpsgen.errors import ENVIRONMENT, USAGE, FpsgenError
 from fpsgen.models.patch.noise_level import NoiseLevels
+from fpsgen.models.patch.one_graph import break_graph
 from fpsgen.models.patch.patch_permute import Size3, move_patches, token_grid
 from fpsgen.models.patch.run_record import Key, Position, Step
 from fpsgen.models.patch.stack import Installed, Run
@@ -75,9 +76,14 @@ class ForwardHook(ModelHook):
         self.contexts.reset()
         return module
 
-    @torch.compiler.disable
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
         """Choose the plan of this forward and move the latents' patches into its order."""
+        if torch.compiler.is_compiling():
+            break_graph()
+        return self._begin(module, args, kwargs)
+
+    @torch.compiler.disable
+    def _begin(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         self.run.of_thread.forward = None
         self._refuse(module)
         arguments = dict(zip(("hidden_states", "timestep"), args, strict=False)) | kwargs

@@ -181,6 +181,28 @@ def test_a_wholly_compiled_transformer(transformer):
 
 
 @ORDER
+def test_one_graph_of_the_whole_transformer_is_refused_by_name(transformer, first):
+    """The refusal leaves the transformer as it was: it runs on, eager or compiled with graph breaks."""
+    torch._dynamo.reset()
+    stock = case.forward(transformer)
+    if first == "feature":
+        whole = torch.compile(transformer, fullgraph=True, backend="eager")
+        assert case.difference(case.forward(whole), stock) <= LIMIT
+    handle = apply(transformer, case.one(case.TILED))
+    if first == "apply":
+        whole = torch.compile(transformer, fullgraph=True, backend="eager")
+    with pytest.raises(FpsgenError, match="fullgraph=True") as caught:
+        case.forward(whole)
+    assert len(str(caught.value).splitlines()) == 2 and "compile_repeated_blocks" in caught.value.remedy
+    assert case.difference(case.forward(transformer), stock) <= LIMIT
+    torch._dynamo.reset()
+    assert case.difference(case.forward(torch.compile(transformer, backend="eager")), stock) <= LIMIT
+    handle.remove()
+    torch._dynamo.reset()
+    assert case.difference(case.forward(whole), stock) <= LIMIT
+
+
+@ORDER
 def test_accelerate_hooks(transformer, first):
     """What enable_model_cpu_offload installs; remove() in the middle leaves it working."""
     stock = case.forward(transformer)
