@@ -60,9 +60,7 @@ def build_tiny_pipeline(
     return path
 
 
-def tiny_transformer(
-    heads: int = 2, head_dim: int = 12, layers: int = 2, channels: int = 4, inputs: int | None = None
-):
+def tiny_transformer(heads: int = 2, head_dim: int = 12, layers: int = 2, channels: int = 4, inputs: int | None = None):
     """WanTransformer3DModel with weights large enough that every layer matters to the output."""
     import torch
     from diffusers import WanTransformer3DModel
