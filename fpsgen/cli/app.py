@@ -6,37 +6,38 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from fpsgen import __version__, errors
-from fpsgen.cli import bench, console, models
-from fpsgen.cli.batch import batch
-from fpsgen.cli.compare import compare
-from fpsgen.cli.doctor import doctor
-from fpsgen.cli.generate import generate
-from fpsgen.cli.info import info, replay
+from fpsgen.cli import batch, bench, compare, console, doctor, generate, info, models, options
 from fpsgen.errors import FpsgenError
+from fpsgen.signals import Terminated, stoppable
 
 app = typer.Typer(
     name="fpsgen",
+    cls=options.Group,
     help="Make videos with Wan2.1, faster: FP8 attention that skips most of its tiles (FPSAttention).",
-    epilog="Settings: flag > FPSGEN_* variable > ./fpsgen.toml > user config > the model's own.",
+    epilog=options.examples(
+        'fpsgen generate "a cat surfing" --res 720p',
+        "fpsgen batch prompts/nano.txt",
+        "fpsgen bench --compare bf16",
+        "fpsgen doctor",
+        "Settings: flag > FPSGEN_* variable > ./fpsgen.toml > user config (FPSGEN_CONFIG) > the model's own. "
+        "FPSGEN_DEBUG=1 shows tracebacks.",
+    ),
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=options.CONTEXT,
 )
-app.command()(generate)
-app.command()(batch)
+app.command(cls=options.Command, epilog=generate.EXAMPLES)(generate.generate)
+app.command(cls=options.Command, epilog=batch.EXAMPLES)(batch.batch)
 app.add_typer(bench.app)
 app.add_typer(models.app)
-for command in (info, replay, compare, doctor):
-    app.command()(command)
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived; raised in the main thread, so that the cleaning up of every block runs."""
+app.command(cls=options.Command, epilog=info.INFO_EXAMPLES)(info.info)
+app.command(cls=options.Command, epilog=info.REPLAY_EXAMPLES)(info.replay)
+app.command(cls=options.Command)(compare.compare)
+app.command(cls=options.Command, epilog=doctor.EXAMPLES)(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)
@@ -53,43 +54,48 @@ def run(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     bare = not arguments or arguments == [models.app.info.name]
     console.prepare_streams()
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        given = [*arguments, "--help"] if bare else arguments
-        code = app(args=given, prog_name="fpsgen", standalone_mode=False) or errors.OK
-        sys.stdout.flush()
-        if code == errors.INTERRUPTED:  # typer turns KeyboardInterrupt into this code
-            raise KeyboardInterrupt
-        return errors.USAGE if bare else code
-    except BrokenPipeError:  # whoever read our results has gone
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return errors.OK
-    except KeyboardInterrupt:
-        console.note("cancelled; no unfinished file was left")
-        return errors.INTERRUPTED
-    except Terminated:
-        console.note("terminated; no unfinished file was left")
-        return errors.TERMINATED
-    except Exception as error:
-        problem = _explain(error, arguments)
-        if console.debugging("--debug" in arguments):
-            console.traceback()
-    if "--json" in arguments:
-        console.print_json(_command(arguments), error=problem)
-    console.error(problem)
-    return problem.code
-
-
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+    with stoppable() as stop:
+        try:
+            given = [*arguments, "--help"] if bare else arguments
+            code = app(args=given, prog_name="fpsgen", standalone_mode=False) or errors.OK
+            sys.stdout.flush()
+            stop.check()  # typer turns KeyboardInterrupt into a code
+            if code == errors.INTERRUPTED:
+                raise KeyboardInterrupt
+            return errors.USAGE if bare else code
+        except BrokenPipeError:  # whoever read our results has gone
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return errors.OK
+        except (KeyboardInterrupt, Terminated):
+            by_term = stop.received == signal.SIGTERM
+            console.note(f"{'terminated' if by_term else 'cancelled'}; no unfinished file was left")
+            return errors.TERMINATED if by_term else errors.INTERRUPTED
+        except Exception as error:
+            problem = _explain(error, arguments)
+            if console.debugging("--debug" in arguments):
+                console.traceback()
+        if "--json" in arguments:
+            console.print_json(_command(arguments), error=problem)
+        console.error(problem)
+        return problem.code
 
 
 def _command(arguments: list[str]) -> str:
-    """The command that was meant, "" if none."""
-    names = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
-    names += [group.name or "" for group in app.registered_groups]
-    return next((word for word in arguments if word in names), "")
+    """The command that was meant, with its subcommand ("models pull"); "" if none."""
+    names: dict[str, list[str]] = {_name(command): [] for command in app.registered_commands}
+    for group in app.registered_groups:
+        inner = group.typer_instance
+        names[inner.info.name or ""] = [_name(command) for command in inner.registered_commands] if inner else []
+    first = next((index for index, word in enumerate(arguments) if word in names), None)
+    if first is None:
+        return ""
+    second = next((word for word in arguments[first + 1 :] if word in names[arguments[first]]), None)
+    return " ".join(filter(None, (arguments[first], second)))
+
+
+def _name(command: typer.models.CommandInfo) -> str:
+    return command.name or getattr(command.callback, "__name__", "")
 
 
 def _explain(error: Exception, arguments: list[str]) -> FpsgenError:

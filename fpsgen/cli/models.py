@@ -10,22 +10,30 @@ from typing import Annotated, Any
 import typer
 
 from fpsgen.cli import console, options
-from fpsgen.config import show
 from fpsgen.errors import MODEL, USAGE, FpsgenError
+from fpsgen.report.lines import amount
+from fpsgen.text import show
 
 app = typer.Typer(
     name="models",
     help="List, fetch, check and remove models.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=options.Group,
+    context_settings=options.CONTEXT,
     pretty_exceptions_enable=False,
 )
 
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="nano, wan2.1-1.3b, wan2.1-14b, or OWNER/REPOSITORY.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="nano, wan2.1-1.3b, wan2.1-14b, or OWNER/REPOSITORY.",
+        show_default=False,
+        autocompletion=options.complete_models,
+    ),
 ]
 
 
-@app.command("list")
+@app.command("list", cls=options.Command)
 def list_models(as_json: options.Json = False) -> None:
     """List the models that fpsgen knows by name, and which of them are on this machine."""
     from fpsgen.models.catalog.registry import models, on_disk
@@ -69,7 +77,7 @@ def list_models(as_json: options.Json = False) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-@app.command()
+@app.command(cls=options.Command)
 def pull(
     name: Name,
     revision: Annotated[
@@ -92,7 +100,7 @@ def pull(
         return
     if spec is not None and Path(spec.source).expanduser().is_dir():
         raise FpsgenError(f"{name} is the folder {spec.source}", "it needs no fetching", USAGE)
-    console.quiet_libraries(console.debugging(debug))
+    console.quiet_libraries(console.debugging(bool(debug)))
     wanted = revision or (spec.revision if spec is not None else "main")
     if _complete(source, wanted):
         console.note(f"{name} is on this machine already")
@@ -102,7 +110,7 @@ def pull(
         return
     from fpsgen.models.catalog.pull import pull as fetch
 
-    with Bytes(quiet, f"pull {source}") as told:
+    with Bytes(bool(quiet), f"pull {source}") as told:
         done = fetch(source, wanted, told)
     if not quiet:
         console.note(f"{done.files} files, {amount(done.size)}, of which {amount(done.fetched)} came now; all checked")
@@ -110,7 +118,7 @@ def pull(
     _result("pull", row, as_json)
 
 
-@app.command()
+@app.command(cls=options.Command)
 def path(name: Name, as_json: options.Json = False) -> None:
     """Print the folder of a model that is on this machine (exit 5 if it is not)."""
     from fpsgen.models.catalog.registry import resolve
@@ -119,7 +127,7 @@ def path(name: Name, as_json: options.Json = False) -> None:
     _result("path", {"name": name, "path": str(folder)}, as_json)
 
 
-@app.command()
+@app.command(cls=options.Command)
 def verify(name: Name, as_json: options.Json = False, quiet: options.Quiet = False) -> None:
     """Check every file of a model against its digest (exit 5 where one is wrong)."""
     from fpsgen.models.catalog.registry import cached, missing, on_disk
@@ -129,7 +137,7 @@ def verify(name: Name, as_json: options.Json = False, quiet: options.Quiet = Fal
     folder = on_disk(spec) if spec is not None else cached(source, "main")
     if folder is None:
         raise missing(name, spec)
-    with Bytes(quiet, f"verify {name}") as told:
+    with Bytes(bool(quiet), f"verify {name}") as told:
         wrong = verify_folder(folder, told)
     if wrong:
         for text in wrong[1:]:
@@ -140,7 +148,7 @@ def verify(name: Name, as_json: options.Json = False, quiet: options.Quiet = Fal
     _result("verify", {"name": name, "path": str(folder)}, as_json)
 
 
-@app.command()
+@app.command(cls=options.Command)
 def rm(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.", show_default=False)] = False,
@@ -188,11 +196,6 @@ def known(name: str) -> tuple[Any, str]:
 def folder_size(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def amount(size: float) -> str:
-    """Bytes for a person."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size:.0f} bytes"
 
 
 def _complete(source: str, revision: str) -> bool:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from fpsgen.errors import DISK, MODEL, NETWORK, FpsgenError
+from fpsgen.files import write_text
 from fpsgen.models.catalog.folder import PARTS, WEIGHTED, check_folder
 from fpsgen.models.catalog.registry import cached
 from fpsgen.models.catalog.verify import mismatch
-from fpsgen.video import write_text
 
 INDEX = "model_index.json"
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
@@ -116,7 +116,7 @@ def _point(cache: Path, repository: str, revision: str, commit: str) -> None:
     """Let the cache know which commit a branch or tag was (as huggingface_hub writes it)."""
     path = cache / f"models--{repository.replace('/', '--')}" / "refs" / revision
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(commit, path)
+    write_text(commit, path, overwrite=True)
 
 
 def _check_room(cache: Path, needed: int) -> None:

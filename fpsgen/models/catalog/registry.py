@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fpsgen.assets import weights_dir
-from fpsgen.config import show, user_config_file
 from fpsgen.errors import BAD_INPUT, MODEL, FpsgenError
 from fpsgen.models.catalog.folder import check_folder, read_json
+from fpsgen.settings.gather import user_config_file
+from fpsgen.text import show
 
 AUTO = "auto"
 USER_ROWS = "models.toml"  # beside the user's config file

@@ -14,7 +14,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
-from fpsgen.attention.norm_rope import NormRotary
+from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.op import attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.schedule import Profile
@@ -28,7 +28,7 @@ class Rotary(NamedTuple):
     """What a patched rope module gives the blocks.
 
     cos, sin: fp32 [1, L, 1, D] in the order of the tokens. plan: of the step. dense_plan: of layers that stay dense.
-    table: NormRotary's, where the kernel that quantizes norms and rotates as well, else None. backend: diffusers'
+    table: NormRope's, where the kernel that quantizes norms and rotates as well, else None. backend: diffusers'
     attention backend that a context manager or the environment chose, None for the default.
     """
 
@@ -93,7 +93,7 @@ def self_attention(
     query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
     norm_rope = None
     if rotary_emb.table is not None and plan.fp8:
-        norm_rope = NormRotary(attn.norm_q.weight, attn.norm_k.weight, rotary_emb.table, attn.norm_q.eps)
+        norm_rope = NormRope(attn.norm_q.weight, attn.norm_k.weight, rotary_emb.table, attn.norm_q.eps)
     else:
         query, key = (norm(x.flatten(2)).view_as(x) for norm, x in ((attn.norm_q, query), (attn.norm_k, key)))
         # under autocast the norms come out in fp32, the value does not
@@ -113,7 +113,7 @@ def _attention(
     key: torch.Tensor,
     value: torch.Tensor,
     plan: AttentionPlan,
-    norm_rope: NormRotary | None,
+    norm_rope: NormRope | None,
     backend: AttentionBackendName | None,
 ) -> Any:
     """query, key, value [B, L, H, D] to [B, L, H, D]."""
@@ -122,7 +122,7 @@ def _attention(
     if torch.is_autocast_enabled(value.device.type):  # the cast is done; nothing within is to be cast again
         with torch.autocast(value.device.type, enabled=False):
             return attend(query, key, value, plan)
-    return attend(query, key, value, plan, rotary=norm_rope)
+    return attend(query, key, value, plan, norm_rope=norm_rope)
 
 
 def takes_backend(plan: AttentionPlan) -> bool:
@@ -229,12 +229,12 @@ class _InstalledAttention:
         assert forward is not None, "rope ran outside the transformer's forward"
         cos, sin = output
         if forward.order is not None:
-            order = forward.order.tensors(cos.device).order
+            order = forward.order.tables(cos.device).order
             cos, sin = cos.index_select(1, order), sin.index_select(1, order)
         return Rotary(cos, sin, forward.plan, forward.dense_plan, self._table(forward.plan, cos, sin), active_backend())
 
     def _table(self, plan: AttentionPlan, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor | None:
-        """NormRotary's table where the kernel that quantizes can norm and rotate as well; it has no gradient."""
+        """NormRope's table where the kernel that quantizes can norm and rotate as well; it has no gradient."""
         if not fuses_norm_rope(plan, cos.device, self._head_dim) or torch.is_grad_enabled():
             return None
         if torch.is_autocast_enabled(cos.device.type) or not all(map(plain_norms, self._attentions)):

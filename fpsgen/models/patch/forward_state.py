@@ -98,7 +98,7 @@ class ForwardHook(ModelHook):
         self.run.of_thread.forward = forward
         if forward.order is None:
             return args, kwargs
-        order = forward.order.tensors(latents.device).order
+        order = forward.order.tables(latents.device).order
         moved = {"hidden_states": move_patches(latents, patch, order)}
         if timestep.dim() == 2:  # one noise level per token (Wan2.2 5B)
             moved["timestep"] = timestep.index_select(1, order)
@@ -122,7 +122,7 @@ class ForwardHook(ModelHook):
         if forward.order is None:
             return output
         sample = output[0]
-        back = move_patches(sample, forward.patch, forward.order.tensors(sample.device).inverse)
+        back = move_patches(sample, forward.patch, forward.order.tables(sample.device).inverse)
         return (back, *output[1:]) if isinstance(output, tuple) else type(output)(sample=back)
 
     def _profile(self, position: Position, one_each: bool) -> Profile:
