@@ -5,9 +5,9 @@ Softmax is recomputed from q, k and LSE, in base 2: P = 2^(x - LSE), x = q.k * D
 with fp32 sums. The gradient is straight-through: that of exact softmax attention at the q, k, v that the forward saw.
 Where these were FP8, see backward_prepare.py. P's own cast to FP8 is not repeated; the saved output and LSE carry it.
 
-Rows of dS sum to 0 only as far as delta = rowsum(dO * O) is exact, and O is rounded (with FP8 by P's cast too). What is
-left, times the mean of the keys, would be an error of dQ that grows with a bias of the keys; it is measured as the
-row's sum of dS and taken out at the end.
+Rows of dS sum to 0 only as far as delta = rowsum(dO * O) and dS itself are exact, and O (with FP8 by P's cast too) and
+dS are rounded. What is left, times the mean of the keys, would be an error of dQ that grows with a bias of the keys; so
+the row's sum of dS is kept, and taken out at the end.
 
 Non-finite gradients of one block may reach blocks beside it: a load takes whole blocks of rows, masked by P = 0.
 
@@ -110,12 +110,12 @@ def backward_queries(
         p = tl.exp2(score * scale - base[:, None])
         if MASKED:
             p = tl.where(lanes_k[None, :] < tl.load(block_len + block_k) - offset, p, 0.0)
-        ds = p * (product - shift[:, None])
+        ds = (p * (product - shift[:, None])).to(key.dtype)
+        row_sum = tl.sum(ds.to(tl.float32), 1)
         if FP8:
-            total += tl.sum(ds, 1) / scale_k
-        else:
-            total += tl.sum(ds, 1)
-        acc = tl.dot(ds.to(key.dtype), key, acc)
+            row_sum /= scale_k
+        total += row_sum
+        acc = tl.dot(ds, key, acc)
 
     result = acc - total[:, None] * tl.load(k_mean + bh * D + channels)[None, :]
     at = ((token + lanes_q).to(tl.int64) * heads + head)[:, None] * D + channels[None, :]
