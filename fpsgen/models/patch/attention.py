@@ -15,7 +15,7 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
-from fpsgen.attention.norm_rope import NormRotary
+from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.op import attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.models.patch.timer import AttentionClock
@@ -23,7 +23,7 @@ from fpsgen.models.patch.timer import AttentionClock
 
 class Rotary(NamedTuple):
     """What a patched rope module gives the blocks: cos and sin fp32 [1, L, 1, D] in the order of the tokens, the plan
-    of the step, the plan of layers that stay dense, and NormRotary's table where FP8 attention may norm and rotate.
+    of the step, the plan of layers that stay dense, and NormRope's table where FP8 attention may norm and rotate.
     """
 
     cos: torch.Tensor
@@ -66,7 +66,7 @@ class FpsAttnProcessor(WanAttnProcessor):
         query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in project(attn, hidden_states))
         rotary = None
         if rotary_emb.table is not None and plan.fp8:
-            rotary = NormRotary(attn.norm_q.weight, attn.norm_k.weight, rotary_emb.table, attn.norm_q.eps)
+            rotary = NormRope(attn.norm_q.weight, attn.norm_k.weight, rotary_emb.table, attn.norm_q.eps)
         else:
             query, key = (norm(x.flatten(2)).view_as(x) for norm, x in ((attn.norm_q, query), (attn.norm_k, key)))
             # under autocast the norms come out in fp32, the value does not
@@ -85,14 +85,14 @@ class FpsAttnProcessor(WanAttnProcessor):
         key: torch.Tensor,
         value: torch.Tensor,
         plan: AttentionPlan,
-        rotary: NormRotary | None,
+        rotary: NormRope | None,
     ) -> Any:
         if self._attention_backend is not None and plan.method == "bf16":
             return dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         if torch.is_autocast_enabled(value.device.type):  # the cast is done; nothing within is to be cast again
             with torch.autocast(value.device.type, enabled=False):
                 return attend(query, key, value, plan)
-        return attend(query, key, value, plan, rotary=rotary)
+        return attend(query, key, value, plan, norm_rope=rotary)
 
 
 def plain_norms(attn: Any) -> bool:

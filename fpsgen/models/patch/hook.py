@@ -90,7 +90,7 @@ class ForwardHook(ModelHook):
         self.run.recorder.begin(index, branch, sigma, profile, sparse, dense)
         if order is None:
             return args, kwargs
-        at = order.tensors(latents.device).order
+        at = order.tables(latents.device).order
         moved = {"hidden_states": move_patches(latents, patch, at)}
         if timestep.dim() == 2:  # one noise level per token (Wan2.2 5B)
             moved["timestep"] = timestep.index_select(1, at)
@@ -110,7 +110,7 @@ class ForwardHook(ModelHook):
         if now is None or now.order is None:
             return output
         sample = output[0]
-        back = move_patches(sample, now.patch, now.order.tensors(sample.device).inverse)
+        back = move_patches(sample, now.patch, now.order.tables(sample.device).inverse)
         return (back, *output[1:]) if isinstance(output, tuple) else type(output)(sample=back)
 
     @torch.compiler.disable
@@ -118,13 +118,13 @@ class ForwardHook(ModelHook):
         """Forward hook of the rope module: the table in the tokens' order, and the plans for the processors."""
         assert self.now is not None, "rope ran outside the transformer's forward"
         if self.now.order is not None:
-            at = self.now.order.tensors(output[0].device).order
+            at = self.now.order.tables(output[0].device).order
             output = output[0].index_select(1, at), output[1].index_select(1, at)
         plan = self.now.sparse.plan
         return Rotary(*output, plan, self.now.dense.plan, self._table(plan, *output))
 
     def _table(self, plan: AttentionPlan, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor | None:
-        """NormRotary's table where the kernel that quantizes can norm and rotate as well; it has no gradient."""
+        """NormRope's table where the kernel that quantizes can norm and rotate as well; it has no gradient."""
         kernel = plan.kernel(cos.device, self._module.config.attention_head_dim)
         if not plan.fp8 or kernel not in ("triton", "hopper") or torch.is_grad_enabled():
             return None
