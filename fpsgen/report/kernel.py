@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fpsgen.report.bench import columns
+
 COLUMNS = {
     "what": "Shape",
     "method": "Method",
@@ -26,16 +28,52 @@ COLUMNS = {
 }
 
 
+HEADS = ["density", "ms", "p10-p90", "TFLOP/s", "error", "attend", "host"]
+
+
 def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What figures.render takes."""
     return {"columns": COLUMNS, "rows": [row | _cells(row) for row in rows if "missing" not in row]}
 
 
-def _cells(row: dict[str, Any]) -> dict[str, str]:
+def lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows for a terminal, a block for each shape."""
+    found = [
+        f"{rows[0]['device']}, commit {rows[0]['commit'] or 'unknown'}",
+        "TFLOP/s of kept pairs of real tokens; attend: without quantization; host: CPU time of a call, us",
+    ]
+    for name in dict.fromkeys(_shape(row) for row in rows):
+        own = [row for row in rows if _shape(row) == name]
+        found += columns([[name, *HEADS], *map(line, own)])
+    return found
+
+
+def line(row: dict[str, Any]) -> list[str]:
+    """One row's texts under HEADS, the method first."""
+    if "missing" in row:
+        return [row["method"], row["missing"], *[""] * (len(HEADS) - 1)]
+    host = row["host_us"]
+    return [
+        row["method"],
+        f"{row['density']:.1%}",
+        f"{row['median_ms']:.3f}",
+        f"{row['p10_ms']:.3f}-{row['p90_ms']:.3f}",
+        f"{row['tflops']:.0f}",
+        f"{row['relative_error']:.1e}",
+        _number(row, "attend_tflops", 0),
+        "" if host is None else f"{host:.0f}",
+    ]
+
+
+def _shape(row: dict[str, Any]) -> str:
     tiles = "" if row["tiles"] == "fit" else ", tiles ({}, {}, {})".format(*row["tiles"])
     batch = f", batch {row['batch']}" if row["batch"] > 1 else ""
+    return f"{row['shape']}, {row['heads']} heads{batch}{tiles}"
+
+
+def _cells(row: dict[str, Any]) -> dict[str, str]:
     return {
-        "what": f"{row['shape']}, {row['heads']} heads{batch}{tiles}",
+        "what": _shape(row),
         "runs": "peer" if row["peer"] else row["kernel"],
         "kept": f"{row['density']:.1%}",
         "median": f"{row['median_ms']:.3f}",
