@@ -60,7 +60,7 @@ def _axes(x_label: str, y_label: str, x: tuple[float, float], y: tuple[float, fl
         across, up = x[0] + share * (x[1] - x[0]), y[0] + share * (y[1] - y[0])
         left = _place(across, *x, True)
         height = _place(up, *y, False)
-        parts.append(f'<text class="tick" x="{left:.1f}" y="{base + 14}" text-anchor="middle">{across:.4g}</text>')
+        parts.append(f'<text class="tick" x="{left:.1f}" y="{base + 14}" text-anchor="middle">{across:.3g}</text>')
         parts.append(f'<text class="tick" x="{LEFT - 5}" y="{height + 4:.1f}" text-anchor="end">{up:.3g}</text>')
     parts.append(f'<text class="tick" x="{WIDTH - 8}" y="{HEIGHT - 4}" text-anchor="end">{html.escape(x_label)}</text>')
     parts.append(f'<text class="tick" x="{LEFT + 6}" y="16">{html.escape(y_label)}</text>')
