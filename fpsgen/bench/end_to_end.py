@@ -8,20 +8,22 @@ Repeats are interleaved in random order, so that a machine that slows down slows
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fpsgen.bench.plan import OURS, methods_to_run
 from fpsgen.bench.provenance import provenance
-from fpsgen.bench.rows import bench_row
-from fpsgen.pipeline.events import Timing
-from fpsgen.pipeline.generate import render, write_video
-from fpsgen.pipeline.loaded_model import Opened, open_model
+from fpsgen.bench.rows import append_rows, bench_row, quality
+from fpsgen.files import write_text
+from fpsgen.pipeline.events import Events, Timing
+from fpsgen.pipeline.loaded_model import LoadedModel, load_model
 from fpsgen.pipeline.request import GenerateRequest
+from fpsgen.pipeline.run import render, write_video
+from fpsgen.report.page import page
 
-OURS = "fps"
 WARM_STEPS = {"cuda": 3, "cpu": 1}  # kernels are compiled in the first step of each kind
 
 
@@ -35,17 +37,10 @@ class Runs:
     steps: list[list[float]] = field(default_factory=list)
     attention: list[float | None] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
-    recipe: dict[str, Any] = field(default_factory=dict)
     frames: np.ndarray | None = None
     path: Path | None = None
     cuda_bytes: int | None = None
-
-
-def methods_to_run(compare: tuple[str, ...]) -> list[str]:
-    """The baseline first: bf16 if it is named, else the first; then the others, fps last."""
-    named = list(dict.fromkeys(compare))
-    others = sorted((name for name in named if name != OURS), key=lambda name: name != "bf16")
-    return [*others, OURS]
+    quality: dict[str, float | None] = field(default_factory=dict)  # see rows.quality
 
 
 def run(
@@ -55,70 +50,89 @@ def run(
     random_weights: bool,
     timing: Timing,
     command: str = "",
-) -> list[dict[str, Any]]:
+) -> list[dict]:
     """One row per method, baseline first; rows.bench_row says what the keys mean.
 
-    base: the video; its output names the folder for MP4s (none with random weights). command: what repeats the bench.
-    Raises as generate.run does.
+    base: the video; its output names the folder for MP4s (none with random weights). command: the line that was
+    typed, kept in the rows. Raises as pipeline.run.run does.
     """
-    opened = open_model(base, timing, random_weights)
+    model = load_model(base, timing, random_weights)
     names = methods_to_run(compare)
     runs = {name: Runs(name) for name in names}
     order = [name for _ in range(repeats) for name in names]
-    random.Random(base.seed).shuffle(order)
-    warm = min(base.steps, WARM_STEPS[opened.device.type])
-    progress = _Progress(timing, len(names) * warm + len(order) * base.steps)
+    random.Random(base.sampling.seed).shuffle(order)
+    warm = min(base.sampling.steps, WARM_STEPS[model.device.type])
+    progress = _Steps(timing, len(names) * (warm + repeats * base.sampling.steps))
     with timing.stage("bench"):
         for name in names:
-            progress.name = f"{name}, warm-up"
-            _measure(opened, replace(base, steps=warm), Runs(name), progress)
+            _measure(model, base.replace(sampling={"steps": warm}), Runs(name), progress.named(f"{name} warm-up"))
         for name in order:
-            progress.name = name
-            _measure(opened, base, runs[name], progress)
+            _measure(model, base, runs[name], progress.named(name))
     if not random_weights:
-        for name in names:
-            runs[name].path = _save(runs[name], base)
-    facts = {**provenance(opened.device), "command": command}
-    return [bench_row(runs[name], runs[names[0]], base, opened, facts) for name in names]
+        with timing.stage("compare"):
+            for name in names:
+                runs[name].path = _save(runs[name], base)
+            for name in names:
+                runs[name].quality = quality(runs[name], runs[names[0]])
+    facts = {**provenance(model.device), "command": command, "random_weights": model.random}
+    facts["dtype"] = str(model.dtype).removeprefix("torch.")
+    return [bench_row(runs[name], runs[names[0]], base, facts) for name in names]
 
 
-def _measure(opened: Opened, base: GenerateRequest, runs: Runs, progress: _Progress) -> None:
+def _measure(model: LoadedModel, base: GenerateRequest, runs: Runs, events: Events) -> None:
     """One video by one method, added to `runs`."""
-    request = replace(base, method=None if runs.method == OURS else runs.method, strict=True)
-    timing = Timing(progress)
-    made = render(opened, request, timing)
+    method = None if runs.method == OURS else runs.method
+    request = base.replace(attention={"method": method, "strict": True})
+    timing = Timing(events)
+    made = render(model, request, timing)
     for stage, seconds in timing.stages.items():
         runs.stages.setdefault(stage, []).append(seconds)
     runs.totals.append(sum(timing.stages.values()))
     runs.steps.append(list(timing.steps))
     runs.attention.append(made.attention_s)
-    runs.report, runs.recipe, runs.frames = made.attention, made.recipe, made.frames
-    if opened.device.type == "cuda":
+    runs.report, runs.frames = made.attention, made.frames
+    if model.device.type == "cuda":
         import torch
 
-        runs.cuda_bytes = torch.cuda.max_memory_allocated(opened.device)
+        runs.cuda_bytes = torch.cuda.max_memory_allocated(model.device)
+    runs.report["recipe"] = made.recipe
 
 
 def _save(runs: Runs, base: GenerateRequest) -> Path:
     assert runs.frames is not None
-    path = base.output.parent / f"{runs.method}.mp4"
-    return write_video(runs.frames, replace(base, output=path, numbered=False, overwrite=True), runs.recipe)
+    path = base.output.path.with_name(f"{runs.method}.mp4")
+    request = base.replace(output={"path": path, "numbered": False, "overwrite": True})
+    return write_video(runs.frames, request, runs.report["recipe"])
 
 
-class _Progress:
-    """Events of the single videos, shown as steps of the whole bench: so many of so many, and the time left."""
+def save(rows: list[dict[str, Any]], root: Path, place: Path) -> Path:
+    """Append the rows to bench.jsonl in `root`, write the page in `place` if there are videos; the path to print."""
+    append_rows(rows, root / "bench.jsonl")
+    if rows[0]["video"] is None:
+        return root / "bench.jsonl"
+    return write_text(page(rows), place / "index.html", overwrite=True)
+
+
+class _Steps:
+    """Counts the steps of all single runs on one scale. Events of those runs; their stages are not shown."""
 
     def __init__(self, timing: Timing, total: int) -> None:
-        self.name = ""
-        self._timing, self._total, self._done = timing, total, 0
+        self._timing = timing
+        self._done, self._total = 0, total
+        self._name = ""
 
-    def stage_start(self, name: str, note: str = "") -> None: ...
-
-    def stage_end(self, name: str, seconds: float) -> None: ...
+    def named(self, name: str) -> _Steps:
+        """From here on, steps are of this method."""
+        self._name = name
+        return self
 
     def step(self, index: int, total: int, seconds: float, note: str) -> None:
-        self._timing.step(self._done, self._total, self.name)
+        self._timing.step(self._done, self._total, f"{self._name}: {note}")
         self._done += 1
 
     def warn(self, text: str) -> None:
         self._timing.warn(text)
+
+    def stage_start(self, name: str, note: str = "") -> None: ...
+
+    def stage_end(self, name: str, seconds: float) -> None: ...

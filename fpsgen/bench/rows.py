@@ -11,32 +11,30 @@ import numpy as np
 
 from fpsgen.bench.provenance import spread
 from fpsgen.errors import DISK, FpsgenError
+from fpsgen.evaluate.ffmpeg_metrics import vmaf, xpsnr
 from fpsgen.evaluate.metrics import psnr, ssim
 from fpsgen.pipeline.events import peak_rss
-from fpsgen.pipeline.generate import mean_density
-from fpsgen.pipeline.loaded_model import Opened
 from fpsgen.pipeline.request import GenerateRequest
+from fpsgen.pipeline.run import mean_density
 from fpsgen.pipeline.size import token_grid
 
 if TYPE_CHECKING:
     from fpsgen.bench.end_to_end import Runs
 
 SCHEMA = "fpsgen.bench/2"
+QUALITY = ("psnr_db", "ssim", "vmaf", "xpsnr_db", "flicker")
 
 
-def bench_row(
-    runs: Runs, baseline: Runs, base: GenerateRequest, opened: Opened, facts: dict[str, Any]
-) -> dict[str, Any]:
-    """stages_s, step_s, total_s, attention_s: spread over the repeats. speedup_*: the baseline's median over this
-    one's. psnr_db, ssim, vmaf, xpsnr_db: against the baseline's video, medians over frames (VMAF, XPSNR: as ffmpeg
-    gives them); None for the baseline and for random weights, which mean no picture. flicker: see flicker().
+def bench_row(runs: Runs, baseline: Runs, base: GenerateRequest, facts: dict[str, Any]) -> dict[str, Any]:
+    """stages_s, step_s, total_s, attention_s: spread over the repeats. steps_s: median time of each step. speedup_*:
+    the baseline's median over this one's. Quality: see quality().
     """
     denoise = statistics.median(runs.stages["denoise"])
     attention = [seconds for seconds in runs.attention if seconds is not None]
     return {
         "schema": SCHEMA,
         **facts,
-        **_setting(base, opened),
+        **_setting(base),
         "method": runs.method,
         "schedule": runs.report["schedule"],
         "baseline": baseline.method,
@@ -54,35 +52,42 @@ def bench_row(
         "peak_memory": {"rss_bytes_of_process": peak_rss(), "cuda_bytes": runs.cuda_bytes},
         "speedup_denoise": round(statistics.median(baseline.stages["denoise"]) / denoise, 3),
         "speedup_total": round(statistics.median(baseline.totals) / statistics.median(runs.totals), 3),
-        **_quality(runs, baseline),
+        **(dict.fromkeys(QUALITY) | runs.quality),
         "video": str(runs.path) if runs.path else None,
     }
 
 
-def _setting(base: GenerateRequest, opened: Opened) -> dict[str, Any]:
-    grid = token_grid(base.frames, base.height, base.width)
-    names = ("prompt", "seed", "width", "height", "frames", "steps", "guidance", "shift")
+def _setting(base: GenerateRequest) -> dict[str, Any]:
+    video, sampling = base.video, base.sampling
+    grid = token_grid(video.frames, video.height, video.width)
     return {
-        "model": base.model.name,
-        "random_weights": opened.random,
-        **{name: getattr(base, name) for name in names},
+        "model": base.model.spec.name,
+        "prompt": base.prompt.text,
+        "seed": sampling.seed,
+        "width": video.width,
+        "height": video.height,
+        "frames": video.frames,
         "token_grid": list(grid),
         "tokens": grid[0] * grid[1] * grid[2],
-        "dtype": str(opened.dtype).removeprefix("torch."),
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "shift": sampling.shift,
     }
 
 
-def _quality(runs: Runs, baseline: Runs) -> dict[str, float | None]:
-    found: dict[str, float | None] = dict.fromkeys(("psnr_db", "ssim", "vmaf", "xpsnr_db"))
-    found["flicker"] = None if runs.frames is None else round(flicker(runs.frames), 3)
-    if runs is baseline or runs.frames is None or baseline.frames is None:
+def quality(runs: Runs, baseline: Runs) -> dict[str, float | None]:
+    """psnr_db, ssim: medians over frames, against the baseline's frames. vmaf, xpsnr_db: of the two MP4s, as ffmpeg
+    gives them, None where it cannot. All four are None for the baseline itself. flicker: see flicker().
+    """
+    found: dict[str, float | None] = dict.fromkeys(QUALITY)
+    assert runs.frames is not None and baseline.frames is not None
+    found["flicker"] = round(flicker(runs.frames), 3)
+    if runs is baseline:
         return found
     peak = float(np.median(psnr(runs.frames, baseline.frames)))
     found["psnr_db"] = round(peak, 2) if np.isfinite(peak) else None  # JSON has no infinity; ssim is 1 then
     found["ssim"] = round(float(np.median(ssim(runs.frames, baseline.frames))), 4)
     if runs.path and baseline.path:
-        from fpsgen.evaluate.ffmpeg_metrics import vmaf, xpsnr
-
         found["vmaf"], found["xpsnr_db"] = vmaf(runs.path, baseline.path), xpsnr(runs.path, baseline.path)
     return found
 

@@ -10,6 +10,8 @@ import typer
 from fpsgen.cli import console, options
 from fpsgen.errors import BAD_INPUT, DISK, FpsgenError
 
+EXAMPLES = options.examples("fpsgen report a/bench.jsonl b/bench.jsonl -o both.html")
+
 
 def report(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="bench.jsonl files that fpsgen bench wrote.")],
@@ -19,16 +21,15 @@ def report(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
-    debug: options.Debug = False,
 ) -> None:
     """Join rows of several benches and machines into one page and a Markdown table.
 
-    stdout: the table and the path of the page. Example: fpsgen report a/bench.jsonl b/bench.jsonl -o both.html
+    stdout: the table and the path of the page.
     """
+    from fpsgen.files import write_text
     from fpsgen.report.bench import markdown
     from fpsgen.report.page import page
     from fpsgen.report.rows import read_rows
-    from fpsgen.video import write_text
 
     path = Path(output)
     if path.exists() and not overwrite:
@@ -36,7 +37,7 @@ def report(
     rows = [row for name in files for row in read_rows(Path(name))]
     if not rows:
         raise FpsgenError("the files hold no rows", "name files that fpsgen bench wrote", BAD_INPUT)
-    write_text(page(rows), path)
+    write_text(page(rows), path, overwrite=bool(overwrite))
     if as_json:
         console.print_json("report", [{"path": str(path), "rows": len(rows)}])
         return

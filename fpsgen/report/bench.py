@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fpsgen.report.lines import columns
+
 COLUMNS = {
     "method": "Method",
     "step": "s / step",
@@ -75,7 +77,7 @@ def notes(row: dict[str, Any]) -> list[str]:
     return found
 
 
-def lines(rows: list[dict[str, Any]]) -> list[str]:
+def table(rows: list[dict[str, Any]]) -> list[str]:
     """The table for a terminal, under what was measured and where."""
     names = COLUMNS | {"median": "s/step", "denoise": "denoise", "method": ""}
     heads = [names[key].removesuffix(", dB").lower() if key != "psnr" else "PSNR" for key in TERMINAL]
@@ -87,24 +89,14 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """A Markdown table of rows from any number of benches, each setting and machine named once under it."""
     head = "| " + " | ".join(COLUMNS.values()) + " | Setting |"
-    table = [head, "|" + " --- |" * (len(COLUMNS) + 1)]
+    body = [head, "|" + " --- |" * (len(COLUMNS) + 1)]
     origins = list(dict.fromkeys((setting(row), where(row)) for row in rows))
     for row in rows:
         number = origins.index((setting(row), where(row))) + 1
         texts = [cells(row)[key].replace("|", "\\|") for key in COLUMNS]
-        table.append("| " + " | ".join(texts) + f" | {number} |")
+        body.append("| " + " | ".join(texts) + f" | {number} |")
     listed = [f"{number}. {what}. {place}." for number, (what, place) in enumerate(origins, 1)]
-    return "\n".join([*table, "", *listed]) + "\n"
-
-
-def columns(table: list[list[str]]) -> list[str]:
-    """Aligned columns, the first to the left. A text that stands alone in its line may be longer than its column."""
-    widths = [max(len(line[i]) for line in table if len(line[1]) < 20) for i in range(len(table[0]))]
-    return [
-        f"{line[0].ljust(widths[0])}  "
-        + "  ".join(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)).rstrip()
-        for line in table
-    ]
+    return "\n".join([*body, "", *listed]) + "\n"
 
 
 def _text(value: float | None, form: str) -> str:
