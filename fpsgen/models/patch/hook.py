@@ -12,7 +12,8 @@ import torch
 from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 
-from fpsgen.attention.plan import METHODS, AttentionPlan
+from fpsgen.attention.methods import METHODS
+from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.schedule import Profile, Schedule
 from fpsgen.errors import ENVIRONMENT, NUMERIC, USAGE, FpsgenError
 from fpsgen.models.patch.attention import Rotary, plain_norms
@@ -31,7 +32,7 @@ class Run:
         self.strict = strict
         self.recorder = recorder
         self.sigma: float | None = None  # fixed by Handle.at
-        self.tiles = {p.tile for p in schedule.profiles if METHODS[p.method].fp8 or METHODS[p.method].windowed}
+        self.tiles = set(schedule.tiles)
 
     def deviation(self, reason: str, layers: list[int], detail: str) -> None:
         """Note that something else than the schedule ran. Raises FpsgenError NUMERIC if strict."""
@@ -177,9 +178,7 @@ class ForwardHook(ModelHook):
         backend = self.processors[0]._attention_backend
         key = (profile.name, grid, device, backend)
         if key not in self._plans:
-            plan = AttentionPlan(
-                grid, profile.tile, profile.window, profile.granularity, profile.method, smooth_k=profile.smooth_k
-            )
+            plan = AttentionPlan.of(profile, grid)
             dense = AttentionPlan(grid, profile.tile, method="bf16")
             chosen = None if backend is None else str(getattr(backend, "value", backend))
 
@@ -199,8 +198,7 @@ class ForwardHook(ModelHook):
         """Which tiles the tokens lie in. Dense bf16 does not care: it takes the order of the other steps, if they have
         but one, so that what caches keep from step to step stays in place.
         """
-        method = METHODS[profile.method]
-        if method.fp8 or method.windowed:
+        if METHODS[profile.method].tiled:
             return plan
         return AttentionPlan(grid, next(iter(self.run.tiles)), method="bf16") if len(self.run.tiles) == 1 else None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from fpsgen.attention.methods import METHODS
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.schedule import Profile
 
@@ -151,6 +152,6 @@ def dense_reason(profile: Profile, plan: AttentionPlan, method: str | None) -> s
     """Why a layer that follows the profile is dense, or None. method: what the user asked to run everything as."""
     if not plan.dense:
         return None
-    if method in ("bf16", "fp8"):
+    if method is not None and METHODS[method].dense:
         return f"method_{method}"
-    return "dense_by_schedule" if profile.window == "all" else "window_covers_grid"
+    return "dense_by_schedule" if profile.sees_all else "window_covers_grid"
