@@ -85,7 +85,8 @@ def attention_cpu(
         rows, keys = groups[0][0]
         out, lse = _attend(q, _take(k, keys), _take(v, keys), return_lse)
         return out.to(dtype), lse
-    out = torch.zeros(batch, length, heads, dim, dtype=dtype)
+    covered = all(sum(map(_number, rows)) == length for rows in ([pair[0] for pair in lists] for lists in groups))
+    out = (torch.empty if covered else torch.zeros)(batch, length, heads, dim, dtype=dtype)
     lse = torch.full((batch, heads, length), -math.inf) if return_lse else None
     for g, lists in enumerate(groups):
         line = slice(None) if len(groups) <= heads else slice(g // heads, g // heads + 1)
@@ -93,7 +94,10 @@ def attention_cpu(
         some_q, some_k, some_v = (x[line, :, head] for x in (q, k, v))
         for rows, keys in lists:
             part, height = _attend(_take(some_q, rows), _take(some_k, keys), _take(some_v, keys), return_lse)
-            out[line, rows, head] = part.to(dtype)
+            if isinstance(rows, slice):
+                out[line, rows, head] = part
+            else:
+                out[line, :, head].index_copy_(1, rows, part.to(dtype))
             if lse is not None and height is not None:
                 lse[line, head, rows] = height
     return out, lse
@@ -101,6 +105,10 @@ def attention_cpu(
 
 def _take(x: torch.Tensor, rows: Rows) -> torch.Tensor:
     return x[:, rows] if isinstance(rows, slice) else x.index_select(1, rows)
+
+
+def _number(rows: Rows) -> int:
+    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
 
 def _attend(
