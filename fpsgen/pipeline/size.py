@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fpsgen.errors import USAGE, FpsgenError
 
@@ -36,6 +36,15 @@ def resolve_size(
         )
     width, height = named[res] if res is not None else default
     return fit_aspect(width, height, aspect) if aspect else (width, height)
+
+
+def nearest_trained(size: tuple[int, int], trained: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The size of `trained` nearest in shape to `size`, the largest of equals; `size` itself if `trained` is empty."""
+
+    def distance(own: tuple[int, int]) -> tuple[float, int]:
+        return abs(math.log(own[0] / own[1] * size[1] / size[0])), -own[0] * own[1]
+
+    return min(trained, key=distance) if trained and size not in trained else size
 
 
 def fit_aspect(width: int, height: int, aspect: tuple[int, int]) -> tuple[int, int]:

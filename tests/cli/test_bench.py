@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from fpsgen.bench import ablations, end_to_end, power
+from fpsgen.bench import ablations, power
 from fpsgen.bench import kernel as kernel_bench
+from fpsgen.bench.plan import methods_to_run
 from fpsgen.evaluate.metrics import psnr, ssim
-from fpsgen.pipeline import generate
+from fpsgen.pipeline import run as generate
 from fpsgen.video import read_frames, read_recipe
 
 SMALL = ("--res", "32x32", "--frames", "5", "--steps", "3", "--seed", "3", "--schedule", "paper")
@@ -159,5 +160,5 @@ def test_metrics_against_their_definitions():
 
 
 def test_methods_to_run():
-    assert end_to_end.methods_to_run(("sta", "bf16", "sta", "fps")) == ["bf16", "sta", "fps"]
-    assert end_to_end.methods_to_run(("fp8",)) == ["fp8", "fps"]
+    assert methods_to_run(("sta", "bf16", "sta", "fps")) == ["bf16", "sta", "fps"]
+    assert methods_to_run(("fp8",)) == ["fp8", "fps"]
