@@ -21,7 +21,18 @@ COLUMNS = {
     "xpsnr": "XPSNR, dB",
     "flicker": "Flicker",
 }
-TERMINAL = ("method", "median", "denoise", "speedup", "share", "density", "memory", "psnr", "ssim", "vmaf")
+TERMINAL = {
+    "method": "",
+    "median": "s/step",
+    "denoise": "denoise",
+    "speedup": "speed-up",
+    "share": "attn",
+    "density": "density",
+    "memory": "memory",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "vmaf": "VMAF",
+}
 
 
 def cells(row: dict[str, Any]) -> dict[str, str]:
@@ -79,10 +90,8 @@ def notes(row: dict[str, Any]) -> list[str]:
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """The table for a terminal, under what was measured and where."""
-    names = COLUMNS | {"median": "s/step", "denoise": "denoise", "method": ""}
-    heads = [names[key].removesuffix(", dB").lower() if key != "psnr" else "PSNR" for key in TERMINAL]
     shown = [cells(row) | {"method": row["method"]} for row in rows]
-    body = columns([heads, *([line[key] for key in TERMINAL] for line in shown)])
+    body = columns([list(TERMINAL.values()), *([line[key] for key in TERMINAL] for line in shown)])
     return [setting(rows[0]), where(rows[0]), *notes(rows[0]), *body]
 
 
