@@ -18,6 +18,8 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from fpsgen.attention.norm_rope import NormRotary
 from fpsgen.attention.op import attend
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.fused import FP8Rows
+from fpsgen.models.patch.linear import project_rows
 from fpsgen.models.patch.timer import AttentionClock
 
 
@@ -106,10 +108,12 @@ def plain_norms(attn: Any) -> bool:
     )
 
 
-def project(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def project(attn: Any, hidden_states: torch.Tensor | FP8Rows) -> tuple[torch.Tensor, ...]:
     """q, k, v [B, L, dim] of a WanAttention, fused or not. Modules are called, their weights never read: LoRA, fp8
     storage and quantized layers live in the call.
     """
+    if isinstance(hidden_states, FP8Rows):
+        return project_rows(attn, hidden_states)
     if attn.fused_projections:
         return attn.to_qkv(hidden_states).chunk(3, dim=-1)
     return attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
