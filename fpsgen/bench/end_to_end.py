@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fpsgen.bench.plan import OURS, methods_to_run
 from fpsgen.bench.provenance import provenance, spread
 from fpsgen.errors import DISK, FpsgenError
 from fpsgen.evaluate.metrics import psnr, ssim
-from fpsgen.pipeline.events import Timing
-from fpsgen.pipeline.generate import mean_density, peak_rss, render, write_video
-from fpsgen.pipeline.loaded_model import Opened, open_model
+from fpsgen.files import write_text
+from fpsgen.pipeline.events import Events, Timing
+from fpsgen.pipeline.loaded_model import LoadedModel, load_model
 from fpsgen.pipeline.request import GenerateRequest
+from fpsgen.pipeline.run import mean_density, peak_rss, render, write_video
 from fpsgen.pipeline.size import token_grid
+from fpsgen.report.bench import page
 
 SCHEMA = "fpsgen.bench/1"
-OURS = "fps"
 WARM_STEPS = {"cuda": 3, "cpu": 1}  # kernels are compiled in the first step of each kind
 
 
@@ -43,89 +43,92 @@ class Runs:
     frames: np.ndarray | None = None
     path: Path | None = None
     cuda_bytes: int | None = None
+    psnr_db: float | None = None  # to the baseline's video
+    ssim: float | None = None
 
 
-def methods_to_run(compare: tuple[str, ...]) -> list[str]:
-    """The baseline first: bf16 if it is named, else the first; then the others, fps last."""
-    named = list(dict.fromkeys(compare))
-    others = sorted((name for name in named if name != OURS), key=lambda name: name != "bf16")
-    return [*others, OURS]
+def run(
+    base: GenerateRequest, compare: tuple[str, ...], repeats: int, random: bool, timing: Timing, command: str = ""
+) -> list[dict]:
+    """One row per method, baseline first; docs/figures says what the keys mean.
 
-
-def run(base: GenerateRequest, compare: tuple[str, ...], repeats: int, random: bool, timing: Timing) -> list[dict]:
-    """One row per method, baseline first; see README, "Bench", for what the keys mean.
-
-    base: the video; its output names the folder for MP4s (none with random weights). Raises as generate.run does.
+    base: the video; its output names the folder for MP4s (none with random weights). command: the line that was
+    typed, kept in the rows. Raises as pipeline.run.run does.
     """
-    opened = open_model(base, timing, random)
+    model = load_model(base, timing, random)
     names = methods_to_run(compare)
     runs = {name: Runs(name) for name in names}
-    for name in names:
-        with _told(timing, f"{name} warm-up"):
-            _measure(opened, base, Runs(name), warm=True)
-    for turn in range(repeats):
+    warm = min(base.sampling.steps, WARM_STEPS[model.device.type])
+    progress = _Steps(timing, len(names) * (warm + repeats * base.sampling.steps))
+    with timing.stage("bench"):
         for name in names:
-            with _told(timing, name if repeats == 1 else f"{name} {turn + 1}/{repeats}"):
-                _measure(opened, base, runs[name])
+            _measure(model, base.replace(sampling={"steps": warm}), Runs(name), progress.named(f"{name} warm-up"))
+        for repeat in range(repeats):
+            for name in names:
+                count = "" if repeats == 1 else f" {repeat + 1}/{repeats}"
+                _measure(model, base, runs[name], progress.named(name + count))
     if not random:
-        for name in names:
-            runs[name].path = _save(runs[name], base)
-    facts = provenance(opened.device)
-    baseline = runs[names[0]]
-    return [_row(runs[name], baseline, base, opened, facts) for name in names]
+        with timing.stage("compare"):
+            for name in names:
+                runs[name].path = _save(runs[name], base)
+            _compare_videos([runs[name] for name in names])
+    facts = {"schema": SCHEMA, **provenance(model.device), "command": command, "random_weights": model.random}
+    facts["dtype"] = str(model.dtype).removeprefix("torch.")
+    return [facts | _row(runs[name], runs[names[0]], base) for name in names]
 
 
-@contextmanager
-def _told(timing: Timing, name: str) -> Iterator[None]:
-    with timing.stage(name):
-        yield
-
-
-def _measure(opened: Opened, base: GenerateRequest, runs: Runs, warm: bool = False) -> None:
-    """One video by one method, added to `runs`. Warming up, it is a short one that is thrown away."""
-    steps = min(base.steps, WARM_STEPS[opened.device.type]) if warm else base.steps
+def _measure(model: LoadedModel, base: GenerateRequest, runs: Runs, events: Events) -> None:
+    """One video by one method, added to `runs`."""
     method = None if runs.method == OURS else runs.method
-    request = replace(base, method=method, strict=True, steps=steps)
-    timing = Timing(_Silent())
-    made = render(opened, request, timing)
+    request = base.replace(attention={"method": method, "strict": True})
+    timing = Timing(events)
+    made = render(model, request, timing)
     for stage, seconds in timing.stages.items():
         runs.stages.setdefault(stage, []).append(seconds)
     runs.totals.append(sum(timing.stages.values()))
     runs.steps += timing.steps
     runs.attention.append(made.attention_s)
     runs.report, runs.frames = made.attention, made.frames
-    if opened.device.type == "cuda":
+    if model.device.type == "cuda":
         import torch
 
-        runs.cuda_bytes = torch.cuda.max_memory_allocated(opened.device)
+        runs.cuda_bytes = torch.cuda.max_memory_allocated(model.device)
     runs.report["recipe"] = made.recipe
 
 
 def _save(runs: Runs, base: GenerateRequest) -> Path:
     assert runs.frames is not None
-    path = base.output.parent / f"{runs.method}.mp4"
-    return write_video(runs.frames, replace(base, output=path, numbered=False, overwrite=True), runs.report["recipe"])
+    path = base.output.path.with_name(f"{runs.method}.mp4")
+    request = base.replace(output={"path": path, "numbered": False, "overwrite": True})
+    return write_video(runs.frames, request, runs.report["recipe"])
 
 
-def _row(runs: Runs, baseline: Runs, base: GenerateRequest, opened: Opened, facts: dict[str, Any]) -> dict[str, Any]:
+def _compare_videos(runs: list[Runs]) -> None:
+    """PSNR and SSIM of each video to the first, medians over its frames."""
+    first = runs[0].frames
+    for other in runs[1:]:
+        assert first is not None and other.frames is not None
+        peak = float(np.median(psnr(other.frames, first)))
+        other.psnr_db = round(peak, 2) if np.isfinite(peak) else None  # JSON has no infinity; ssim is 1 then
+        other.ssim = round(float(np.median(ssim(other.frames, first))), 4)
+
+
+def _row(runs: Runs, baseline: Runs, base: GenerateRequest) -> dict[str, Any]:
     denoise = statistics.median(runs.stages["denoise"])
     attention = [seconds for seconds in runs.attention if seconds is not None]
-    grid = token_grid(base.frames, base.height, base.width)
-    row = {
-        "schema": SCHEMA,
-        **facts,
-        "model": base.model.name,
-        "random_weights": opened.random,
-        "prompt": base.prompt,
-        "seed": base.seed,
-        "width": base.width,
-        "height": base.height,
-        "frames": base.frames,
+    video, sampling = base.video, base.sampling
+    grid = token_grid(video.frames, video.height, video.width)
+    return {
+        "model": base.model.spec.name,
+        "prompt": base.prompt.text,
+        "seed": sampling.seed,
+        "width": video.width,
+        "height": video.height,
+        "frames": video.frames,
         "tokens": grid[0] * grid[1] * grid[2],
-        "steps": base.steps,
-        "guidance": base.guidance,
-        "shift": base.shift,
-        "dtype": str(opened.dtype).removeprefix("torch."),
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "shift": sampling.shift,
         "method": runs.method,
         "schedule": runs.report["schedule"],
         "baseline": baseline.method,
@@ -142,15 +145,10 @@ def _row(runs: Runs, baseline: Runs, base: GenerateRequest, opened: Opened, fact
         "peak_memory": {"rss_bytes_of_process": peak_rss(), "cuda_bytes": runs.cuda_bytes},
         "speedup_denoise": round(statistics.median(baseline.stages["denoise"]) / denoise, 3),
         "speedup_total": round(statistics.median(baseline.totals) / statistics.median(runs.totals), 3),
-        "psnr_db": None,
-        "ssim": None,
+        "psnr_db": runs.psnr_db,
+        "ssim": runs.ssim,
         "video": str(runs.path) if runs.path else None,
     }
-    if runs is not baseline and runs.frames is not None and baseline.frames is not None:
-        peak = float(np.median(psnr(runs.frames, baseline.frames)))
-        row["psnr_db"] = round(peak, 2) if np.isfinite(peak) else None  # JSON has no infinity; ssim is 1 then
-        row["ssim"] = round(float(np.median(ssim(runs.frames, baseline.frames))), 4)
-    return row
 
 
 def _profiles(runs: Runs) -> list[dict[str, Any]]:
@@ -178,13 +176,34 @@ def append_rows(rows: list[dict[str, Any]], path: Path) -> None:
         ) from error
 
 
-class _Silent:
-    """Events of the single runs; the bench reports whole runs as its stages."""
+def save(rows: list[dict[str, Any]], root: Path, place: Path) -> Path:
+    """Append the rows to bench.jsonl in `root`, write the page in `place` if there are videos; the path to print."""
+    append_rows(rows, root / "bench.jsonl")
+    if rows[0]["video"] is None:
+        return root / "bench.jsonl"
+    return write_text(page(rows), place / "index.html", overwrite=True)
+
+
+class _Steps:
+    """Counts the steps of all single runs on one scale. Events of those runs; their stages are not shown."""
+
+    def __init__(self, timing: Timing, total: int) -> None:
+        self._timing = timing
+        self._done, self._total = 0, total
+        self._name = ""
+
+    def named(self, name: str) -> _Steps:
+        """From here on, steps are of this method."""
+        self._name = name
+        return self
+
+    def step(self, index: int, total: int, seconds: float, note: str) -> None:
+        self._timing.step(self._done, self._total, f"{self._name}: {note}")
+        self._done += 1
+
+    def warn(self, text: str) -> None:
+        self._timing.warn(text)
 
     def stage_start(self, name: str, note: str = "") -> None: ...
 
     def stage_end(self, name: str, seconds: float) -> None: ...
-
-    def step(self, index: int, total: int, seconds: float, note: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...

@@ -11,6 +11,7 @@ import torch
 
 from fpsgen.attention.op import UnsupportedDeviceError
 from fpsgen.errors import ENVIRONMENT, MODEL, FpsgenError
+from fpsgen.models.catalog.cache import missing
 from fpsgen.models.wan.load import load
 from fpsgen.models.wan.random_weights import random_pipeline
 from fpsgen.pipeline.events import Timing
@@ -20,7 +21,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedModel:
     """pipe: a diffusers WanPipeline. dtype: the transformer's; the VAE is fp32. random: its weights mean nothing, and
     only denoising can be run.
     """
@@ -31,18 +32,21 @@ class Opened:
     random: bool = False
 
 
-def open_model(request: GenerateRequest, timing: Timing, random: bool = False) -> Opened:
+def load_model(request: GenerateRequest, timing: Timing, random: bool = False) -> LoadedModel:
     """Load the model of `request` (stage "load"), or make one of its shape. Raises FpsgenError MODEL, ENVIRONMENT."""
-    device = choose_device(request.device)
-    dtype = choose_dtype(request.dtype, device)
-    with advice(request, timing), timing.stage("load"):
+    device = choose_device(request.machine.device)
+    dtype = choose_dtype(request.machine.dtype, device)
+    with readable_errors(request, timing), timing.stage("load"):
         if random:
-            return Opened(random_pipeline(request.model, device, dtype), device, dtype, True)
-        return Opened(load(request.model_path, device=device, dtype=dtype), device, dtype)
+            return LoadedModel(random_pipeline(request.model.spec, device, dtype), device, dtype, True)
+        choice = request.model
+        if choice.folder is None:
+            raise missing(choice.spec.name, choice.spec)
+        return LoadedModel(load(choice, device=device, dtype=dtype), device, dtype)
 
 
 @contextmanager
-def advice(request: GenerateRequest, timing: Timing) -> Iterator[None]:
+def readable_errors(request: GenerateRequest, timing: Timing) -> Iterator[None]:
     """Turns what devices refuse within the block into FpsgenError ENVIRONMENT with a way out."""
     try:
         yield
@@ -51,7 +55,8 @@ def advice(request: GenerateRequest, timing: Timing) -> Iterator[None]:
         raise FpsgenError(what, remedy or "run it with --method sta or --method bf16", ENVIRONMENT) from error
     except torch.OutOfMemoryError as error:
         stage = timing.running
-        message = f"the GPU ran out of memory in stage {stage} at {request.width}x{request.height}x{request.frames}"
+        video = request.video
+        message = f"the GPU ran out of memory in stage {stage} at {video.width}x{video.height}x{video.frames}"
         raise FpsgenError(message, "try a smaller --res or fewer --frames", ENVIRONMENT) from error
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from fpsgen.bench import ablations, end_to_end, power
+from fpsgen.bench import ablations, power
 from fpsgen.bench import kernel as kernel_bench
+from fpsgen.bench.plan import methods_to_run
 from fpsgen.evaluate.metrics import psnr, ssim
-from fpsgen.pipeline import generate
+from fpsgen.pipeline import run as generate
 from fpsgen.video import read_frames, read_recipe
 
 SMALL = ("--res", "32x32", "--frames", "5", "--steps", "3", "--seed", "3", "--schedule", "paper")
@@ -40,7 +41,7 @@ def test_rows_page_and_table(fpsgen, bench):
         assert row["speedup_denoise"] == pytest.approx(ratio, rel=0.02)
         assert sum(profile["steps"] for profile in row["profiles"]) == 3
         assert all("times" not in profile for profile in row["profiles"])
-    assert rows[0]["kernels"] == {"sdpa": 12} and "reference" in rows[1]["kernels"]
+    assert rows[0]["kernels"] == {"sdpa": 12} and "cpu" in rows[1]["kernels"]
     assert rows[0]["density"] == rows[1]["density"] == 1 and rows[2]["density"] == rows[3]["density"]
     assert rows[0]["psnr_db"] is None and all(5 < rows[i]["psnr_db"] < 100 for i in (1, 3))
     assert rows[2]["psnr_db"] is None and rows[2]["ssim"] == 1  # one tile: sta keeps everything, so the same video
@@ -159,5 +160,5 @@ def test_metrics_against_their_definitions():
 
 
 def test_methods_to_run():
-    assert end_to_end.methods_to_run(("sta", "bf16", "sta", "fps")) == ["bf16", "sta", "fps"]
-    assert end_to_end.methods_to_run(("fp8",)) == ["fp8", "fps"]
+    assert methods_to_run(("sta", "bf16", "sta", "fps")) == ["bf16", "sta", "fps"]
+    assert methods_to_run(("fp8",)) == ["fp8", "fps"]

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a bench's rows: table, bars, videos side by side. It fetches nothing."""
+"""Rows of the end-to-end bench for people: a table, and one self-contained HTML page that fetches nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import base64
 import html
 from pathlib import Path
 from typing import Any
+
+from fpsgen.report.lines import columns
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c1c1c;--soft:#666;--line:#ddd;--bar:#8aa4c8;--ours:#d9622b;--page:#fff}
@@ -73,6 +75,18 @@ def where(row: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
     commit = f", commit {row['commit']}" if row["commit"] else ""
     return f"{row['device']}, {versions}{commit}, {row['created']}"
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows as lines of text."""
+    heads = {"method": "", "step": "s/step", "denoise": "denoise", "speedup": "speed-up", "share": "attn"}
+    heads |= {"density": "density", "memory": "memory", "psnr": "PSNR", "ssim": "SSIM"}
+    lines = [list(heads.values())]
+    for row in rows:
+        shown = cells(row) | {"method": row["method"], "step": f"{row['step_s']['median']:.3f}"}
+        lines.append([shown[key] for key in heads])
+    cpu = ["CPU: times of the plain reference, not of the GPU kernels"] if rows[0]["device"].startswith("CPU") else []
+    return [setting(rows[0]), where(rows[0]), *cpu, *columns(lines)]
 
 
 def page(rows: list[dict[str, Any]]) -> str:
