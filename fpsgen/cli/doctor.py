@@ -132,18 +132,17 @@ def gpu(wanted: str) -> list[Check]:
 
 
 def memory_and_disk(wanted: str) -> list[Check]:
-    from huggingface_hub.constants import HF_HUB_CACHE
+    from fpsgen.models.catalog.cache import on_disk
+    from fpsgen.models.catalog.hub import hub_settings
 
     checks = []
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
         low = total < 4
         checks.append(Check("RAM", WARN if low else OK, f"{total:.0f} GB", "nano takes 1 GB" if low else ""))
-    from fpsgen.models.catalog.registry import on_disk
-
     spec = _spec(wanted)
     to_come = 0.0 if on_disk(spec) else spec.download_gb
-    for name, place, needed in (("model cache", Path(HF_HUB_CACHE), to_come), ("outputs", Path("outputs"), 0.1)):
+    for name, place, needed in (("model cache", hub_settings().cache, to_come), ("outputs", Path("outputs"), 0.1)):
         standing = place.absolute()
         while not standing.exists():
             standing = standing.parent
@@ -167,10 +166,12 @@ def video(wanted: str) -> list[Check]:
 
 
 def model_checks(wanted: str) -> list[Check]:
-    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-
+    from fpsgen.models.catalog.cache import on_disk
     from fpsgen.models.catalog.folder import check_folder
-    from fpsgen.models.catalog.registry import models, on_disk
+    from fpsgen.models.catalog.hub import hub_settings
+    from fpsgen.models.catalog.registry import models
+
+    hub = hub_settings()
 
     checks = []
     for spec in models():
@@ -185,7 +186,7 @@ def model_checks(wanted: str) -> list[Check]:
             checks.append(Check(f"model {spec.name}", OK, str(folder)))
         except FpsgenError as error:
             checks.append(Check(f"model {spec.name}", FAIL if asked else WARN, error.message, error.remedy))
-    state = "HF_HUB_OFFLINE is set: nothing is fetched" if HF_HUB_OFFLINE else f"models come from {ENDPOINT}"
+    state = "HF_HUB_OFFLINE is set: nothing is fetched" if hub.offline else f"models come from {hub.shown}"
     return [*checks, Check("hub", OK, state)]
 
 

@@ -14,6 +14,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
+from fpsgen.attention.methods import METHODS
 from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.op import attend
 from fpsgen.attention.plan import AttentionPlan
@@ -127,7 +128,7 @@ def _attention(
 
 def takes_backend(plan: AttentionPlan) -> bool:
     """Whether the attention backend that a user chose in diffusers computes this plan: dense, in 16 bit."""
-    return plan.dense and not plan.fp8
+    return not plan.needs_order
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -146,11 +147,6 @@ def plain_norms(attn: Any) -> bool:
         and not (norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm))
         for norm in norms
     )
-
-
-def fuses_norm_rope(plan: AttentionPlan, device: torch.device, head_dim: int) -> bool:
-    """Whether attention by this plan norms and rotates in the pass that quantizes."""
-    return plan.fp8 and plan.kernel(device, head_dim) in ("triton", "hopper")
 
 
 class AttentionPatch:
@@ -235,7 +231,7 @@ class _InstalledAttention:
 
     def _table(self, plan: AttentionPlan, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor | None:
         """NormRope's table where the kernel that quantizes can norm and rotate as well; it has no gradient."""
-        if not fuses_norm_rope(plan, cos.device, self._head_dim) or torch.is_grad_enabled():
+        if not plan.fuses_norm_rope(cos.device, self._head_dim) or torch.is_grad_enabled():
             return None
         if torch.is_autocast_enabled(cos.device.type) or not all(map(plain_norms, self._attentions)):
             return None
@@ -254,6 +250,6 @@ def dense_reason(profile: Profile, plan: AttentionPlan, method: str | None) -> s
     """Why a layer that follows the profile is dense, or None. method: what the user asked to run everything as."""
     if not plan.dense:
         return None
-    if method in ("bf16", "fp8"):
+    if method is not None and METHODS[method].dense:
         return f"method_{method}"
-    return "dense_by_schedule" if profile.window == "all" else "window_covers_grid"
+    return "dense_by_schedule" if profile.sees_all else "window_covers_grid"

@@ -109,7 +109,7 @@ def test_each_thread_has_its_own_report(tiny_dir, meeting):
     meeting.begin(threads=2, forwards=2)
     reports = in_threads(one, other)
     assert [len(report["steps"]) for report in reports] == [3, 2]
-    assert [report["kernels"] for report in reports] == [{"reference": 12}, {"reference": 4}]
+    assert [report["kernels"] for report in reports] == [{"cpu": 12}, {"cpu": 4}]
     assert [report["grid"] for report in reports] == [[5, 6, 7], [5, 4, 6]]
     assert handle.report() in reports  # a thread that ran nothing sees the latest of the others
 
