@@ -209,12 +209,12 @@ def self_test(wanted: str) -> list[Check]:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         return [Check("kernel self-test", WARN, "FP8 does not run on this GPU", "use --method sta or bf16")]
     plan = AttentionPlan((4, 12, 20), tile=(4, 4, 4), window=(1, 3, 3))
-    at = plan.tensors("cpu")
+    layout = plan.tables("cpu").layout
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 960, 2, 64, generator=draw).to(device, torch.bfloat16) for _ in range(3))
     out = torch.as_tensor(attend(q, k, v, plan))
-    fq, fk, fv = (x.transpose(1, 2).double() for x in fake_quantize(q, k, v, at.layout, plan.granularity))
-    seen = mask_from_lists(at.lists, at.layout).to(device)
+    fq, fk, fv = (x.transpose(1, 2).double() for x in fake_quantize(q, k, v, layout, plan.granularity))
+    seen = mask_from_lists(plan.tile_lists(), layout).to(device)
     score = (fq @ fk.mT * 64**-0.5).masked_fill(~seen, float("-inf"))
     exact = (torch.softmax(score, -1) @ fv).transpose(1, 2)
     error = float((out.float() - exact).norm() / exact.norm())

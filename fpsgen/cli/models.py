@@ -25,6 +25,7 @@ app = typer.Typer(
     name="models",
     help="List, show, fetch, check and remove models.",
     cls=options.Group,
+    epilog=options.examples("fpsgen models list", "fpsgen models pull wan2.1-1.3b", "fpsgen models verify nano"),
     context_settings=options.CONTEXT,
     pretty_exceptions_enable=False,
 )
@@ -40,7 +41,7 @@ Name = Annotated[
 ]
 
 
-@app.command("list", cls=options.Command)
+@app.command("list", cls=options.Command, epilog=options.examples("fpsgen models list"))
 def list_models(as_json: options.Json = False) -> None:
     """List the models that fpsgen knows by name, and which of them are on this machine."""
     from fpsgen.models.catalog.cache import on_disk
@@ -140,7 +141,7 @@ def show_model(name: Name, as_json: options.Json = False) -> None:
         print(f"{label:<10}  {show(text, 2000)}")
 
 
-@app.command(cls=options.Command)
+@app.command(cls=options.Command, epilog=options.examples("fpsgen models pull wan2.1-1.3b"))
 def pull(
     name: Name,
     revision: Annotated[
@@ -179,7 +180,7 @@ def pull(
     _result("pull", row, as_json)
 
 
-@app.command(cls=options.Command)
+@app.command(cls=options.Command, epilog=options.examples("fpsgen models path nano"))
 def path(name: Name, as_json: options.Json = False) -> None:
     """Print the folder of a model that is on this machine (exit 5 if it is not)."""
     from fpsgen.models.catalog.choice import choose
@@ -187,7 +188,7 @@ def path(name: Name, as_json: options.Json = False) -> None:
     _result("path", {"name": name, "path": str(choose(name).folder)}, as_json)
 
 
-@app.command(cls=options.Command)
+@app.command(cls=options.Command, epilog=options.examples("fpsgen models verify nano"))
 def verify(name: Name, as_json: options.Json = False, quiet: options.Quiet = False) -> None:
     """Check every file of a model, or of a model folder, against its digest (exit 5 where one is wrong)."""
     from fpsgen.models.catalog.cache import cached, missing, on_disk
@@ -214,7 +215,7 @@ def verify(name: Name, as_json: options.Json = False, quiet: options.Quiet = Fal
     _result("verify", {"name": name, "path": str(folder), "digests": has_digests(folder)}, as_json)
 
 
-@app.command(cls=options.Command)
+@app.command(cls=options.Command, epilog=options.examples("fpsgen models rm wan2.1-1.3b"))
 def rm(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.", show_default=False)] = False,

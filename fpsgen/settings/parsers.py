@@ -20,9 +20,9 @@ class Parser(NamedTuple):
 
 def method_names() -> tuple[str, ...]:
     """The attention methods there are."""
-    from fpsgen.attention.schedule import SCHEDULE_METHODS
+    from fpsgen.attention.methods import METHODS
 
-    return SCHEDULE_METHODS
+    return tuple(METHODS)
 
 
 def whole(low: int, high: int) -> Parser:
@@ -68,7 +68,8 @@ def listed(one: Parser, wanted: str) -> Parser:
         return tuple(dict.fromkeys(one.read(part.strip()) for part in text.split(",")))
 
     def explain() -> str:
-        return f"{wanted}, with commas between them" + (f": {', '.join(one.names())}" if one.names() else "")
+        names = f" ({', '.join(one.names())})" if one.names() else ""
+        return f"a list of {wanted}{names} with commas between them"
 
     return Parser(read, explain)
 

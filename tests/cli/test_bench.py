@@ -41,7 +41,7 @@ def test_rows_page_and_table(fpsgen, bench):
         assert row["speedup_denoise"] == pytest.approx(ratio, rel=0.02)
         assert sum(profile["steps"] for profile in row["profiles"]) == 3
         assert all("times" not in profile for profile in row["profiles"])
-    assert rows[0]["kernels"] == {"sdpa": 12} and "reference" in rows[1]["kernels"]
+    assert rows[0]["kernels"] == {"sdpa": 12} and "cpu" in rows[1]["kernels"]
     assert rows[0]["density"] == rows[1]["density"] == 1 and rows[2]["density"] == rows[3]["density"]
     assert rows[0]["psnr_db"] is None and all(5 < rows[i]["psnr_db"] < 100 for i in (1, 3))
     assert rows[2]["psnr_db"] is None and rows[2]["ssim"] == 1  # one tile: sta keeps everything, so the same video
