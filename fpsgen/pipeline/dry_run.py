@@ -143,5 +143,5 @@ def profile_steps(schedule: Schedule, request: GenerateRequest, grid: tuple[int,
 def _density(profile: Profile, grid: tuple[int, int, int]) -> float | None:
     from fpsgen.attention.plan import AttentionPlan
 
-    plan = AttentionPlan(grid, profile.tile, profile.window, profile.granularity, profile.method)
-    return round(plan.density, 4)
+    plan = AttentionPlan.of(profile, grid)
+    return None if plan.rule.online else round(plan.density, 4)
