@@ -100,6 +100,8 @@ def _attention_backward(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
     grid: list[int],
     tile: list[int],
     window: list[int],
@@ -107,11 +109,12 @@ def _attention_backward(
     method: str,
     impl: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return attention_gradient(grad, q, k, v, _plan(grid, tile, window, granularity, method, impl))
+    plan = _plan(grid, tile, window, granularity, method, impl)
+    return attention_gradient(grad, q, k, v, out, lse, plan, plan.lists(q.device))
 
 
 @_attention_backward.register_fake
-def _(grad, q, k, v, grid, tile, window, granularity, method, impl):
+def _(grad, q, k, v, *_others):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
@@ -126,7 +129,7 @@ def _plan_of(*fields) -> AttentionPlan:
 
 def _save(ctx, inputs, output):
     q, k, v, *ctx.plan = inputs
-    ctx.save_for_backward(q, k, v)
+    ctx.save_for_backward(q, k, v, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
@@ -135,8 +138,7 @@ def _backward(ctx, grad_out, _grad_lse):
     nothing = (None,) * 6
     if grad_out is None:
         return (None, None, None, *nothing)
-    q, k, v = ctx.saved_tensors
-    return (*torch.ops.fpsgen.attention_backward(grad_out, q, k, v, *ctx.plan), *nothing)
+    return (*torch.ops.fpsgen.attention_backward(grad_out, *ctx.saved_tensors, *ctx.plan), *nothing)
 
 
 torch.library.register_autograd("fpsgen::attention", _backward, setup_context=_save)

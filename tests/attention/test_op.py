@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 
 from fpsgen.attention import AttentionPlan, attend, attention_reference, fps_attention
-from fpsgen.attention.backward import attention_gradient
-from fpsgen.attention.quantize import fake_quantize
 from fpsgen.attention.tiles import mask_from_lists
 
 GRID, TILE = (5, 6, 7), (2, 4, 4)
@@ -50,29 +48,6 @@ def test_windowed_plain_equals_masked_sdpa_in_raster_order():
     mask = mask_from_lists(plan.tile_lists(), tables.layout)[0][tables.inverse][:, tables.inverse]
     out = fps_attention(q, k, v, grid=GRID, tile=TILE, window=(1, 1, 1), method="sta")
     torch.testing.assert_close(out, sdpa(q, k, v, mask), atol=2e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("method", "window"), [("fps", (3, 1, 1)), ("fp8", "all"), ("sta", (1, 1, 1)), ("bf16", "all")]
-)
-@pytest.mark.parametrize("limit", [4096, 0], ids=["masked", "gathered"])
-def test_gradient_is_exact_at_the_dequantized_inputs(method, window, limit, monkeypatch):
-    monkeypatch.setattr("fpsgen.attention.backward.MASKED_LIMIT", limit)
-    plan = AttentionPlan(GRID, TILE, window, 2, method)
-    tables = plan.tables("cpu")
-    q, k, v = inputs()
-    seen = [x.double().requires_grad_() for x in (fake_quantize(q, k, v, tables.layout, 2) if plan.fp8 else (q, k, v))]
-    score = torch.einsum("blhd,bshd->bhls", *seen[:2]) * q.shape[-1] ** -0.5
-    score = score.masked_fill(~mask_from_lists(plan.tile_lists(), tables.layout), -torch.inf)
-    expected = torch.einsum("bhls,bshd->blhd", score.softmax(-1), seen[2])
-    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
-    expected = torch.autograd.grad(expected, seen, grad.double())
-    got = attention_gradient(grad, q, k, v, plan)
-    leaves = inputs(grad=True)
-    through = torch.autograd.grad(attend(*leaves, plan), leaves, grad)
-    for a, b, c in zip(expected, got, through, strict=True):
-        torch.testing.assert_close(b.double(), a, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(c, b, atol=1e-6, rtol=1e-5)
 
 
 def test_only_the_gradients_asked_for():
