@@ -1,19 +1,22 @@
 """Straight-through gradient of attention over lists of key blocks: every cast counts as the identity, so it is that of
 exact softmax attention at the de-quantized q, k, v.
 
-On GPUs the kernels of kernels/backward_portable.py compute it from the saved output and LSE. Elsewhere torch does, list
-by list: query tiles with equal lists are one dense SDPA over their gathered keys, and no matrix of all pairs is held.
+On GPUs the kernels of kernels/backward_portable.py compute it from the saved output and LSE. Elsewhere torch does, by
+recomputing: query tiles with equal lists are one dense SDPA over their gathered keys.
 
 Legend: B batch, L tokens (tile order), H heads, D head dim.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 
-from fpsgen.attention.plan import AttentionPlan, BlockLists
+from fpsgen.attention.plan import GPU_KERNELS, AttentionPlan, BlockLists
 from fpsgen.attention.quantize import fake_quantize
+from fpsgen.attention.sparse_sdpa import Rows, TokenGroups, token_groups
 from fpsgen.attention.tiles import BlockLayout
 
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -34,16 +37,30 @@ def attention_gradient(
     q, k, v, out [B, L, H, D] in tile order and lse fp32 [B, H, L] (natural logarithm) are those of the forward. lists:
     on q's device. The choice of keys has no gradient.
     """
-    layout = plan.tables(q.device).layout
-    if plan.kernel(q.device) in ("triton", "hopper"):
+    if plan.kernel(q.device, listed=True) in GPU_KERNELS:
         from fpsgen.attention.kernels.backward_portable import attention_backward
 
         given = (grad, q, k, v, out, lse, plan.tables(q.device), lists)
-        grads = attention_backward(*given, plan.fp8, plan.granularity)
+        grads = attention_backward(*given, plan.fp8, plan.granularity, query_blocks=_query_blocks(plan, lists))
     else:
-        grads = gathered_gradient(grad, q, k, v, layout, lists, plan.fp8, plan.granularity)
+        groups = token_groups(plan.layout, *lists)
+        grads = gathered_gradient(grad, q, k, v, plan.layout, groups, plan.fp8, plan.granularity)
     dq, dk, dv = (g.to(x.dtype) for g, x in zip(grads, (q, k, v), strict=True))
     return dq, dk, dv
+
+
+def _query_blocks(plan: AttentionPlan, lists: BlockLists) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The transposed lists where these are the plan's own and so need it once; None for those of a single call."""
+    if plan.rule.online or lists is not plan.lists(lists.list_index.device):
+        return None
+    return _transposed(plan, lists.list_index.device)
+
+
+@lru_cache(maxsize=64)
+def _transposed(plan: AttentionPlan, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    from fpsgen.attention.kernels.backward_lists import transpose_lists
+
+    return transpose_lists(*plan.lists(device), plan.tables(device).block_tile)
 
 
 def gathered_gradient(
@@ -52,27 +69,24 @@ def gathered_gradient(
     k: torch.Tensor,
     v: torch.Tensor,
     layout: BlockLayout,
-    lists: BlockLists,
+    groups: TokenGroups,
     fp8: bool,
     granularity: int = 1,
 ) -> Gradients:
-    """attention_gradient in plain torch, by recomputing the forward; dk and dv are summed in fp32 (fp64 for fp64)."""
+    """attention_gradient in plain torch; results in fp32, fp64 for fp64."""
     if fp8:
         q, k, v = (x.to(q.dtype) for x in fake_quantize(q, k, v, layout, granularity))
     heads = q.shape[2]
-    sums = torch.float64 if q.dtype == torch.float64 else torch.float32
-    grads = [torch.zeros(x.shape, dtype=sums, device=x.device) for x in (q, k, v)]
-    groups = lists.list_count.shape[0]
-    for g, members in enumerate(_equal_lists(layout, lists)):
-        line = slice(None) if groups <= heads else slice(g // heads, g // heads + 1)
-        head = slice(None) if groups == 1 else slice(g % heads, g % heads + 1)
-        some = [x[line, :, head] for x in (grad.to(q.dtype), q, k, v)]
-        for rows, keys in members:
-            rows, keys = rows.to(q.device), keys.to(q.device)
-            places = (rows, rows, keys, keys)
-            parts = _sdpa_gradient(*(x[:, place] for x, place in zip(some, places, strict=True)))
-            for total, place, part in zip(grads, places[1:], parts, strict=True):
-                total[line, :, head].index_add_(1, place, part.to(sums))
+    inputs = (grad.to(q.dtype), q, k, v)
+    grads = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v)]
+    for g, lists in enumerate(groups):
+        line = slice(None) if len(groups) <= heads else slice(g // heads, g // heads + 1)
+        head = slice(None) if len(groups) == 1 else slice(g % heads, g % heads + 1)
+        for rows, keys in lists:
+            places: tuple[Rows, ...] = (rows, rows, keys, keys)
+            part = _sdpa_gradient(*(x[line, place, head] for x, place in zip(inputs, places, strict=True)))
+            for total, place, some in zip(grads, places[1:], part, strict=True):
+                total[line, place, head] += some
     return grads[0], grads[1], grads[2]
 
 
@@ -85,20 +99,3 @@ def _sdpa_gradient(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torc
         return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
     return torch.func.vjp(attend, q, k, v)[1](grad)
-
-
-def _equal_lists(layout: BlockLayout, lists: BlockLists) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Per list group: tokens of the query tiles with equal lists and tokens of their keys, int64; tiles that see
-    nothing are left out.
-    """
-    start, length = layout.block_start.tolist(), layout.block_len.tolist()
-    first = layout.tile_first_block.tolist()
-    spans = [torch.arange(begin, begin + n) for begin, n in zip(start, length, strict=True)]
-    out = []
-    for rows, counts in zip(lists.list_index.tolist(), lists.list_count.tolist(), strict=True):
-        found: dict[tuple[int, ...], list[torch.Tensor]] = {}
-        for tile, (row, n) in enumerate(zip(rows, counts, strict=True)):
-            found.setdefault(tuple(sorted(row[:n])), []).extend(spans[first[tile] : first[tile + 1]])
-        members = [(torch.cat(queries), torch.cat([spans[n] for n in keys])) for keys, queries in found.items() if keys]
-        out.append(members)
-    return out

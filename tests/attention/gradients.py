@@ -28,7 +28,7 @@ def window_mask(grid, tile, window) -> torch.Tensor:
 
 def case_mask(case: Case, laid: Laid) -> torch.Tensor:
     """bool [G, L, L] in tile order."""
-    if isinstance(case.lists, tuple):
+    if isinstance(case.lists, tuple) and case.block is None and not case.prefix and not case.suffix:
         return window_mask(case.grid, case.tile, case.lists)[laid.tables.order][:, laid.tables.order][None]
     return mask_from_lists(laid.tile_lists, laid.layout)
 

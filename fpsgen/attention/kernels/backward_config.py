@@ -38,7 +38,7 @@ class BackwardConfig:
 def select_backward(block: int, capability: tuple[int, int] = (9, 0)) -> BackwardConfig:
     """The choice for a layout's block (64 or 128) and a GPU's compute capability."""
     if capability[0] == 9:
-        config = BackwardConfig(PassConfig(128, 64, 8, 2), PassConfig(128, 64, 8, 2))
+        config = BackwardConfig(*[PassConfig(64, 64, 4, 2)] * 2)  # two programs share a multiprocessor
     else:  # 99 kB of shared memory; chosen by what compiles without spills, for want of such a GPU to measure on
         config = BackwardConfig(*[PassConfig(64, 32, 8, 2)] * 2)
     return BackwardConfig(config.dq.fit(block), config.dkv.fit(block))
