@@ -21,8 +21,9 @@ from fpsgen.evaluate.metrics import psnr, ssim
 from fpsgen.files import write_text
 from fpsgen.pipeline.events import Events, Timing
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model
+from fpsgen.pipeline.output import write_output
 from fpsgen.pipeline.request import GenerateRequest
-from fpsgen.pipeline.run import mean_density, peak_rss, render, write_video
+from fpsgen.pipeline.run import mean_density, peak_rss, render
 from fpsgen.pipeline.size import token_grid
 from fpsgen.report.bench import page
 
@@ -100,7 +101,7 @@ def _save(runs: Runs, base: GenerateRequest) -> Path:
     assert runs.frames is not None
     path = base.output.path.with_name(f"{runs.method}.mp4")
     request = base.replace(output={"path": path, "numbered": False, "overwrite": True})
-    return write_video(runs.frames, request, runs.report["recipe"])
+    return write_output(runs.frames, request, runs.report["recipe"])
 
 
 def _compare_videos(runs: list[Runs]) -> None:
