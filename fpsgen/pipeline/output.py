@@ -66,12 +66,12 @@ def resolve_output(
         names = (fill_fields(output, prompt, seed, number) for number in count(1))
         output = next(name for name in names if not numbered or overwrite or not taken(Path(name)))
     path = Path(output or OUTPUT_FOLDER)
-    check_name(path, output)
+    check_name(str(path), output)
     folder = output is None or is_folder(output)
     if folder:
         path = path / f"{slug(prompt)}-{seed}{VIDEO}"
     else:
-        check_file_name(path, output, frames)
+        check_file_name(str(path), output, frames)
     check_writable(path.parent)
     if folder and not overwrite:
         path = free_name(path)
@@ -85,27 +85,27 @@ def is_folder(name: str) -> bool:
     return name.endswith(("/", os.sep)) or os.path.isdir(name)
 
 
-def check_name(path: Path, output: str | None) -> None:
+def check_name(path: str, output: str | None) -> None:
     """Raise FpsgenError USAGE for what can be no file or folder of this machine."""
     if "://" in (output or ""):
         raise FpsgenError(f"-o {show(output)} is an address", "name a file or a folder on this machine", USAGE)
     try:
-        long = any(len(os.fsencode(part)) > _MAX_NAME for part in path.parts)
+        long = max(map(len, os.fsencode(path).split(b"/"))) > _MAX_NAME
     except UnicodeEncodeError:
         raise FpsgenError(f"-o {show(output)} is no name that a file can have", "choose another", USAGE) from None
     if long:
         raise FpsgenError(f"-o {show(output)} has a name of more than {_MAX_NAME} bytes", "choose a shorter one", USAGE)
 
 
-def check_file_name(path: Path, output: str | None, frames: int | None) -> None:
+def check_file_name(path: str, output: str | None, frames: int | None) -> None:
     """Raise FpsgenError USAGE or DISK for a path that no video, or picture of one frame, can have."""
-    kind = path.suffix.lower()
+    stem, kind = os.path.splitext(os.path.basename(path))
     if os.path.lexists(path) and not os.path.isfile(path) and not os.path.islink(path):
         raise FpsgenError(f"-o {show(output)} is a device or pipe", "name a file ending in .mp4, or a folder", DISK)
-    if kind not in (VIDEO, PICTURE) or len(path.name) == len(kind):
-        remedy = f"for example -o {show(path.stem or 'video')}.mp4, or a folder: -o {show(output)}/"
+    if kind.lower() not in (VIDEO, PICTURE):
+        remedy = f"for example -o {show(stem.strip('.') or 'video')}.mp4, or a folder: -o {show(output)}/"
         raise FpsgenError(f"-o {show(output)} does not end in .mp4", remedy, USAGE)
-    if kind == PICTURE and frames not in (None, 1):
+    if kind.lower() == PICTURE and frames not in (None, 1):
         what = f"-o {show(output)} is one picture, and there are {frames} frames"
         raise FpsgenError(what, "make one with --frames 1, or name a file ending in .mp4", USAGE)
 
