@@ -15,6 +15,7 @@ from fpsgen.settings.gather import gather
 
 if TYPE_CHECKING:
     from fpsgen.batch.jobs import Batch, Job
+    from fpsgen.batch.ledger import Ledger
     from fpsgen.batch.run import Outcome
     from fpsgen.cli.progress import Quiet
 
@@ -134,14 +135,7 @@ def show(jobs: Batch, as_json: bool, command: str) -> None:
     from fpsgen.batch.ledger import Ledger
 
     ledger = Ledger(jobs.folder)
-    rows = []
-    for job in jobs.jobs:
-        video, shared = job.shared.video, job.shared
-        done = None if shared.output.overwrite else ledger.done(job)
-        size = f"{video.width}x{video.height}x{video.frames}"
-        row = {"line": job.number, "status": "done" if done else "to make", "prompt": job.prompt}
-        row |= {"model": shared.model.spec.name, "size": size, "steps": shared.sampling.steps}
-        rows.append(row | {"seed": job.seed, "path": str(done or job.path)})
+    rows = (dry_row(job, ledger) for job in jobs.jobs)
     if as_json:
         console.print_json(command, [{"dry_run": True, **row} for row in rows], list(jobs.warnings))
         return
@@ -150,3 +144,12 @@ def show(jobs: Batch, as_json: bool, command: str) -> None:
     for row in rows:
         print(f"{row['line']:>4}  {row['status']:<7}  {row['size']}, {row['steps']} steps  {row['path']}")
     sys.stdout.flush()
+
+
+def dry_row(job: Job, ledger: Ledger) -> dict[str, Any]:
+    """What a job would make, and whether that is there."""
+    shared, video = job.shared, job.shared.video
+    done = None if shared.output.overwrite else ledger.done(job)
+    row = {"line": job.number, "status": "done" if done else "to make", "prompt": job.prompt}
+    row |= {"model": shared.model.spec.name, "size": f"{video.width}x{video.height}x{video.frames}"}
+    return row | {"steps": shared.sampling.steps, "seed": job.seed, "path": str(done or job.path)}
