@@ -22,20 +22,18 @@ MASKED_LIMIT = 4096
 @lru_cache(maxsize=16)
 def _mask(plan: AttentionPlan, device: torch.device) -> torch.Tensor:
     """bool [1, 1, L, L] in tile order."""
-    at = plan.tensors("cpu")
-    return mask_from_lists(at.lists, at.layout)[:, None].to(device)
+    return mask_from_lists(plan.tile_lists(), plan.tables("cpu").layout)[:, None].to(device)
 
 
 @lru_cache(maxsize=16)
 def _groups(plan: AttentionPlan, device: torch.device) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
     """(query rows, key rows) int64, one pair per distinct list."""
-    at = plan.tensors("cpu")
-    first = [0, *at.layout.tiling.sizes().long().cumsum(0).tolist()]
+    first = [0, *plan.tiling.sizes().long().cumsum(0).tolist()]
 
     def rows(tiles: tuple[int, ...]) -> torch.Tensor:
         return torch.cat([torch.arange(first[u], first[u + 1]) for u in tiles]).to(device)
 
-    return tuple((rows(queries), rows(keys)) for queries, keys in at.lists.groups[0])
+    return tuple((rows(queries), rows(keys)) for queries, keys in plan.tile_lists().groups[0])
 
 
 def _sdpa_gradient(grad, q, k, v, mask=None):
@@ -50,7 +48,7 @@ def attention_gradient(
     """Gradients of q, k, v (tile order, [B, L, H, D], each in its input's dtype) for the gradient of the output."""
     like = (q, k, v)
     if plan.fp8:
-        layout = plan.tensors("cpu").layout
+        layout = plan.tables("cpu").layout
         q, k, v = (x.to(y.dtype) for x, y in zip(fake_quantize(q, k, v, layout, plan.granularity), like, strict=True))
     grad, q, k, v = (x.transpose(1, 2) for x in (grad.to(q.dtype), q, k, v))
     if plan.dense:

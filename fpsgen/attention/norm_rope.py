@@ -1,7 +1,7 @@
 """RMSNorm over all heads and rotary embedding of q and k, as data and in plain torch.
 
-Wan2.1's blocks norm the whole row of a token's query (heads x head dim) and then turn interleaved pairs of channels.
-The FP8 kernels do both on the way into their blocks (kernels/quantize_qkv.py); norm_rotate is what that must equal.
+Wan2.1's blocks norm the whole row of a token's query (heads x head dim) and then rotate interleaved pairs of channels.
+The FP8 kernels do both on the way into their blocks (kernels/quantize_qkv.py); apply_norm_rope is what that must equal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 
-class NormRotary(NamedTuple):
+class NormRope(NamedTuple):
     """norm_q, norm_k: weights [H*D] of the RMSNorms. table: fp32 [L, D] in the order of the tokens, the cosines of
     all D/2 pairs, then their sines. eps: of the norms.
     """
@@ -34,12 +34,12 @@ class NormRotary(NamedTuple):
 
     def apply(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """q, k [B, L, H, D], normed and rotated, in their own dtype."""
-        q = norm_rotate(q, self.norm_q, self.table, self.eps).to(q.dtype)
-        return q, norm_rotate(k, self.norm_k, self.table, self.eps).to(k.dtype)
+        q = apply_norm_rope(q, self.norm_q, self.table, self.eps).to(q.dtype)
+        return q, apply_norm_rope(k, self.norm_k, self.table, self.eps).to(k.dtype)
 
 
-def norm_rotate(x: torch.Tensor, weight: torch.Tensor, table: torch.Tensor, eps: float) -> torch.Tensor:
-    """x [B, L, H, D] normed and turned, fp32 (fp64 for fp64 x)."""
+def apply_norm_rope(x: torch.Tensor, weight: torch.Tensor, table: torch.Tensor, eps: float) -> torch.Tensor:
+    """x [B, L, H, D] normed and rotated, fp32 (fp64 for fp64 x)."""
     wide = x if x.dtype == torch.float64 else x.float()
     heads, dim = x.shape[2:]
     wide = wide * torch.rsqrt(wide.square().mean((2, 3), keepdim=True) + eps) * weight.to(wide.dtype).view(heads, dim)

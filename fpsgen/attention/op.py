@@ -17,7 +17,7 @@ from torch.compiler import is_compiling
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fpsgen.attention.backward import attention_gradient
-from fpsgen.attention.norm_rope import NormRotary
+from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.reference import attention_reference
 from fpsgen.attention.tiles import Size3, Window
@@ -28,17 +28,17 @@ class UnsupportedDeviceError(RuntimeError):
 
 
 _PLAN = "int[] grid, int[] tile, int[] window, int granularity, str method, str impl"
-_ROTARY = "Tensor? norm_q, Tensor? norm_k, Tensor? table, float eps"
+_NORM_ROPE = "Tensor? norm_q, Tensor? norm_k, Tensor? table, float eps"
 # without a gradient's formula, which costs the host more than all else here: what inference calls
 torch.library.define(
-    "fpsgen::attention_inference", f"(Tensor q, Tensor k, Tensor v, {_PLAN}, {_ROTARY}) -> (Tensor, Tensor)"
+    "fpsgen::attention_inference", f"(Tensor q, Tensor k, Tensor v, {_PLAN}, {_NORM_ROPE}) -> (Tensor, Tensor)"
 )
 
 
 @torch.library.impl("fpsgen::attention_inference", ("cpu", "cuda"))
 def _inference(q, k, v, grid, tile, window, granularity, method, impl, norm_q, norm_k, table, eps):
-    rotary = None if table is None else NormRotary(norm_q, norm_k, table, eps)
-    return _run(q, k, v, _plan(grid, tile, window, granularity, method, impl), rotary, True)
+    norm_rope = None if table is None else NormRope(norm_q, norm_k, table, eps)
+    return _run(q, k, v, _plan(grid, tile, window, granularity, method, impl), norm_rope, True)
 
 
 @torch.library.custom_op("fpsgen::attention", mutates_args=())
@@ -66,12 +66,12 @@ def _(q, k, v, *_others):
 
 
 def _run(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan, rotary: NormRotary | None, return_lse: bool
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan, norm_rope: NormRope | None, return_lse: bool
 ) -> tuple[torch.Tensor, Any]:
     if plan.kernel(q.device) not in ("triton", "hopper"):
-        at = plan.tensors("cpu")
-        q, k = rotary.apply(q, k) if rotary else (q, k)
-        return attention_reference(q, k, v, at.layout, at.lists, plan.fp8, plan.granularity)
+        q, k = norm_rope.apply(q, k) if norm_rope else (q, k)
+        layout = plan.tables("cpu").layout
+        return attention_reference(q, k, v, layout, plan.tile_lists(), plan.fp8, plan.granularity)
     if plan.fp8 and q.is_cuda and _capability(q.device) < (8, 9):
         major, minor = _capability(q.device)
         raise UnsupportedDeviceError(
@@ -79,36 +79,14 @@ def _run(
             'Use method="sta" or "bf16" here.'
         )
     try:
-        from fpsgen.attention.kernels import attend_taped
+        from fpsgen.attention.kernels import attention_kernel
     except ModuleNotFoundError as error:
         raise UnsupportedDeviceError(
             f"the GPU kernels need triton, and it cannot be imported ({error}).\n"
             'Install the triton that belongs to your torch, or use method="bf16".'
         ) from error
-    key = call_key(q, k, v, rotary, return_lse)
-    tape = plan.tensors(q.device).tapes.get(key)
-    return tape(q, k, v, rotary) if tape else attend_taped(q, k, v, plan, rotary, return_lse, key)
-
-
-def call_key(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: NormRotary | None, return_lse: bool
-) -> tuple | None:
-    """The kind of a call beyond its plan and device; None for one that is never recorded: memory that starts off a
-    multiple of 16 bytes.
-    """
-    starts = q.data_ptr() | k.data_ptr() | v.data_ptr()
-    turn: tuple = ()
-    if rotary is not None:
-        norm_q, norm_k, table, eps = rotary
-        starts |= norm_q.data_ptr() | norm_k.data_ptr() | table.data_ptr()
-        turn = (norm_q.shape, norm_k.shape, table.shape, norm_q.stride(), norm_k.stride(), table.stride())
-        turn += (norm_q.dtype, norm_k.dtype, table.dtype, table.get_device(), eps, norm_q is norm_k)
-    if starts & 15:
-        return None
-    return (
-        *(q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype),
-        *(k.get_device(), v.get_device(), q is k, k is v, q is v, return_lse, turn),
-    )
+    tables, lists = plan.tables(q.device), plan.lists(q.device)
+    return attention_kernel(q, k, v, tables, lists, plan.fp8, plan.granularity, norm_rope, return_lse)
 
 
 @lru_cache
@@ -170,33 +148,29 @@ def attend(
     v: torch.Tensor,
     plan: AttentionPlan,
     return_lse: bool = False,
-    rotary: NormRotary | None = None,
+    norm_rope: NormRope | None = None,
 ):
     """Attention by a prepared plan; q, k, v [B, L, H, D] already in tile order, and so is the result.
 
     Returns out [B, L, H, D] in q's dtype, with return_lse also LSE fp32 [B, H, L] (natural logarithm). Differentiable
-    in q, k, v; traceable by torch.compile(fullgraph=True). rotary: q and k are what the projections wrote; they are
+    in q, k, v; traceable by torch.compile(fullgraph=True). norm_rope: q and k are what the projections wrote; they are
     normed and rotated first, which FP8 kernels do in the pass that quantizes. Raises ValueError for shapes that do not
     fit the plan's grid and UnsupportedDeviceError for FP8 on GPUs older than compute capability 8.9.
     """
     trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     # nobody is there to see an operator, which costs the host as much again
     plain = type(q) is type(k) is type(v) is torch.Tensor and not (is_compiling() or is_in_torch_dispatch_mode())
-    if plain and q.is_cuda and not (trains or plan.smooth_k):  # a call as one before: all has been looked at
-        tape = plan.tensors(q.device).tapes.get(call_key(q, k, v, rotary, return_lse))
-        if tape is not None:
-            return tape(q, k, v, rotary) if return_lse else tape(q, k, v, rotary)[0]
     if q.dim() != 4 or q.shape[1] != plan.tiling.num_tokens or k.shape != q.shape or v.shape != q.shape:
         raise ValueError(
             f"q, k, v are {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} for the grid {plan.grid}.\n"
             "Give three tensors [B, L, H, D] of one shape with L = T*H*W."
         )
-    if rotary is not None:
-        rotary.check(q)
+    if norm_rope is not None:
+        norm_rope.check(q)
     exact = plan.kernel(q.device) == "sdpa" and not return_lse
-    if rotary is not None and (trains or exact or plan.smooth_k):
-        q, k = rotary.apply(q, k)
-        rotary = None
+    if norm_rope is not None and (trains or exact or plan.smooth_k):
+        q, k = norm_rope.apply(q, k)
+        norm_rope = None
     mean = None
     if plan.smooth_k:
         mean = k.detach().mean(1, keepdim=True, dtype=torch.float32)  # softmax's gradients of keys add up to 0
@@ -207,10 +181,10 @@ def attend(
     if trains:
         out, lse = torch.ops.fpsgen.attention.default(q, k, v, *fields)
     elif plain:
-        out, lse = _run(q, k, v, plan, rotary, return_lse)
+        out, lse = _run(q, k, v, plan, norm_rope, return_lse)
     else:
-        turn = (None, None, None, 0.0) if rotary is None else rotary
-        out, lse = torch.ops.fpsgen.attention_inference.default(q, k, v, *fields, *turn)
+        fused = (None, None, None, 0.0) if norm_rope is None else norm_rope
+        out, lse = torch.ops.fpsgen.attention_inference.default(q, k, v, *fields, *fused)
     if mean is not None and return_lse:  # that of the keys as they were given
         lse = lse + torch.einsum("blhd,bkhd->bhl", q.float(), mean) * q.shape[-1] ** -0.5
     return (out, lse) if return_lse else out
@@ -242,9 +216,9 @@ def fps_attention(
     plan = AttentionPlan((t, h, w), tile, window, granularity, method, impl, smooth_k)
     if ordered or (plan.dense and not plan.fp8):  # dense bf16 does not depend on the order
         return attend(q, k, v, plan, return_lse)
-    at = plan.tensors(q.device)
-    if q.dim() == 4 and q.shape[1] == len(at.order) and k.shape == q.shape == v.shape:
-        q, k, v = (x.index_select(1, at.order) for x in (q, k, v))
+    tables = plan.tables(q.device)
+    if q.dim() == 4 and q.shape[1] == len(tables.order) and k.shape == q.shape == v.shape:
+        q, k, v = (x.index_select(1, tables.order) for x in (q, k, v))
     out, lse = attend(q, k, v, plan, return_lse=True)
-    out = out.index_select(1, at.inverse)
-    return (out, lse.index_select(2, at.inverse)) if return_lse else out
+    out = out.index_select(1, tables.inverse)
+    return (out, lse.index_select(2, tables.inverse)) if return_lse else out

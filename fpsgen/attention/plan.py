@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
@@ -47,27 +47,35 @@ METHODS = {
 }
 
 
+class BlockLists(NamedTuple):
+    """Which key blocks each query tile sees, on one device. G is 1 (shared), H, or B*H; M query tiles; K longest list.
+
+    list_index: int32 [G, M, K], key blocks of each query tile, padded with -1. list_count: int32 [G, M].
+    """
+
+    list_index: torch.Tensor
+    list_count: torch.Tensor
+
+
 @dataclass(frozen=True, eq=False)
-class PlanTensors:
-    """What kernels read, on one device: permutations int64 [L], the block layout and lists in kernel blocks (int32)."""
+class DeviceTables:
+    """Constants of a layout on one device: permutations int64 [L] (order: tile order from raster order; inverse: back),
+    and int32 [N] of kernel blocks: first token, tokens, query tile.
+    """
 
     layout: BlockLayout
-    lists: TileLists
     order: torch.Tensor
     inverse: torch.Tensor
     block_start: torch.Tensor
     block_len: torch.Tensor
     block_tile: torch.Tensor
-    list_index: torch.Tensor
-    list_count: torch.Tensor
-    tapes: dict[tuple | None, Any] = field(default_factory=dict, init=False, repr=False)  # of kernels/tape.py
-    _work: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    _work_tiles: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    def work(self, consumers: int) -> torch.Tensor:
-        """int32 [groups, 4]: query rows as attend_fp8_sm90.py shares them out, 64 for each consumer: first row, end of
-        its tile (both in padded rows), tile, 0. Groups without a token are left out.
+    def work_tiles(self, consumers: int) -> torch.Tensor:
+        """int32 [n, 4], work tiles of the sm_90 kernels, 64 query rows for each consumer warpgroup: first row and
+        end of its query tile (both in padded rows), query tile, 0. Units without a token are left out.
         """
-        if consumers not in self._work:
+        if consumers not in self._work_tiles:
             step, block = 64 * consumers, self.layout.block
             bounds = (self.layout.tile_first_block.long() * block).tolist()
             last = self.layout.block_len[(self.layout.tile_first_block[1:] - 1).long()].tolist()
@@ -76,8 +84,8 @@ class PlanTensors:
                 for tile, (start, end) in enumerate(pairwise(bounds))
                 for row in range(start, end - block + last[tile], step)
             ]
-            self._work[consumers] = torch.tensor(rows, dtype=torch.int32).to(self.block_start.device)
-        return self._work[consumers]
+            self._work_tiles[consumers] = torch.tensor(rows, dtype=torch.int32).to(self.block_start.device)
+        return self._work_tiles[consumers]
 
 
 @dataclass(frozen=True)
@@ -151,27 +159,48 @@ class AttentionPlan:
         fits = head_dim is not None and 64 < head_dim <= 128 and math.prod(self.tiling.tile) > 64
         return "hopper" if fits and torch.cuda.get_device_capability(device) == (9, 0) else "triton"
 
-    def tensors(self, device: torch.device | str) -> PlanTensors:
-        """Lists and permutations on `device`; built once per plan and device."""
-        return _tensors(self, torch.device(device))
+    def tables(self, device: torch.device | str) -> DeviceTables:
+        """Permutations and block tables on `device`; built once per plan and device."""
+        return _tables(self.tiling, torch.device(device))
+
+    def lists(self, device: torch.device | str) -> BlockLists:
+        """The window's lists of key blocks on `device`; built once per plan and device."""
+        return _lists(self, torch.device(device))
+
+    def tile_lists(self) -> TileLists:
+        """The window's lists of key tiles, on the CPU."""
+        return _tile_lists(self)
 
 
 @lru_cache(maxsize=256)
 def _density(plan: AttentionPlan) -> float:
-    return 1.0 if plan.dense else window_lists(plan.tiling, plan.window).density(plan.tiling)
+    return 1.0 if plan.dense else plan.tile_lists().density(plan.tiling)
 
 
 @lru_cache(maxsize=64)
-def _tensors(plan: AttentionPlan, device: torch.device) -> PlanTensors:
-    layout = BlockLayout(plan.tiling)
-    return place(layout, window_lists(plan.tiling, plan.window), device)
+def _tile_lists(plan: AttentionPlan) -> TileLists:
+    return window_lists(plan.tiling, plan.window)
 
 
-def place(layout: BlockLayout, lists: TileLists, device: torch.device | str) -> PlanTensors:
-    """PlanTensors of any layout and lists, for policies that choose their own."""
-    index, count = lists.blocks(layout)
+@lru_cache(maxsize=64)
+def _tables(tiling: Tiling, device: torch.device) -> DeviceTables:
+    return device_tables(BlockLayout(tiling), device)
+
+
+@lru_cache(maxsize=64)
+def _lists(plan: AttentionPlan, device: torch.device) -> BlockLists:
+    return block_lists(plan.tables(device).layout, plan.tile_lists(), device)
+
+
+def device_tables(layout: BlockLayout, device: torch.device | str) -> DeviceTables:
+    """DeviceTables of any layout."""
     first = layout.tile_first_block.long()
     block_tile = torch.repeat_interleave(torch.arange(len(first) - 1), first[1:] - first[:-1]).int()
     order = layout.tiling.order()
-    moved = (order, torch.argsort(order), layout.block_start, layout.block_len, block_tile, index, count)
-    return PlanTensors(layout, lists, *(x.to(device) for x in moved))
+    moved = (order, torch.argsort(order), layout.block_start, layout.block_len, block_tile)
+    return DeviceTables(layout, *(x.to(device) for x in moved))
+
+
+def block_lists(layout: BlockLayout, lists: TileLists, device: torch.device | str) -> BlockLists:
+    """BlockLists of any lists of key tiles."""
+    return BlockLists(*(x.to(device) for x in lists.blocks(layout)))

@@ -43,21 +43,19 @@ def run(grid: Size3, heads: int, device: torch.device, seconds: float = 0.3) -> 
 
 
 def _launches(shape: Shape, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seconds: float) -> list:
-    from fpsgen.attention.kernels import attention_triton
-    from fpsgen.attention.kernels.launch_config import select_hopper
+    from fpsgen.attention.kernels import attention_kernel, choose
 
     rows = []
     for density in (1.0, 0.11):
         plan = plan_for(shape, "fps", density)
-        at = plan.tensors(q.device)
-        chosen = select_hopper(shape.dim, at.layout.block, at.layout.blocks_per_tile, True, (9, 0))
-        assert chosen is not None
+        tables, lists = plan.tables(q.device), plan.lists(q.device)
+        chosen = choose(q, tables, True)
         for data, value in (("V normal", v), ("V normal + 1", v + 1)):
             for name, change in LAUNCHES.items():
                 config = replace(chosen, **change)
 
-                def call(value=value, config=config, at=at) -> torch.Tensor:
-                    return attention_triton(q, k, value, at, True, config=config)[0]
+                def call(value=value, config=config, tables=tables, lists=lists) -> torch.Tensor:
+                    return attention_kernel(q, k, value, tables, lists, True, config=config)[0]
 
                 error = check(call(), plan, q, k, value, True)
                 rows.append(

@@ -81,12 +81,12 @@ def flex(plan: AttentionPlan, device: torch.device) -> Attention:
     """FlexAttention, compiled, over the plan's tiles. q, k, v in tile order. Its block mask is made here, once."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    at = plan.tensors(device)
-    sizes = at.layout.tiling.sizes().to(device)
+    lists = plan.tile_lists()
+    sizes = plan.tiling.sizes().to(device)
     tile = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
     seen = torch.zeros(len(sizes), len(sizes), dtype=torch.bool, device=device)
-    for i, count in enumerate(at.lists.counts[0].tolist()):
-        seen[i, at.lists.indices[0, i, :count].long().to(device)] = True
+    for i, count in enumerate(lists.counts[0].tolist()):
+        seen[i, lists.indices[0, i, :count].long().to(device)] = True
     mask = None
     if not plan.dense:
         length = len(tile)

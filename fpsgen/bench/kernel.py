@@ -7,7 +7,6 @@ queued behind another. host_us is what such a call costs the CPU.
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -18,11 +17,11 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from fpsgen.attention.norm_rope import NormRotary
+from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.op import attend
 from fpsgen.attention.plan import METHODS, AttentionPlan
 from fpsgen.attention.quantize import fake_quantize
-from fpsgen.attention.tiles import Size3, window_lists
+from fpsgen.attention.tiles import Size3
 from fpsgen.bench.baselines import Attention, fa3_fp8_alone, flex, peers
 from fpsgen.bench.provenance import provenance
 from fpsgen.errors import NUMERIC, FpsgenError
@@ -100,42 +99,36 @@ def _flex(plan: AttentionPlan, inputs: tuple[torch.Tensor, torch.Tensor, torch.T
 
 def attend_alone(plan: AttentionPlan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Callable[[], object]:
     """A plan's Hopper kernel on inputs that are prepared here (16 bit: on q, k, v themselves); a Hopper GPU alone."""
-    from fpsgen.attention.kernels import prepare_inputs
-    from fpsgen.attention.kernels.attend_16bit_sm90 import launch_hopper16
-    from fpsgen.attention.kernels.attend_fp8_sm90 import launch_hopper
-    from fpsgen.attention.kernels.launch_config import select_hopper
+    from fpsgen.attention.kernels import choose, launch, quantize
 
     batch, length, heads, dim = q.shape
-    at = plan.tensors(q.device)
-    config = select_hopper(dim, at.layout.block, at.layout.blocks_per_tile, plan.fp8, (9, 0))
-    assert config is not None
+    tables = plan.tables(q.device)
+    config = choose(q, tables, plan.fp8)
+    quantized = quantize(q, k, v, tables, plan.granularity, True) if plan.fp8 else None
     out, lse = torch.empty_like(q), torch.empty(batch, heads, length, device=q.device)
-    rest = (at, out, lse, dim**-0.5 * math.log2(math.e), config)
-    if plan.fp8:
-        return partial(launch_hopper, prepare_inputs(q, k, v, at, plan.granularity, True), *rest)
-    return partial(launch_hopper16, q, k, v, *rest)
+    return partial(launch, config, (q, k, v), quantized, tables, plan.lists(q.device), out, lse, dim**-0.5)
 
 
 def _parts(
     plan: AttentionPlan, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], seconds: float
 ) -> dict[str, Any]:
-    """The operator's two halves on their own, quantization from a CUDA graph, as its launches are on tape in calls.
+    """The operator's two halves on their own, quantization from a CUDA graph, so that the CPU does not set the pace.
     attend_block_tflops counts padding as work, attend_tflops does not.
     """
-    from fpsgen.attention.kernels import prepare_inputs
+    from fpsgen.attention.kernels import quantize
 
     q, k, v = inputs
     batch, _, heads, dim = q.shape
-    at = plan.tensors(q.device)
+    layout = plan.tables("cpu").layout
     row: dict[str, Any] = {}
     if plan.fp8:
-        for key, turn in (("prepare_ms", None), ("prepare_norm_rope_ms", norm_rotary(q))):
-            prepare = captured(partial(prepare_inputs, q, k, v, at, plan.granularity, True, turn))
+        for key, fused in (("prepare_ms", None), ("prepare_norm_rope_ms", norm_rope(q))):
+            prepare = captured(partial(quantize, q, k, v, plan.tables(q.device), plan.granularity, True, fused))
             row[key] = round(statistics.median(measure(prepare, seconds, q.device).milliseconds), 4)
     times = measure(attend_alone(plan, q, k, v), seconds, q.device).milliseconds
-    first = at.layout.tile_first_block.long()
-    blocks = (first[1:] - first[:-1]) * at.list_count.cpu().double().mean(0)
-    whole = 4 * dim * batch * heads * float(blocks.sum()) * at.layout.block**2
+    first = layout.tile_first_block.long()
+    blocks = (first[1:] - first[:-1]) * plan.lists("cpu").list_count.double().mean(0)
+    whole = 4 * dim * batch * heads * float(blocks.sum()) * layout.block**2
     row |= {f"attend_{key}": value for key, value in _rate(times, plan, q).items()}
     return row | {"attend_block_tflops": round(whole / statistics.median(times) / 1e9, 1)}
 
@@ -149,11 +142,11 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def norm_rotary(q: torch.Tensor) -> NormRotary:
+def norm_rope(q: torch.Tensor) -> NormRope:
     """Random weights and angles for q [B, L, H, D]."""
     _, length, heads, dim = q.shape
     norm_q, norm_k = torch.randn(2, heads * dim, device=q.device, dtype=q.dtype)
-    return NormRotary(norm_q, norm_k, torch.randn(length, dim, device=q.device), 1e-6)
+    return NormRope(norm_q, norm_k, torch.randn(length, dim, device=q.device), 1e-6)
 
 
 def operations(plan: AttentionPlan, q: torch.Tensor) -> float:
@@ -242,11 +235,10 @@ def check(
 
     With fp8, inputs are quantized alike first, so that what is left is the kernel's own error and P's cast.
     """
-    at = plan.tensors("cpu")
-    lists = window_lists(plan.tiling, plan.window)
+    lists = plan.tile_lists()
     start = [0, *plan.tiling.sizes().long().cumsum(0).tolist()]
     if fp8:
-        q, k, v = fake_quantize(q, k, v, at.layout, plan.granularity)
+        q, k, v = fake_quantize(q, k, v, plan.tables("cpu").layout, plan.granularity)
     last = len(start) - 2
     wrong, size = 0.0, 0.0
     for tile in sorted({round(i * last / max(1, tiles - 1)) for i in range(tiles)}):

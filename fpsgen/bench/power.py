@@ -23,7 +23,7 @@ from fpsgen.attention.op import attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Size3
 from fpsgen.bench.baselines import fa3_fp8_alone, peers
-from fpsgen.bench.kernel import Shape, attend_alone, captured, measure, norm_rotary, operations, plan_for
+from fpsgen.bench.kernel import Shape, attend_alone, captured, measure, norm_rope, operations, plan_for
 from fpsgen.bench.provenance import provenance
 
 CLOCK = {
@@ -75,13 +75,10 @@ def host(device: torch.device, calls: int = 200) -> list[dict[str, Any]]:
     shape = Shape("", (9, 20, 32), 12)
     inputs = shape.inputs(device)
     plans = {m: AttentionPlan(shape.grid, window=(0.5, 0.5, 0.5), method=m) for m in ("fps", "sta")}
-    rotary = norm_rotary(inputs[0])
     timed: dict[str, Call] = {f"attend, {m}": partial(attend, *inputs, plan) for m, plan in plans.items()}
-    timed["attend, fps with norm and RoPE"] = partial(attend, *inputs, plans["fps"], rotary=rotary)
+    timed["attend, fps with norm and RoPE"] = partial(attend, *inputs, plans["fps"], norm_rope=norm_rope(inputs[0]))
     if device.type == "cuda":
-        rotated = timed["attend, fps with norm and RoPE"]
-        timed["the same, recording its tape"] = partial(_anew, rotated, plans["fps"], inputs[0].device)
-        timed["the same in a CUDA graph"] = captured(rotated)
+        timed["the same in a CUDA graph"] = captured(timed["attend, fps with norm and RoPE"])
     timed["torch.empty of the output"] = partial(torch.empty_like, inputs[0])
     rows = []
     for name, call in timed.items():
@@ -95,12 +92,6 @@ def host(device: torch.device, calls: int = 200) -> list[dict[str, Any]]:
             times.append((time.perf_counter() - begin) * 1e6)
         rows.append({**facts, "what": name, "us": round(statistics.median(times), 1)})
     return rows
-
-
-def _anew(call: Call, plan: AttentionPlan, device: torch.device) -> None:
-    """As the first time, but for what Triton compiled."""
-    plan.tensors(device).tapes.clear()
-    call()
 
 
 def _second(call: Call, device: torch.device) -> float:

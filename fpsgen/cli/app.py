@@ -12,8 +12,12 @@ import typer
 
 from fpsgen import __version__, errors
 from fpsgen.cli import batch, bench, compare, console, doctor, generate, info, models, options
+from fpsgen.cli.usage import explain_usage
 from fpsgen.errors import FpsgenError
 from fpsgen.signals import Terminated, stoppable
+from fpsgen.text import show
+
+COMPARE_EXAMPLES = options.examples("fpsgen compare a.mp4 b.mp4", "fpsgen compare a.mp4 b.mp4 -o side-by-side.mp4")
 
 app = typer.Typer(
     name="fpsgen",
@@ -36,7 +40,7 @@ app.add_typer(bench.app)
 app.add_typer(models.app)
 app.command(cls=options.Command, epilog=info.INFO_EXAMPLES)(info.info)
 app.command(cls=options.Command, epilog=info.REPLAY_EXAMPLES)(info.replay)
-app.command(cls=options.Command)(compare.compare)
+app.command(cls=options.Command, epilog=COMPARE_EXAMPLES)(compare.compare)
 app.command(cls=options.Command, epilog=doctor.EXAMPLES)(doctor.doctor)
 
 
@@ -103,29 +107,8 @@ def _explain(error: Exception, arguments: list[str]) -> FpsgenError:
     if isinstance(error, FpsgenError):
         return error
     if hasattr(error, "format_message"):  # typer's usage errors, under whatever name its version gives them
-        return FpsgenError(*_usage(error, arguments), errors.USAGE)
+        return explain_usage(error, arguments, _command(arguments))
     if isinstance(error, MemoryError):
         return FpsgenError("out of memory", "try a smaller --res or fewer --frames", errors.ENVIRONMENT)
-    what = f"internal error: {type(error).__name__}: {console.one_line(str(error)) or 'no message'}"
+    what = f"internal error: {type(error).__name__}: {show(error, 300) or 'no message'}"
     return FpsgenError(what, "run it again with --debug, and report what it prints", errors.INTERNAL)
-
-
-def _usage(error: Exception, arguments: list[str]) -> tuple[str, str]:
-    message = console.one_line(error.format_message())  # pyright: ignore[reportAttributeAccessIssue]
-    message = message[:1].lower() + message[1:].rstrip(".")
-    near = getattr(error, "possibilities", None)
-    if near:
-        return message.split(" (", 1)[0], f"did you mean {' or '.join(sorted(near))}?"
-    message, _, guess = message.partition(" Did you mean ")
-    if guess:
-        return message.rstrip("."), f"did you mean {guess}"
-    first = arguments[0]
-    if "no such command" in message and (" " in first or not first.isascii()):
-        return message, f'to make a video: fpsgen generate "{console.one_line(first)}"'
-    command = " ".join(["fpsgen", *filter(None, [_command(arguments)])])
-    if message.startswith("missing argument"):
-        missing = message.removeprefix("missing argument").strip(" '")
-        return f"{command} needs {missing}", f"{command} --help says what that is"
-    if "unexpected extra argument" in message and command == "fpsgen generate":
-        return message, 'put the whole prompt in quotes: fpsgen generate "a cat surfing"'
-    return message, f"{command} --help lists what there is"

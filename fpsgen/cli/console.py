@@ -52,6 +52,15 @@ def note(text: str) -> None:
     print(one_line(text, 2000), file=sys.stderr, flush=True)
 
 
+def ask(question: str) -> bool:
+    """Ask a person at the terminal; only "y" and "yes" agree, the end of input does not."""
+    print(f"{one_line(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        print(file=sys.stderr)
+    return answer.strip().lower() in ("y", "yes")
+
+
 def warning(text: str) -> None:
     """A warning on stderr."""
     _labelled("warning:", text, "33")

@@ -132,18 +132,17 @@ def gpu(wanted: str) -> list[Check]:
 
 
 def memory_and_disk(wanted: str) -> list[Check]:
-    from huggingface_hub.constants import HF_HUB_CACHE
+    from fpsgen.models.catalog.cache import on_disk
+    from fpsgen.models.catalog.hub import hub_settings
 
     checks = []
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
         low = total < 4
         checks.append(Check("RAM", WARN if low else OK, f"{total:.0f} GB", "nano takes 1 GB" if low else ""))
-    from fpsgen.models.catalog.registry import on_disk
-
     spec = _spec(wanted)
     to_come = 0.0 if on_disk(spec) else spec.download_gb
-    for name, place, needed in (("model cache", Path(HF_HUB_CACHE), to_come), ("outputs", Path("outputs"), 0.1)):
+    for name, place, needed in (("model cache", hub_settings().cache, to_come), ("outputs", Path("outputs"), 0.1)):
         standing = place.absolute()
         while not standing.exists():
             standing = standing.parent
@@ -167,10 +166,12 @@ def video(wanted: str) -> list[Check]:
 
 
 def model_checks(wanted: str) -> list[Check]:
-    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-
+    from fpsgen.models.catalog.cache import on_disk
     from fpsgen.models.catalog.folder import check_folder
-    from fpsgen.models.catalog.registry import models, on_disk
+    from fpsgen.models.catalog.hub import hub_settings
+    from fpsgen.models.catalog.registry import models
+
+    hub = hub_settings()
 
     checks = []
     for spec in models():
@@ -185,7 +186,7 @@ def model_checks(wanted: str) -> list[Check]:
             checks.append(Check(f"model {spec.name}", OK, str(folder)))
         except FpsgenError as error:
             checks.append(Check(f"model {spec.name}", FAIL if asked else WARN, error.message, error.remedy))
-    state = "HF_HUB_OFFLINE is set: nothing is fetched" if HF_HUB_OFFLINE else f"models come from {ENDPOINT}"
+    state = "HF_HUB_OFFLINE is set: nothing is fetched" if hub.offline else f"models come from {hub.shown}"
     return [*checks, Check("hub", OK, state)]
 
 
@@ -208,12 +209,12 @@ def self_test(wanted: str) -> list[Check]:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         return [Check("kernel self-test", WARN, "FP8 does not run on this GPU", "use --method sta or bf16")]
     plan = AttentionPlan((4, 12, 20), tile=(4, 4, 4), window=(1, 3, 3))
-    at = plan.tensors("cpu")
+    layout = plan.tables("cpu").layout
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 960, 2, 64, generator=draw).to(device, torch.bfloat16) for _ in range(3))
     out = torch.as_tensor(attend(q, k, v, plan))
-    fq, fk, fv = (x.transpose(1, 2).double() for x in fake_quantize(q, k, v, at.layout, plan.granularity))
-    seen = mask_from_lists(at.lists, at.layout).to(device)
+    fq, fk, fv = (x.transpose(1, 2).double() for x in fake_quantize(q, k, v, layout, plan.granularity))
+    seen = mask_from_lists(plan.tile_lists(), layout).to(device)
     score = (fq @ fk.mT * 64**-0.5).masked_fill(~seen, float("-inf"))
     exact = (torch.softmax(score, -1) @ fv).transpose(1, 2)
     error = float((out.float() - exact).norm() / exact.norm())

@@ -20,8 +20,8 @@ def choose_model(settings: Settings) -> ModelChoice:
     Where it is missing, or where "auto" would take a better one that only lacks being here: --pull fetches it, a
     person at a terminal is asked. Raises FpsgenError MODEL, NETWORK, DISK, ENVIRONMENT.
     """
+    from fpsgen.models.catalog.cache import missing
     from fpsgen.models.catalog.choice import choose
-    from fpsgen.models.catalog.registry import missing
 
     choice = choose(settings.model, settings.res, settings.device, missing_ok=True)
     if settings.dry_run:

@@ -86,7 +86,8 @@ def examples(*lines: str) -> str:
 
 def complete_models(incomplete: str) -> list[str]:
     """Names of models, and folders."""
-    from fpsgen.models.catalog.registry import AUTO, models
+    from fpsgen.models.catalog.registry import models
+    from fpsgen.models.catalog.user_rows import AUTO
 
     return _starting([AUTO, *(spec.name for spec in models())], incomplete) + (
         _files(incomplete, ()) if incomplete else []

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fpsgen.attention.schedule import Schedule, flow_sigma, preset
+from fpsgen.attention.schedule import Schedule, preset
 from fpsgen.models.patch.schedule_choice import read_schedule
 from fpsgen.pipeline.plan import Plan
 from fpsgen.pipeline.request import GenerateRequest, json_ready
+from fpsgen.pipeline.sigmas import scheduler_of, step_sigmas
 from fpsgen.pipeline.size import token_grid
 from fpsgen.settings.table import SETTINGS
 from fpsgen.text import show
@@ -96,10 +97,10 @@ def planned_schedule(request: GenerateRequest) -> tuple[Schedule, str]:
 
 def profile_counts(schedule: Schedule, request: GenerateRequest) -> list[tuple[str, int]]:
     """(profile, number of steps), in the order in which they run."""
-    steps, shift = request.sampling.steps, request.sampling.shift
-    sigmas = [flow_sigma(1 - index / steps, shift) for index in range(steps)]
+    scheduler, train_timesteps = scheduler_of(request.model.folder)
+    sigmas = step_sigmas(request.sampling.steps, request.sampling.shift, scheduler, train_timesteps)
     counts: dict[str, int] = {}
-    for profile in schedule.profiles_for(sigmas):
+    for profile in schedule.profiles_for(min(sigma, 1.0) for sigma in sigmas):
         name = f"{profile.name} ({profile.method})"
         counts[name] = counts.get(name, 0) + 1
     return list(counts.items())

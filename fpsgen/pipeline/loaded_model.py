@@ -11,7 +11,7 @@ import torch
 
 from fpsgen.attention.op import UnsupportedDeviceError
 from fpsgen.errors import ENVIRONMENT, MODEL, FpsgenError
-from fpsgen.models.catalog.registry import missing
+from fpsgen.models.catalog.cache import missing
 from fpsgen.models.wan.load import load
 from fpsgen.models.wan.random_weights import random_pipeline
 from fpsgen.pipeline.events import Timing
@@ -42,7 +42,7 @@ def load_model(request: GenerateRequest, timing: Timing, random: bool = False) -
         choice = request.model
         if choice.folder is None:
             raise missing(choice.spec.name, choice.spec)
-        return LoadedModel(load(choice.folder, device=device, dtype=dtype), device, dtype)
+        return LoadedModel(load(choice, device=device, dtype=dtype), device, dtype)
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from typing import Any
 
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, MODEL, FpsgenError
+from fpsgen.models.catalog.cache import HUB_ID
 from fpsgen.models.catalog.choice import ModelChoice, choose
-from fpsgen.models.catalog.registry import HUB_ID, models
+from fpsgen.models.catalog.registry import models
 from fpsgen.pipeline.output import resolve_output, sidecar
 from fpsgen.pipeline.plan import check_prompt
 from fpsgen.pipeline.recipe import RECIPE_SCHEMA, versions

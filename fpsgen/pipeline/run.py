@@ -88,9 +88,9 @@ def render(model: LoadedModel, request: GenerateRequest, timing: Timing) -> Rend
         with apply(pipe, schedule=attention.schedule, method=attention.method, strict=attention.strict) as handle:
             with timing.stage("text"):
                 embeds = _stand_in(model, request) if model.random else _encode(pipe, request, timing)
-            with timing.stage("denoise"), handle.clock() as clock:
+            with timing.stage("denoise"), handle.timer() as timer:
                 latents = _denoise(pipe, handle, request, embeds, timing)
-                attention_s = clock.seconds()
+                attention_s = timer.seconds()
             frames, held = None, {}
             if not model.random:
                 with timing.stage("vae"):
@@ -191,10 +191,11 @@ def _decode(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
 
 def handle_note(handle: Any) -> str:
     """Profile, method and density of the step that has just run, for a person."""
-    steps = handle.report()["steps"]
-    if not steps:
+    step = handle.latest_step()
+    if step is None:
         return ""
-    return f"{steps[-1]['profile']} ({steps[-1]['method']} {steps[-1]['density']:.0%})"
+    density = "" if step["density"] is None else f" {step['density']:.0%}"
+    return f"{step['profile']} ({step['method']}{density})"
 
 
 def _found_out(model: LoadedModel, handle: Any) -> dict[str, Any]:

@@ -35,6 +35,7 @@ BENCH_SETTINGS = (
         unset="bf16; kernel: all",
         commands=("bench", "bench kernel"),
         complete=method_names,
+        mistaken_for=("method", "methods", "baseline", "against"),
     ),
     Setting(
         "prompt",

@@ -68,7 +68,8 @@ def listed(one: Parser, wanted: str) -> Parser:
         return tuple(dict.fromkeys(one.read(part.strip()) for part in text.split(",")))
 
     def explain() -> str:
-        return f"{wanted}, with commas between them" + (f": {', '.join(one.names())}" if one.names() else "")
+        names = f" ({', '.join(one.names())})" if one.names() else ""
+        return f"a list of {wanted}{names} with commas between them"
 
     return Parser(read, explain)
 

@@ -1,12 +1,25 @@
-"""Shapes and lists that every implementation is tested on: (case, tensors) shared by CPU, interpreter and GPU tests."""
+"""Shapes and lists that every implementation is tested on, shared by CPU, interpreter and GPU tests."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from fpsgen.attention.norm_rope import NormRotary
-from fpsgen.attention.plan import PlanTensors, place
+from fpsgen.attention.norm_rope import NormRope
+from fpsgen.attention.plan import BlockLists, DeviceTables, block_lists, device_tables
 from fpsgen.attention.tiles import BlockLayout, TileLists, Tiling, lists_from_mask, window_lists
+
+
+class Laid(NamedTuple):
+    """A case's tables and lists on a device, and the same lists in tiles, as the reference takes them."""
+
+    tables: DeviceTables
+    lists: BlockLists
+    tile_lists: TileLists
+
+    @property
+    def layout(self) -> BlockLayout:
+        return self.tables.layout
 
 
 @dataclass(frozen=True)
@@ -22,9 +35,10 @@ class Case:
     dim: int = 64
     granularity: int = 1
 
-    def lay(self, device: str = "cpu") -> PlanTensors:
+    def lay(self, device: str = "cpu") -> Laid:
         tiling = Tiling(self.grid, self.tile)
-        return place(BlockLayout(tiling), self._lists(tiling), device)
+        layout, lists = BlockLayout(tiling), self._lists(tiling)
+        return Laid(device_tables(layout, device), block_lists(layout, lists, device), lists)
 
     def _lists(self, tiling: Tiling) -> TileLists:
         if isinstance(self.lists, tuple) or self.lists == "all":
@@ -50,13 +64,13 @@ class Case:
         q, k, v = (torch.randn(shape, generator=random) for _ in range(3))
         return tuple(x.to(device, dtype) for x in (q * 1.5, k, v + 0.2))
 
-    def rotary(self, dtype=torch.float32, device: str = "cpu") -> NormRotary:
+    def norm_rope(self, dtype=torch.float32, device: str = "cpu") -> NormRope:
         """Weights unlike each other, angles that differ in every token and pair, an eps that shows."""
         random = torch.Generator().manual_seed(12)
         norm_q, norm_k = torch.rand(2, self.heads * self.dim, generator=random) + 0.5
         angle = torch.rand(Tiling(self.grid, self.tile).num_tokens, self.dim // 2, generator=random) * 6.28
         table = torch.cat((angle.cos(), angle.sin()), -1)
-        return NormRotary(norm_q.to(device, dtype), norm_k.to(device, dtype), table.to(device), 0.25)
+        return NormRope(norm_q.to(device, dtype), norm_k.to(device, dtype), table.to(device), 0.25)
 
 
 CASES = [

@@ -61,10 +61,10 @@ def build_forward(
     block: int,
     fp8: bool,
     masked: bool = True,
-    config: launch_config.LaunchConfig | None = None,
+    config: launch_config.PortableConfig | None = None,
     capability: int = 90,
 ) -> Usage:
-    config = config or launch_config.select(dim, block, fp8, divmod(capability, 10), attend_portable.TRITON)
+    config = config or launch_config.choose_portable(dim, block, fp8, divmod(capability, 10), attend_portable.TRITON)
     types = dict.fromkeys(("stride_qb", "stride_ql", "stride_qh", "stride_kb", "stride_kl", "stride_kh"), "i64!")
     types |= dict.fromkeys(("stride_vb", "stride_vl", "stride_vh"), "i64!")
     types |= dict.fromkeys(("heads", "tokens", "num_blocks", "num_tiles", "num_groups", "longest"), "i32")
@@ -97,12 +97,12 @@ def build_forward(
     return build(attend_portable.attention_forward, types, constants, options, capability)
 
 
-def build_hopper(config: launch_config.HopperConfig, length: int, fp8: bool = True) -> Usage:
+def build_hopper(config: launch_config.Sm90Config, length: int, fp8: bool = True) -> Usage:
     """length: real keys of every block, 0 where blocks differ."""
     return build(*hopper_source(config, length, fp8))
 
 
-def hopper_source(config: launch_config.HopperConfig, length: int, fp8: bool) -> tuple:
+def hopper_source(config: launch_config.Sm90Config, length: int, fp8: bool) -> tuple:
     layout = gl.NVMMASharedLayout.get_default_for([128, 128], gl.float8e4nv if fp8 else gl.bfloat16)
     types = dict.fromkeys(("lse", "q_scale", "k_scale", "v_scale"), "*fp32!")
     types |= dict.fromkeys(("work", "block_start", "block_len", "list_index", "list_count"), "*i32!")
@@ -127,7 +127,7 @@ def build_prepare(name: str, dim: int, block: int, norm: bool, capability: int =
 
 
 def prepare_source(name: str, dim: int, block: int, norm: bool) -> tuple:
-    kernel, config = getattr(quantize_qkv, name), launch_config.PREPARE
+    kernel, config = getattr(quantize_qkv, name), launch_config.NORM_ROPE
     types = dict.fromkeys((f"stride_{x}{axis}" for x in "qkv" for axis in "blh"), "i64!")
     types |= dict.fromkeys(("batches", "heads", "tokens", "num_blocks", "granularity", "lag"), "i32") | {"eps": "fp32"}
     types |= dict.fromkeys(("q", "k", "v", "weight_q", "weight_k"), "*bf16!")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from fpsgen.attention.norm_rope import norm_rotate
+from fpsgen.attention.norm_rope import NormRope, apply_norm_rope
 from fpsgen.attention.quantize import dequantize_blocks, dequantize_channels, quantize_blocks, quantize_channels
 from fpsgen.attention.tiles import BlockLayout, TileLists
 
@@ -204,19 +204,19 @@ def half_check(out: torch.Tensor, lse: torch.Tensor, true: Truth, label: str = "
     assert rows[~empty].max() < 3e-2
 
 
-def check_prepared(ready, q, k, v, at, granularity: int, permuted: bool) -> None:
+def check_prepared(ready, q, k, v, layout: BlockLayout, granularity: int, permuted: bool) -> None:
     """Raises AssertionError unless prepared inputs equal the torch rule to the bit, with zeros in the padding.
 
     permuted: V's keys lie in the order that the Hopper kernel reads.
     """
-    token = at.layout.rows.flatten()
-    real = (torch.arange(at.layout.block) < at.layout.block_len[:, None]).flatten()
+    token = layout.rows.flatten()
+    real = (torch.arange(layout.block) < layout.block_len[:, None]).flatten()
     values = ready.v.float()
     if permuted:
         values = values.unflatten(3, (-1, 4, 2, 2)).transpose(4, 5).flatten(3)
     for got, scale, (wanted, wanted_scale) in (
-        (ready.q, ready.q_scale, quantize_blocks(q, at.layout, granularity)),
-        (ready.k, ready.k_scale, quantize_blocks(k, at.layout, granularity)),
+        (ready.q, ready.q_scale, quantize_blocks(q, layout, granularity)),
+        (ready.k, ready.k_scale, quantize_blocks(k, layout, granularity)),
         (values.transpose(2, 3), ready.v_scale, quantize_channels(v)),
     ):
         assert torch.equal(scale, wanted_scale)
@@ -224,18 +224,18 @@ def check_prepared(ready, q, k, v, at, granularity: int, permuted: bool) -> None
         assert (got.float()[:, :, ~real] == 0).all()
 
 
-def check_rotated(ready, q, k, at, granularity: int, rotary) -> None:
-    """Raises AssertionError unless prepared queries and keys are those that NormRotary asks for: every value the
+def check_norm_rope(ready, q, k, layout: BlockLayout, granularity: int, norm_rope: NormRope) -> None:
+    """Raises AssertionError unless prepared queries and keys are those that NormRope asks for: every value the
     nearest in E4M3, but for what fp32 rounds on the way.
     """
-    real = (torch.arange(at.layout.block) < at.layout.block_len.cpu()[:, None]).flatten()
-    token = at.layout.rows.flatten()[real]
-    pairs = ((ready.q, ready.q_scale, q, rotary.norm_q), (ready.k, ready.k_scale, k, rotary.norm_k))
+    real = (torch.arange(layout.block) < layout.block_len.cpu()[:, None]).flatten()
+    token = layout.rows.flatten()[real]
+    pairs = ((ready.q, ready.q_scale, q, norm_rope.norm_q), (ready.k, ready.k_scale, k, norm_rope.norm_k))
     for got, scale, x, weight in pairs:
-        exact = norm_rotate(x.cpu().double(), weight.cpu(), rotary.table.cpu(), rotary.eps)
-        wanted_scale = quantize_blocks(exact.float(), at.layout, granularity)[1]
+        exact = apply_norm_rope(x.cpu().double(), weight.cpu(), norm_rope.table.cpu(), norm_rope.eps)
+        wanted_scale = quantize_blocks(exact.float(), layout, granularity)[1]
         torch.testing.assert_close(scale.cpu(), wanted_scale, rtol=1e-5, atol=0)
-        scale = scale.cpu().double().repeat_interleave(at.layout.block, 2)[..., None][:, :, real]
+        scale = scale.cpu().double().repeat_interleave(layout.block, 2)[..., None][:, :, real]
         exact = exact.transpose(1, 2)[:, :, token]
         off = (got.cpu().double()[:, :, real] * scale - exact).abs()
         assert (off <= 1.0001 * torch.maximum(exact.abs() * 2.0**-4, scale * 2.0**-10) + 1e-5 * scale).all()

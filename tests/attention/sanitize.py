@@ -19,17 +19,26 @@ SHAPES += [
 
 def main() -> None:
     os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # every tensor an allocation of its own, or its ends do not show
-    from fpsgen.attention.kernels import attention_triton, select
+    from fpsgen.attention.kernels import attention_kernel, choose_portable
 
     for case in SHAPES:
         q, k, v = torch.stack(case.inputs(torch.bfloat16, "cuda"), 2).unbind(2)
-        at = case.lay("cuda")
+        laid = case.lay("cuda")
         for fp8 in (True, False):
             padded = 64 if case.dim <= 64 else 128
-            for config in (None, select(padded, at.layout.block, fp8)):
-                attention_triton(q, k, v, at, fp8, case.granularity, config)
+            for config in (None, choose_portable(padded, laid.layout.block, fp8)):
+                attention_kernel(q, k, v, laid.tables, laid.lists, fp8, case.granularity, config=config)
         if case.dim in (64, 128):
-            attention_triton(q, k, v, at, True, case.granularity, rotary=case.rotary(torch.bfloat16, "cuda"))
+            attention_kernel(
+                q,
+                k,
+                v,
+                laid.tables,
+                laid.lists,
+                True,
+                case.granularity,
+                norm_rope=case.norm_rope(torch.bfloat16, "cuda"),
+            )
         torch.cuda.synchronize()
         print(case.name, flush=True)
 

@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from fpsgen.attention.kernels import attend_fp8_sm90, softmax
 from fpsgen.attention.kernels.attend_portable import TRITON
-from fpsgen.attention.kernels.launch_config import select_hopper
+from fpsgen.attention.kernels.launch_config import choose_sm90
 
 from . import compiled
 from .compiled import PREPARES, TOOLS, build_forward, build_hopper, build_prepare
@@ -36,7 +36,7 @@ def test_forward(dim, block, fp8, masked):
 @pytest.mark.parametrize("length", [128, 120, 0], ids=["whole", "even", "ragged"])
 @pytest.mark.parametrize("consumers", [2, 3])
 def test_hopper(consumers, length):
-    usage = build_hopper(select_hopper(128, 128, consumers, True, (9, 0)), length)
+    usage = build_hopper(choose_sm90(128, 128, consumers, True, (9, 0)), length)
     print(f"hopper consumers={consumers} length={length}: {usage}")
     assert usage.shared <= 227 * 1024 and usage.registers <= 168
     assert {"QGMMA", "UTMALDG"} <= set(re.findall(r"\b[A-Z]+\b", usage.sass))
@@ -53,7 +53,7 @@ def test_hopper(consumers, length):
 @pytest.mark.parametrize("length", [0, 128, 127, 120, 113, 112, 96, 81, 33, 1])
 @pytest.mark.parametrize("consumers", [2, 3])
 def test_no_half_of_a_packed_word_is_lost(consumers, length):
-    assert not lost_halves(build_hopper(select_hopper(128, 128, consumers, True, (9, 0)), length).sass)
+    assert not lost_halves(build_hopper(choose_sm90(128, 128, consumers, True, (9, 0)), length).sass)
 
 
 @pytest.mark.skipif(TRITON >= (3, 8), reason="words are not packed by merging")
@@ -61,7 +61,7 @@ def test_a_lost_half_is_noticed(tmp_path, monkeypatch):
     change = ("_MERGES and (LENGTH == 0 or columns - 16 < LENGTH)", "_MERGES")
     copy = graft(attend_fp8_sm90, load(softmax, tmp_path, change), tmp_path)
     monkeypatch.setattr(compiled, "forward_hopper", copy)
-    assert lost_halves(build_hopper(select_hopper(128, 128, 3, True, (9, 0)), 81).sass)
+    assert lost_halves(build_hopper(choose_sm90(128, 128, 3, True, (9, 0)), 81).sass)
 
 
 def lost_halves(sass: str) -> list[str]:
@@ -81,7 +81,7 @@ def lost_halves(sass: str) -> list[str]:
 @pytest.mark.parametrize("length", [128, 126, 0], ids=["whole", "even", "ragged"])
 @pytest.mark.parametrize("consumers", [2, 3])
 def test_hopper16(consumers, length):
-    usage = build_hopper(select_hopper(128, 128, consumers, False, (9, 0)), length, fp8=False)
+    usage = build_hopper(choose_sm90(128, 128, consumers, False, (9, 0)), length, fp8=False)
     print(f"hopper16 consumers={consumers} length={length}: {usage}")
     assert usage.shared <= 227 * 1024 and usage.registers <= 168
     inner = [body for body in loops(usage.sass) if sum("HGMMA" in line for line in body) == 16]
@@ -140,12 +140,12 @@ def test_prepare(name, dim, block, norm):
 
 
 def test_the_interpreter_leaves_the_compiler_as_it_was():
-    from fpsgen.attention.kernels import attend_portable, norm_rope_quantize, quantize_qkv
+    from fpsgen.attention.kernels import attend_portable, attention_kernel, norm_rope_quantize, quantize_qkv
 
     from .cases import BY_NAME
     from .interpreter import interpreted
 
     case = BY_NAME["one_tile"]
     with interpreted(attend_portable, quantize_qkv, norm_rope_quantize):
-        attend_portable.attention_triton(*case.inputs(), case.lay(), True)
+        attention_kernel(*case.inputs(), *case.lay()[:2], True)
     assert build_prepare("quantize_inputs", 64, 64, True).registers > 0

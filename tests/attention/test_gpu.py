@@ -15,7 +15,7 @@ from fpsgen.attention.backward import attention_gradient
 
 from .cases import BY_NAME, CASES, EDGES, IDS, Case, line_case
 from .gpu import needs_gpu, run
-from .numerics import check, check_rotated, measure, truth
+from .numerics import check, check_norm_rope, measure, truth
 
 pytestmark = needs_gpu
 WAN_480P, WAN_720P, NANO = (21, 30, 52), (21, 45, 80), (9, 10, 16)
@@ -23,24 +23,27 @@ WAN_480P, WAN_720P, NANO = (21, 30, 52), (21, 45, 80), (9, 10, 16)
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_fp8_keeps_the_contract(case):
-    inputs, at, (out, lse) = run(case, True)
-    print(case.name, check(out, lse, truth(*inputs, at.layout, at.lists, True, case.granularity), case.name))
+    inputs, laid, (out, lse) = run(case, True)
+    print(case.name, check(out, lse, truth(*inputs, laid.layout, laid.tile_lists, True, case.granularity), case.name))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("granularity", [1, 3])
 @pytest.mark.parametrize("dim", [64, 128])
-def test_norm_and_rotation_on_the_way_into_blocks(dim, granularity, dtype):
-    from fpsgen.attention.kernels import prepare_inputs
+def test_norm_and_rope_on_the_way_into_blocks(dim, granularity, dtype):
 
-    case = Case("rotary", (9, 11, 13), (4, 5, 6), (3, 3, 1), batch=2, heads=5, dim=dim, granularity=granularity)
-    at, rotary = case.lay("cuda"), case.rotary(dtype, "cuda")
+    from fpsgen.attention.kernels import quantize
+
+    case = Case("norm_rope", (9, 11, 13), (4, 5, 6), (3, 3, 1), batch=2, heads=5, dim=dim, granularity=granularity)
+    laid, norm_rope = case.lay("cuda"), case.norm_rope(dtype, "cuda")
     q, k, v = torch.stack(case.inputs(dtype, "cuda"), 2).unbind(2)
-    check_rotated(prepare_inputs(q, k, v, at, granularity, rotary=rotary), q, k, at, granularity, rotary)
+    check_norm_rope(
+        quantize(q, k, v, laid.tables, granularity, norm_rope=norm_rope), q, k, laid.layout, granularity, norm_rope
+    )
     plan = AttentionPlan(case.grid, case.tile, case.lists, granularity)
-    out = attend(q, k, v, plan, rotary=rotary)
-    assert torch.equal(out, attend(q, k, v, plan, rotary=rotary))
-    apart = attend(*rotary.apply(q.float(), k.float()), v.float(), plan)
+    out = attend(q, k, v, plan, norm_rope=norm_rope)
+    assert torch.equal(out, attend(q, k, v, plan, norm_rope=norm_rope))
+    apart = attend(*norm_rope.apply(q.float(), k.float()), v.float(), plan)
     assert (out.float() - apart.float()).norm() / apart.float().norm() < 1e-2
 
 
@@ -48,15 +51,15 @@ def test_norm_and_rotation_on_the_way_into_blocks(dim, granularity, dtype):
 @pytest.mark.parametrize("length", EDGES)
 def test_every_tail(length, dim):
     case = Case("line", line_case(length).grid, line_case(length).tile, dim=dim)
-    inputs, at, (out, lse) = run(case, True)
-    check(out, lse, truth(*inputs, at.layout, at.lists, True), f"{length} keys")
+    inputs, laid, (out, lse) = run(case, True)
+    check(out, lse, truth(*inputs, laid.layout, laid.tile_lists, True), f"{length} keys")
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_half_precision_keeps_the_contract(case, dtype):
-    inputs, at, (out, lse) = run(case, False, dtype)
-    true = truth(*inputs, at.layout, at.lists, False)
+    inputs, laid, (out, lse) = run(case, False, dtype)
+    true = truth(*inputs, laid.layout, laid.tile_lists, False)
     error = float((out.double() - true.out).norm() / true.out.norm().clamp(min=1e-300))
     finite = true.lse.isfinite()
     gap = float((lse[finite].double() - true.lse[finite]).abs().max()) if finite.any() else 0.0
@@ -83,14 +86,14 @@ def test_nan_is_not_hidden():
     case = BY_NAME["ragged_window"]
     q, k, v = case.inputs(device="cuda")
     k[0, 0, 0, 0] = math.nan
-    inputs, at, (out, _) = run(case, True, inputs=(q, k, v))
-    expected, _ = attention_reference(*(x.cpu() for x in inputs), at.layout, at.lists, True)
+    inputs, laid, (out, _) = run(case, True, inputs=(q, k, v))
+    expected, _ = attention_reference(*(x.cpu() for x in inputs), laid.layout, laid.tile_lists, True)
     assert out[0, 0, 0].isnan().any() and out[0].cpu()[expected[0].isfinite()].isfinite().all()
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-8, 40.0, 1e5])
 def test_extreme_logits_stay_finite(scale):
-    """Up to logits of 2^22; beyond, fp32 cannot hold a logit and its distance to the maximum (see attend_portable.py)."""
+    """Up to logits of 2^22; beyond, fp32 does not hold its distance to the maximum (attend_portable.py)."""
     case = BY_NAME["ragged_window"]
     q, k, v = case.inputs(device="cuda")
     _, _, (out, lse) = run(case, True, inputs=(q * scale, k, v))
@@ -100,19 +103,17 @@ def test_extreme_logits_stay_finite(scale):
 @pytest.mark.parametrize("granularity", [1, 2, 5])
 @pytest.mark.parametrize("name", ["ragged_window", "tile_of_three_blocks"])
 def test_prepare_equals_the_torch_rule(name, granularity):
-    from fpsgen.attention import quantize
-    from fpsgen.attention.kernels import prepare_inputs
+    from fpsgen.attention import quantize as rule
+    from fpsgen.attention.kernels import quantize
 
     case = BY_NAME[name]
-    at = case.lay("cuda")
+    laid = case.lay("cuda")
     q, k, v = case.inputs(torch.bfloat16, "cuda")
-    ready = prepare_inputs(q, k, v, at, granularity)
-    token = at.layout.rows.flatten().cuda()
-    real = (torch.arange(at.layout.block) < at.layout.block_len[:, None]).flatten().cuda()
+    ready = quantize(q, k, v, laid.tables, granularity)
+    token = laid.layout.rows.flatten().cuda()
+    real = (torch.arange(laid.layout.block) < laid.layout.block_len[:, None]).flatten().cuda()
     rows = [(q, ready.q, ready.q_scale), (k, ready.k, ready.k_scale)]
-    expected = [quantize.quantize_blocks(x, at.layout, granularity) for x, _, _ in rows] + [
-        quantize.quantize_channels(v)
-    ]
+    expected = [rule.quantize_blocks(x, laid.layout, granularity) for x, _, _ in rows] + [rule.quantize_channels(v)]
     rows.append((v, ready.v.transpose(2, 3), ready.v_scale))
     for (_, values, scale), (wanted, wanted_scale) in zip(rows, expected, strict=True):
         torch.testing.assert_close(scale, wanted_scale, rtol=1e-6, atol=0)
@@ -138,9 +139,9 @@ def test_prepare_equals_the_torch_rule(name, granularity):
 def test_wan_shapes_keep_the_contract(grid, window, dim, heads, batch, granularity):
     plan = AttentionPlan(grid, window=window, granularity=granularity, impl="triton")
     case = Case("wan", plan.grid, plan.tile, plan.window, batch, heads, dim, granularity)
-    inputs, at, (out, lse) = run(case, True)
+    inputs, laid, (out, lse) = run(case, True)
     tiles = sorted({0, plan.tiling.num_tiles // 2, plan.tiling.num_tiles - 1})
-    true = truth(*inputs, at.layout, at.lists, True, granularity, tiles=tiles)
+    true = truth(*inputs, laid.layout, laid.tile_lists, True, granularity, tiles=tiles)
     print(plan.tile, plan.window, f"density {plan.density:.3f}", measure(out, lse, true))
     assert out.isfinite().all()
     check(out, lse, true)
@@ -150,12 +151,12 @@ def test_wan_shapes_keep_the_contract(grid, window, dim, heads, batch, granulari
 @pytest.mark.parametrize("rounded_sum", [True, False])
 def test_error_of_the_accumulator(promote, rounded_sum):
     """Prints what promotion and the rounded sum buy at 75,600 keys; only the shipped choice is bounded (above)."""
-    from fpsgen.attention.kernels import LaunchConfig
+    from fpsgen.attention.kernels import PortableConfig
 
     plan = AttentionPlan(WAN_720P, impl="triton")
     case = Case("wan", plan.grid, plan.tile, "all", 1, 1, 128)
-    inputs, at, (out, lse) = run(case, True, config=LaunchConfig(64, 4, 3, 168, promote, rounded_sum))
-    figures = measure(out, lse, truth(*inputs, at.layout, at.lists, True, tiles=[0, 199]))
+    inputs, laid, (out, lse) = run(case, True, config=PortableConfig(64, 4, 3, 168, promote, rounded_sum))
+    figures = measure(out, lse, truth(*inputs, laid.layout, laid.tile_lists, True, tiles=[0, 199]))
     print(f"promote={promote} rounded_sum={rounded_sum}", figures)
     assert figures["finite"] == 1.0
 
@@ -245,14 +246,14 @@ def test_batch_and_heads_are_independent():
 
 def test_rows_beyond_a_tile_are_left_alone():
     """Outputs are views into poisoned memory: nothing outside them may be written."""
-    from fpsgen.attention.kernels import attention_triton
+    from fpsgen.attention.kernels import attention_kernel
 
     case = BY_NAME["ragged_window"]
-    at = case.lay("cuda")
+    laid = case.lay("cuda")
     q, k, v = case.inputs(device="cuda")
     pool = torch.full((3, *q.shape), math.nan, device="cuda")
     heights = torch.full((3, q.shape[0], q.shape[2], q.shape[1]), math.nan, device="cuda")
-    attention_triton(q, k, v, at, True, 1, None, pool[1], heights[1])
+    attention_kernel(q, k, v, laid.tables, laid.lists, True, out=pool[1], lse=heights[1])
     assert pool[1].isfinite().all() and pool[0].isnan().all() and pool[2].isnan().all()
     assert heights[1].isfinite().all() and heights[0].isnan().all() and heights[2].isnan().all()
 

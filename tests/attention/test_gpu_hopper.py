@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fpsgen.attention import AttentionPlan, attend
-from fpsgen.attention.kernels.launch_config import HopperConfig
+from fpsgen.attention.kernels.launch_config import Sm90Config
 
 from .cases import HOPPER_CASES, Case
 from .gpu import hopper_marks, run
@@ -16,12 +16,12 @@ from .numerics import check, half_check, measure, truth
 
 pytestmark = hopper_marks
 HOPPER = [
-    HopperConfig(3, stages=2, pingpong=True),
-    HopperConfig(2, poly=8),
-    HopperConfig(3, poly=8),
-    HopperConfig(2, poly=4, pingpong=True),
+    Sm90Config(3, stages=2, pingpong=True),
+    Sm90Config(2, poly=8),
+    Sm90Config(3, poly=8),
+    Sm90Config(2, poly=4, pingpong=True),
 ]
-HOPPER16 = [HopperConfig(3, stages=2), HopperConfig(2, stages=2)]
+HOPPER16 = [Sm90Config(3, stages=2), Sm90Config(2, stages=2)]
 NANO = (9, 10, 16)
 
 
@@ -29,16 +29,20 @@ NANO = (9, 10, 16)
 @pytest.mark.parametrize("case", HOPPER_CASES, ids=lambda case: case.name)
 def test_hopper_keeps_the_contract(case, config):
     assert case.lay().layout.block == 128
-    inputs, at, (out, lse) = run(case, True, config=config)
-    print(case.name, config, check(out, lse, truth(*inputs, at.layout, at.lists, True, case.granularity), case.name))
+    inputs, laid, (out, lse) = run(case, True, config=config)
+    print(
+        case.name,
+        config,
+        check(out, lse, truth(*inputs, laid.layout, laid.tile_lists, True, case.granularity), case.name),
+    )
 
 
 @pytest.mark.parametrize("config", HOPPER, ids=str)
 @pytest.mark.parametrize("length", [65, 66, 127, 128, 129, 191, 192, 193, 255, 256, 257, 320, 383, 384, 385])
 def test_every_tail_on_hopper(length, config):
     case = Case("line", (1, 1, 2 * length - 1), (1, 1, length), dim=128, heads=3, batch=2)  # the second tile is shorter
-    inputs, at, (out, lse) = run(case, True, config=config)
-    check(out, lse, truth(*inputs, at.layout, at.lists, True), f"{length} keys")
+    inputs, laid, (out, lse) = run(case, True, config=config)
+    check(out, lse, truth(*inputs, laid.layout, laid.tile_lists, True), f"{length} keys")
 
 
 @pytest.mark.parametrize("config", HOPPER, ids=str)
@@ -58,17 +62,17 @@ def test_error_of_the_accumulator_on_hopper(every, tmp_path, monkeypatch):
     """
     from fpsgen.attention.kernels import attend_fp8_sm90
 
-    config = HopperConfig(2, poly=8, promote=every == 1)
+    config = Sm90Config(2, poly=8, promote=every == 1)
     if every > 1:
         monkeypatch.setattr(
-            attend_fp8_sm90, "launch_hopper", load(attend_fp8_sm90, tmp_path, *late(every)).launch_hopper
+            attend_fp8_sm90, "launch_fp8_sm90", load(attend_fp8_sm90, tmp_path, *late(every)).launch_fp8_sm90
         )
     plan = AttentionPlan((21, 45, 80), method="fp8")
     case = Case("sums", plan.grid, plan.tile, "all", 1, 1, 128)
     for offset in (0.0, 1.0):
         q, k, v = case.inputs(device="cuda")
-        inputs, at, (out, lse) = run(case, True, inputs=(q, k, v + offset), config=config)
-        true = truth(*inputs, at.layout, at.lists, True, tiles=[0, plan.tiling.num_tiles - 1])
+        inputs, laid, (out, lse) = run(case, True, inputs=(q, k, v + offset), config=config)
+        true = truth(*inputs, laid.layout, laid.tile_lists, True, tiles=[0, plan.tiling.num_tiles - 1])
         got = out.double()[:, true.tokens]
         error = float((got - true.out).norm() / true.out.norm())
         print(f"every {every * 128} keys, V + {offset}: {error:.2e}, P's cast {measure(out, lse, true)['noise']:.2e}")
@@ -112,16 +116,16 @@ def test_nan_of_a_key_is_not_hidden_on_hopper(config, key):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("case", HOPPER_CASES, ids=lambda case: case.name)
 def test_hopper16_keeps_the_contract(case, dtype, config):
-    inputs, at, (out, lse) = run(case, False, dtype, config=config)
-    half_check(out, lse, truth(*inputs, at.layout, at.lists, False), f"{case.name} {config}")
+    inputs, laid, (out, lse) = run(case, False, dtype, config=config)
+    half_check(out, lse, truth(*inputs, laid.layout, laid.tile_lists, False), f"{case.name} {config}")
 
 
 @pytest.mark.parametrize("config", HOPPER16, ids=str)
 @pytest.mark.parametrize("length", [65, 66, 127, 128, 129, 191, 192, 193, 255, 256, 257, 320, 383, 384, 385])
 def test_every_tail_on_hopper16(length, config):
     case = Case("line", (1, 1, 2 * length - 1), (1, 1, length), dim=128, heads=3, batch=2)
-    inputs, at, (out, lse) = run(case, False, torch.bfloat16, config=config)
-    half_check(out, lse, truth(*inputs, at.layout, at.lists, False), f"{length} keys")
+    inputs, laid, (out, lse) = run(case, False, torch.bfloat16, config=config)
+    half_check(out, lse, truth(*inputs, laid.layout, laid.tile_lists, False), f"{length} keys")
 
 
 @pytest.mark.parametrize("config", HOPPER16, ids=str)
@@ -130,10 +134,10 @@ def test_values_of_another_tile_stay_there_on_hopper16(config, tile):
     """NaN in the keys and values of one tile spoils the rows that see it, and no other."""
     case = Case("nan", (2 * tile[0], 2 * tile[1] - 1, 4 * tile[2]), tile, (1, 1, 1), dim=128, heads=2)
     q, k, v = case.inputs(torch.bfloat16, "cuda")
-    _, at, (clean, _) = run(case, False, inputs=(q, k, v), config=config)
+    _, laid, (clean, _) = run(case, False, inputs=(q, k, v), config=config)
     for bad, value in ((v, math.nan), (v, math.inf), (k, math.nan)):
-        start = int(at.layout.tiling.sizes()[:3].sum())
-        rows = slice(start, start + int(at.layout.tiling.sizes()[3]))
+        start = int(laid.layout.tiling.sizes()[:3].sum())
+        rows = slice(start, start + int(laid.layout.tiling.sizes()[3]))
         kept = bad[:, rows].clone()
         bad[:, rows] = value
         _, _, (out, _) = run(case, False, inputs=(q, k, v), config=config)
@@ -163,11 +167,11 @@ def test_any_strides_on_hopper16():
 @pytest.mark.parametrize("config", HOPPER16, ids=str)
 def test_hopper16_is_the_portable_kernel_to_the_bit(config):
     """Both add and round alike."""
-    from fpsgen.attention.kernels import select
+    from fpsgen.attention.kernels import choose_portable
 
     plan = AttentionPlan((21, 30, 26), window=(0.5, 0.5, 0.5), method="sta")
     case = Case("same", plan.grid, plan.tile, plan.window, 1, 4, 128)
-    inputs, _, (out, lse) = run(case, False, torch.bfloat16, config=select(128, 128, False))
+    inputs, _, (out, lse) = run(case, False, torch.bfloat16, config=choose_portable(128, 128, False))
     _, _, (again, again_lse) = run(case, False, inputs=inputs, config=config)
     assert torch.equal(out, again) and torch.equal(lse, again_lse)
 
@@ -176,7 +180,7 @@ def test_hopper_runs_where_the_plan_says_so(monkeypatch):
     from fpsgen.attention.kernels import attend_16bit_sm90, attend_fp8_sm90
 
     calls = []
-    for module, name in ((attend_fp8_sm90, "launch_hopper"), (attend_16bit_sm90, "launch_hopper16")):
+    for module, name in ((attend_fp8_sm90, "launch_fp8_sm90"), (attend_16bit_sm90, "launch_16bit_sm90")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, real=real: calls.append(1) or real(*a))
     for grid, dim, method in (
@@ -188,7 +192,6 @@ def test_hopper_runs_where_the_plan_says_so(monkeypatch):
         calls.clear()
         plan = AttentionPlan(grid, window=(0.5, 0.5, 0.5), method=method)
         q, k, v = (torch.randn(1, math.prod(grid), 2, dim, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-        plan.tensors(q.device).tapes.clear()
         attend(q, k, v, plan)
         assert bool(calls) == (plan.kernel("cuda", dim) == "hopper") == ((grid, dim) == ((9, 20, 32), 128))
 

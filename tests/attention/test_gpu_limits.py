@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fpsgen.attention import AttentionPlan, attend
-from fpsgen.attention.norm_rope import NormRotary
+from fpsgen.attention.norm_rope import NormRope
 
 from .cases import Case
 from .gpu import needs_gpu
@@ -24,17 +24,19 @@ SANITIZER = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer
 @pytest.mark.parametrize("case", SHAPES, ids=lambda case: case.name)
 @pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "16 bit"])
 def test_a_thousand_repeats_are_bit_equal_beside_other_work(case, fp8):
-    from fpsgen.attention.kernels import attention_triton
+    from fpsgen.attention.kernels import attention_kernel
 
-    inputs, at = case.inputs(torch.bfloat16, "cuda"), case.lay("cuda")
-    wanted = attention_triton(*inputs, at, fp8, case.granularity)
+    inputs, laid = case.inputs(torch.bfloat16, "cuda"), case.lay("cuda")
+    wanted = attention_kernel(*inputs, laid.tables, laid.lists, fp8, case.granularity)
     other, busy = torch.cuda.Stream(), torch.randn(1024, 1024, device="cuda")
     torch.cuda.synchronize()
     wrong = torch.zeros((), dtype=torch.int64, device="cuda")
     for _ in range(1000):
         with torch.cuda.stream(other):
             busy @ busy
-        for got, first in zip(attention_triton(*inputs, at, fp8, case.granularity), wanted, strict=True):
+        for got, first in zip(
+            attention_kernel(*inputs, laid.tables, laid.lists, fp8, case.granularity), wanted, strict=True
+        ):
             wrong += (got != first).sum()
     assert wrong == 0
 
@@ -45,21 +47,23 @@ def test_a_thousand_repeats_are_bit_equal_beside_other_work(case, fp8):
 @pytest.mark.parametrize("method", ["fps", "sta"])
 def test_more_elements_than_32_bits_count(method):
     """2.3e9 elements a tensor, 7e9 from the first of q to the last of v; the last batch equals itself alone."""
-    from fpsgen.attention.kernels import attention_triton, select
+    from fpsgen.attention.kernels import attention_kernel, choose_portable
 
     plan = AttentionPlan((21, 45, 80), window=(0.3, 0.3, 0.3), method=method)
     batch, tokens, heads, dim = 6, 21 * 45 * 80, 40, 128
     assert batch * tokens * heads * dim > 2**31
     random = torch.Generator("cuda").manual_seed(5)
     fused = torch.randn(batch, tokens, 3, heads, dim, device="cuda", dtype=torch.bfloat16, generator=random)
-    at, fp8 = plan.tensors("cuda"), method == "fps"
-    rotary = None
+    tables, lists, fp8 = plan.tables("cuda"), plan.lists("cuda"), method == "fps"
+    norm_rope = None
     if fp8:
         gains = torch.rand(2, heads * dim, device="cuda", dtype=torch.bfloat16, generator=random) + 0.5
-        rotary = NormRotary(*gains, torch.randn(tokens, dim, device="cuda", generator=random), 1e-6)
-    for config in (None, select(dim, at.layout.block, fp8)):
-        out, lse = attention_triton(*fused.unbind(2), at, fp8, config=config, rotary=rotary)
-        alone, alone_lse = attention_triton(*fused[-1:].unbind(2), at, fp8, config=config, rotary=rotary)
+        norm_rope = NormRope(*gains, torch.randn(tokens, dim, device="cuda", generator=random), 1e-6)
+    for config in (None, choose_portable(dim, tables.layout.block, fp8)):
+        out, lse = attention_kernel(*fused.unbind(2), tables, lists, fp8, config=config, norm_rope=norm_rope)
+        alone, alone_lse = attention_kernel(
+            *fused[-1:].unbind(2), tables, lists, fp8, config=config, norm_rope=norm_rope
+        )
         assert torch.equal(out[-1:], alone) and torch.equal(lse[-1:], alone_lse)
         assert all(bool(out[i].isfinite().all()) for i in range(batch))
 

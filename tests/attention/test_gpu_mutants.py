@@ -16,11 +16,11 @@ pytest.importorskip("triton.experimental.gluon", reason="triton is not installed
 from fpsgen.attention.kernels import (
     attend_16bit_sm90,
     attend_fp8_sm90,
-    attention_triton,
+    attention_kernel,
     softmax,
     tile_scheduler,
 )
-from fpsgen.attention.kernels.launch_config import HopperConfig
+from fpsgen.attention.kernels.launch_config import Sm90Config
 
 BOTH = {  # what is wrong: (as it is, as planted), in either kernel
     "walks the second key block twice": ("gl.minimum(i + 2, count - 1)", "gl.minimum(i + 1, count - 1)"),
@@ -100,7 +100,7 @@ MUTANTS = [
     )
     for item in items.items()
 ]
-TWO, THREE = HopperConfig(2, poly=8), HopperConfig(3, stages=2, pingpong=True)
+TWO, THREE = Sm90Config(2, poly=8), Sm90Config(3, stages=2, pingpong=True)
 BATTERY = [
     (Case("ragged", (9, 11, 13), (4, 5, 6), (3, 1, 3), batch=2, heads=3, dim=128, granularity=3), TWO),
     (Case("lists", (6, 12, 18), (3, 6, 9), "per_batch_head", batch=2, heads=2, dim=128), TWO),
@@ -122,8 +122,8 @@ def prepared(index: int, fp8: bool):
     k, v = torch.stack((k, v, v), 2).unbind(2)[:2]
     v = v * (1 + torch.arange(case.heads, device="cuda")[:, None]).to(v.dtype)  # as scales of other heads show
     v = torch.stack((v, v), 3).unbind(3)[0]
-    layout = case.lay("cuda")
-    return (q, k, v), truth(q, k, v, layout.layout, layout.lists, fp8, case.granularity)
+    laid = case.lay("cuda")
+    return (q, k, v), truth(q, k, v, laid.layout, laid.tile_lists, fp8, case.granularity)
 
 
 def examine(fp8: bool) -> None:
@@ -131,10 +131,12 @@ def examine(fp8: bool) -> None:
     for index, (case, config) in enumerate(BATTERY):
         inputs, true = prepared(index, fp8)
         q = inputs[0]
-        config = config if fp8 else HopperConfig(config.consumers, stages=2)
+        laid, config = case.lay("cuda"), config if fp8 else Sm90Config(config.consumers, stages=2)
         pool = torch.full((3, *q.shape), math.nan, dtype=q.dtype, device="cuda")
         heights = torch.full((3, case.batch, case.heads, q.shape[1]), math.nan, device="cuda")
-        attention_triton(*inputs, case.lay("cuda"), fp8, case.granularity, config, pool[1], heights[1])
+        attention_kernel(
+            *inputs, laid.tables, laid.lists, fp8, case.granularity, config=config, out=pool[1], lse=heights[1]
+        )
         for guard in (pool[0], pool[2], heights[0], heights[2]):
             assert guard.isnan().all(), "written outside"
         (check if fp8 else half_check)(pool[1], heights[1], true, case.name)
@@ -142,7 +144,8 @@ def examine(fp8: bool) -> None:
         case, _ = BATTERY[3]
         q, k, v = (x.clone() for x in prepared(3, False)[0])
         v[:, 129:] = math.nan
-        out, _ = attention_triton(q, k, v, case.lay("cuda"), False, 1, HopperConfig(2, stages=2))
+        laid = case.lay("cuda")
+        out, _ = attention_kernel(q, k, v, laid.tables, laid.lists, False, config=Sm90Config(2, stages=2))
         assert out[:, :129].isfinite().all()
 
 
@@ -161,7 +164,7 @@ def test_every_mistake_can_be_planted(main, module, what, change):
 def test_planted_mistakes_are_caught(main, module, what, change, tmp_path, monkeypatch):
     mutant = load(module, tmp_path, change)
     copy = mutant if main is module else graft(main, mutant, tmp_path)
-    name = "launch_hopper" if main is attend_fp8_sm90 else "launch_hopper16"
+    name = "launch_fp8_sm90" if main is attend_fp8_sm90 else "launch_16bit_sm90"
     monkeypatch.setattr(main, name, getattr(copy, name))
     with pytest.raises(AssertionError):
         examine(main is attend_fp8_sm90)

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from fpsgen.attention.kernels.launch_config import HopperConfig, LaunchConfig
+from fpsgen.attention.kernels.launch_config import PortableConfig, Sm90Config
 
 from .cases import Case
 from .gpu import hopper_marks
@@ -28,13 +28,13 @@ def _hopper(name: str, case: Case, config, fp8: bool = True):
 
 WHERE = [
     pytest.param((SMALL, None, True), id="interpreter"),
-    _hopper("two consumers", LARGE, HopperConfig(2, poly=8)),
-    _hopper("three consumers", THREE, HopperConfig(3, stages=2, pingpong=True)),
-    _hopper("portable", LARGE, LaunchConfig(64, 4, 3, 168)),
+    _hopper("two consumers", LARGE, Sm90Config(2, poly=8)),
+    _hopper("three consumers", THREE, Sm90Config(3, stages=2, pingpong=True)),
+    _hopper("portable", LARGE, PortableConfig(64, 4, 3, 168)),
 ]
 SIXTEEN = [
-    _hopper("16 bit, two", LARGE, HopperConfig(2, stages=2), False),
-    _hopper("16 bit, three", THREE, HopperConfig(3, stages=2), False),
+    _hopper("16 bit, two", LARGE, Sm90Config(2, stages=2), False),
+    _hopper("16 bit, three", THREE, Sm90Config(3, stages=2), False),
 ]
 
 
@@ -98,14 +98,14 @@ CLASSES = {
 def run(place, inputs):
     case, config, fp8 = place
     if inputs[0].is_cuda:
-        _, at, found = run_on_gpu(case, fp8, inputs=inputs, config=config)
-        return at, found
-    from fpsgen.attention.kernels import attention_triton
+        _, laid, found = run_on_gpu(case, fp8, inputs=inputs, config=config)
+        return laid, found
+    from fpsgen.attention.kernels import attention_kernel
 
-    at = case.lay()
+    laid = case.lay()
     out = torch.full(inputs[0].shape, math.nan)
     lse = torch.full((1, case.heads, inputs[0].shape[1]), math.nan)
-    return at, attention_triton(*inputs, at, True, 1, None, out, lse)
+    return laid, attention_kernel(*inputs, laid.tables, laid.lists, True, out=out, lse=lse)
 
 
 def drawn(place):
@@ -117,16 +117,16 @@ def drawn(place):
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_contract_holds(name, place):
     inputs = CLASSES[name](*drawn(place))
-    at, (out, lse) = run(place, inputs)
-    print(name, check(out, lse, truth(*inputs, at.layout, at.lists, True), name))
+    laid, (out, lse) = run(place, inputs)
+    print(name, check(out, lse, truth(*inputs, laid.layout, laid.tile_lists, True), name))
 
 
 @pytest.mark.parametrize("place", SIXTEEN, indirect=True)
 @pytest.mark.parametrize("name", [name for name in CLASSES if name != "subnormal values"])  # below bf16's own steps
 def test_the_contract_of_16_bit_holds(name, place):
     inputs = CLASSES[name](*drawn(place))
-    at, (out, lse) = run(place, inputs)
-    half_check(out, lse, truth(*inputs, at.layout, at.lists, False), name)
+    laid, (out, lse) = run(place, inputs)
+    half_check(out, lse, truth(*inputs, laid.layout, laid.tile_lists, False), name)
 
 
 @pytest.mark.parametrize("place", WHERE + SIXTEEN, indirect=True)
@@ -134,12 +134,16 @@ def test_the_contract_of_16_bit_holds(name, place):
 def test_zeros_give_zeros(which, place):
     q, k, v = drawn(place)
     inputs = (q, k, v * 0) if which == "values" else (q * 0, k * 0, v * 0)
-    at, (out, lse) = run(place, inputs)
+    laid, (out, lse) = run(place, inputs)
     assert (out == 0).all()
     if which == "all":  # every key weighs the same: LSE is the logarithm of a row's number of keys
-        index, counts, lengths = at.list_index[0].cpu(), at.list_count[0].tolist(), at.block_len.cpu()
+        index, counts, lengths = (
+            laid.lists.list_index[0].cpu(),
+            laid.lists.list_count[0].tolist(),
+            laid.tables.block_len.cpu(),
+        )
         keys = torch.tensor([sum(int(lengths[b]) for b in row[:n]) for row, n in zip(index, counts, strict=True)])
-        wanted = keys.float().log()[at.block_tile.cpu()[at.layout.token_block.long()].long()]
+        wanted = keys.float().log()[laid.tables.block_tile.cpu()[laid.layout.token_block.long()].long()]
         torch.testing.assert_close(lse[0].cpu(), wanted.expand(2, -1), atol=1e-5, rtol=0)
 
 
@@ -152,7 +156,7 @@ def test_what_is_not_finite_stays_where_it_belongs(bad, place):
     _, (clean, _) = run(place, (q, k, v))
     spoilt = v.clone()
     spoilt[0, token, 1, 5] = bad
-    at, (out, lse) = run(place, (q, k, spoilt))
+    laid, (out, lse) = run(place, (q, k, spoilt))
     rest = torch.ones_like(out, dtype=torch.bool)
     rest[:, :, 1, 5] = False
     assert out[0, :, 1, 5].isfinite().logical_not().any() and lse.isfinite().all()
@@ -161,9 +165,9 @@ def test_what_is_not_finite_stays_where_it_belongs(bad, place):
     spoilt[0, token, 1, 5] = bad
     _, (out, _) = run(place, (q, spoilt, v))
     seen = out[0, :, 1].isfinite().logical_not().any(-1).cpu()
-    own = int(at.layout.token_block[token])
-    counts = at.list_count[0].tolist()
-    tiles = [u for u, n in enumerate(counts) if own in at.list_index[0, u, :n].tolist()]
-    wanted = torch.isin(at.block_tile.cpu()[at.layout.token_block.long()], torch.tensor(tiles))
+    own = int(laid.layout.token_block[token])
+    counts = laid.lists.list_count[0].tolist()
+    tiles = [u for u, n in enumerate(counts) if own in laid.lists.list_index[0, u, :n].tolist()]
+    wanted = torch.isin(laid.tables.block_tile.cpu()[laid.layout.token_block.long()], torch.tensor(tiles))
     assert torch.equal(seen, wanted) and torch.equal(out[:, ~seen], clean[:, ~seen])
     assert torch.equal(out[:, :, 0], clean[:, :, 0])

@@ -9,7 +9,7 @@ import torch
 from fpsgen.attention.reference import attention_reference
 
 from .cases import BY_NAME, CASES, EDGES, IDS, Case, line_case
-from .numerics import check, check_prepared, check_rotated, truth
+from .numerics import check, check_norm_rope, check_prepared, truth
 
 pytestmark = [
     pytest.mark.usefixtures("interpreted_kernels"),
@@ -19,21 +19,25 @@ pytestmark = [
 
 def run(case: Case, fp8: bool, dtype=torch.float32, inputs=None, config=None):
     """The kernel on outputs that were NaN before."""
-    from fpsgen.attention.kernels import attention_triton
+    from fpsgen.attention.kernels import attention_kernel
 
-    at = case.lay()
+    laid = case.lay()
     q, k, v = inputs or case.inputs(dtype)
     padded = case.dim in (64, 128)
     out = torch.full(q.shape, math.nan, dtype=q.dtype) if padded else None
     lse = torch.full((q.shape[0], q.shape[2], q.shape[1]), math.nan)
-    return (q, k, v), at, attention_triton(q, k, v, at, fp8, case.granularity, config, out, lse)
+    return (
+        (q, k, v),
+        laid,
+        attention_kernel(q, k, v, laid.tables, laid.lists, fp8, case.granularity, config=config, out=out, lse=lse),
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_fp8_keeps_the_contract(case):
-    inputs, at, (out, lse) = run(case, True)
-    check(out, lse, truth(*inputs, at.layout, at.lists, True, case.granularity))
-    same, same_lse = attention_reference(*inputs, at.layout, at.lists, True, case.granularity)
+    inputs, laid, (out, lse) = run(case, True)
+    check(out, lse, truth(*inputs, laid.layout, laid.tile_lists, True, case.granularity))
+    same, same_lse = attention_reference(*inputs, laid.layout, laid.tile_lists, True, case.granularity)
     torch.testing.assert_close(out, same, atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(lse, same_lse, atol=1e-4, rtol=1e-5)
 
@@ -44,8 +48,8 @@ def test_fp8_keeps_the_contract(case):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_half_precision_keeps_the_contract(name, dtype):
     case = BY_NAME[name]
-    inputs, at, (out, lse) = run(case, False, dtype)
-    true = truth(*inputs, at.layout, at.lists, False)
+    inputs, laid, (out, lse) = run(case, False, dtype)
+    true = truth(*inputs, laid.layout, laid.tile_lists, False)
     mean_error = (out.double() - true.out).norm() / true.out.norm().clamp(min=1e-300)
     assert mean_error < 5e-3 and out.dtype == dtype  # P and the output are rounded to 8 or 11 bits
     finite = true.lse.isfinite()
@@ -56,8 +60,8 @@ def test_half_precision_keeps_the_contract(name, dtype):
 @pytest.mark.parametrize("length", EDGES)
 def test_every_tail(length):
     case = line_case(length)
-    inputs, at, (out, lse) = run(case, True)
-    check(out, lse, truth(*inputs, at.layout, at.lists, True))
+    inputs, laid, (out, lse) = run(case, True)
+    check(out, lse, truth(*inputs, laid.layout, laid.tile_lists, True))
 
 
 def test_constant_values_come_back_exactly():
@@ -71,9 +75,9 @@ def test_constant_values_come_back_exactly():
 def test_extreme_logits_stay_finite(scale):
     case = BY_NAME["ragged_window"]
     q, k, v = case.inputs()
-    inputs, at, (out, lse) = run(case, True, inputs=(q * scale, k, v))
+    inputs, laid, (out, lse) = run(case, True, inputs=(q * scale, k, v))
     assert out.isfinite().all() and lse.isfinite().all()
-    check(out, lse / max(scale, 1.0), _scaled_lse(truth(*inputs, at.layout, at.lists, True), max(scale, 1.0)))
+    check(out, lse / max(scale, 1.0), _scaled_lse(truth(*inputs, laid.layout, laid.tile_lists, True), max(scale, 1.0)))
 
 
 def _scaled_lse(true, scale):
@@ -85,53 +89,60 @@ def test_nan_is_not_hidden():
     case = BY_NAME["ragged_window"]
     q, k, v = case.inputs()
     k[0, 0, 0, 0] = math.nan
-    inputs, at, (out, _) = run(case, True, inputs=(q, k, v))
-    expected, _ = attention_reference(*inputs, at.layout, at.lists, True)
+    inputs, laid, (out, _) = run(case, True, inputs=(q, k, v))
+    expected, _ = attention_reference(*inputs, laid.layout, laid.tile_lists, True)
     assert out[0, 0, 0].isnan().any() and out[0][expected[0].isfinite()].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["ragged_window", "shared_scales", "per_batch_head", "tile_of_three_blocks"])
-def test_norm_and_rotation_on_the_way_into_blocks(name, dtype):
-    from fpsgen.attention.kernels import attention_triton, prepare_inputs
+def test_norm_and_rope_on_the_way_into_blocks(name, dtype):
+    from fpsgen.attention.kernels import attention_kernel, quantize
 
     case = BY_NAME[name]
-    at, (q, k, v), rotary = case.lay(), case.inputs(dtype), case.rotary(dtype)
+    laid, (q, k, v), norm_rope = case.lay(), case.inputs(dtype), case.norm_rope(dtype)
     k, v = torch.stack((k, v), 2).unbind(2)
-    check_rotated(prepare_inputs(q, k, v, at, case.granularity, rotary=rotary), q, k, at, case.granularity, rotary)
-    out, lse = attention_triton(q, k, v, at, True, case.granularity, rotary=rotary)
-    wide = (*rotary.apply(q.float(), k.float()), v.float())
-    true = truth(*wide, at.layout, at.lists, True, case.granularity)
+    check_norm_rope(
+        quantize(q, k, v, laid.tables, case.granularity, norm_rope=norm_rope),
+        q,
+        k,
+        laid.layout,
+        case.granularity,
+        norm_rope,
+    )
+    out, lse = attention_kernel(q, k, v, laid.tables, laid.lists, True, case.granularity, norm_rope=norm_rope)
+    wide = (*norm_rope.apply(q.float(), k.float()), v.float())
+    true = truth(*wide, laid.layout, laid.tile_lists, True, case.granularity)
     # an E4M3 value that falls to the other side here and there moves single rows, not the whole
     assert ((out.double() - true.out).norm() / true.out.norm()) < 1e-2
     assert (lse - true.lse).abs().max() < 2e-2
 
 
 @pytest.mark.parametrize(("heads", "batch", "granularity"), [(1, 1, 1), (3, 2, 2), (12, 1, 3), (7, 2, 1), (20, 1, 100)])
-@pytest.mark.parametrize("lag", [0, 1, 12])
-def test_norm_and_rotation_of_any_heads_and_scale_groups(heads, batch, granularity, lag, monkeypatch):
+@pytest.mark.parametrize("distance", [0, 1, 12])
+def test_norm_and_rope_of_any_heads_and_scale_groups(heads, batch, granularity, distance, monkeypatch):
     """Fewer blocks than casts come behind, more, and none behind."""
     from fpsgen.attention.kernels import quantize_qkv
 
     case = Case("small", (2, 4, 7), (2, 4, 2), (1, 1, 1), batch=batch, heads=heads)
-    monkeypatch.setattr(quantize_qkv, "PREPARE", replace(quantize_qkv.PREPARE, lag=lag))
-    at, (q, k, v), rotary = case.lay(), case.inputs(torch.bfloat16), case.rotary(torch.bfloat16)
-    ready = quantize_qkv.prepare_inputs(q, k, v, at, granularity, rotary=rotary)
-    check_rotated(ready, q, k, at, granularity, rotary)
-    plain = quantize_qkv.prepare_inputs(q, k, v, at, granularity)
+    monkeypatch.setattr(quantize_qkv, "NORM_ROPE", replace(quantize_qkv.NORM_ROPE, cast_distance=distance))
+    laid, (q, k, v), norm_rope = case.lay(), case.inputs(torch.bfloat16), case.norm_rope(torch.bfloat16)
+    ready = quantize_qkv.quantize(q, k, v, laid.tables, granularity, norm_rope=norm_rope)
+    check_norm_rope(ready, q, k, laid.layout, granularity, norm_rope)
+    plain = quantize_qkv.quantize(q, k, v, laid.tables, granularity)
     assert torch.equal(ready.v_scale, plain.v_scale) and torch.equal(ready.v.float(), plain.v.float())
 
 
 def test_rows_of_nan_leave_the_scale_to_the_others():
-    from fpsgen.attention.kernels import prepare_inputs
+    from fpsgen.attention.kernels import quantize
 
     case = BY_NAME["full_blocks"]
-    at, (q, k, v), rotary = case.lay(), case.inputs(torch.bfloat16), case.rotary(torch.bfloat16)
-    wanted = prepare_inputs(q, k, v, at, 1, rotary=rotary)
-    q, token = q.clone(), at.layout.rows.flatten()
+    laid, (q, k, v), norm_rope = case.lay(), case.inputs(torch.bfloat16), case.norm_rope(torch.bfloat16)
+    wanted = quantize(q, k, v, laid.tables, 1, norm_rope=norm_rope)
+    q, token = q.clone(), laid.layout.rows.flatten()
     row = wanted.q.float().abs().amax((0, 1, 3)).argmin()  # not the largest of its block
     q[:, token[row]] = math.nan
-    got = prepare_inputs(q, k, v, at, 1, rotary=rotary)
+    got = quantize(q, k, v, laid.tables, 1, norm_rope=norm_rope)
     others = torch.arange(len(token)) != row
     assert torch.equal(got.q_scale, wanted.q_scale) and got.q.float()[:, :, row].isnan().all()
     assert torch.equal(got.q.float()[:, :, others], wanted.q.float()[:, :, others])
@@ -139,23 +150,25 @@ def test_rows_of_nan_leave_the_scale_to_the_others():
 
 @pytest.mark.parametrize("kinds", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
 def test_queries_and_keys_of_two_types(kinds):
-    from fpsgen.attention.kernels import prepare_inputs
+    from fpsgen.attention.kernels import quantize
 
     case = BY_NAME["ragged_window"]
-    at, (q, k, v), rotary = case.lay(), case.inputs(torch.bfloat16), case.rotary(torch.bfloat16)
-    wanted = prepare_inputs(q, k, v, at, 1, rotary=rotary)
-    got = prepare_inputs(q.to(kinds[0]), k.to(kinds[1]), v, at, 1, rotary=rotary._replace(norm_q=rotary.norm_q.float()))
+    laid, (q, k, v), norm_rope = case.lay(), case.inputs(torch.bfloat16), case.norm_rope(torch.bfloat16)
+    wanted = quantize(q, k, v, laid.tables, 1, norm_rope=norm_rope)
+    got = quantize(
+        q.to(kinds[0]), k.to(kinds[1]), v, laid.tables, 1, norm_rope=norm_rope._replace(norm_q=norm_rope.norm_q.float())
+    )
     assert torch.equal(got.q.float(), wanted.q.float()) and torch.equal(got.k.float(), wanted.k.float())
 
 
 @pytest.mark.parametrize(("name", "fp8"), [("small_head_dim", True), ("ragged_window", False)])
-def test_norm_and_rotation_where_no_pass_does_them(name, fp8):
-    from fpsgen.attention.kernels import attention_triton
+def test_norm_and_rope_where_no_pass_does_them(name, fp8):
+    from fpsgen.attention.kernels import attention_kernel
 
     case = BY_NAME[name]
-    at, (q, k, v), rotary = case.lay(), case.inputs(torch.bfloat16), case.rotary()
-    got = attention_triton(q, k, v, at, fp8, rotary=rotary)
-    wanted = attention_triton(*rotary.apply(q, k), v, at, fp8)
+    laid, (q, k, v), norm_rope = case.lay(), case.inputs(torch.bfloat16), case.norm_rope()
+    got = attention_kernel(q, k, v, laid.tables, laid.lists, fp8, norm_rope=norm_rope)
+    wanted = attention_kernel(*norm_rope.apply(q, k), v, laid.tables, laid.lists, fp8)
     assert torch.equal(got[0], wanted[0]) and torch.equal(got[1], wanted[1])
 
 
@@ -169,10 +182,10 @@ def test_strided_inputs():
 
 
 def test_query_rows_per_program_change_nothing():
-    from fpsgen.attention.kernels import LaunchConfig
+    from fpsgen.attention.kernels import PortableConfig
 
     case = Case("wide", (6, 8, 9), (6, 8, 8), (1, 1, 1), dim=128)
-    results = [run(case, True, config=LaunchConfig(rows, 4, 2))[2] for rows in (64, 128)]
+    results = [run(case, True, config=PortableConfig(rows, 4, 2))[2] for rows in (64, 128)]
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
@@ -189,20 +202,20 @@ def test_a_forgotten_tail_mask_is_caught(monkeypatch, interpreted_kernels):
 
     monkeypatch.setattr(interpreted_kernels, "attention_forward", Unmasked())
     case = BY_NAME["ragged"]
-    inputs, at, (out, lse) = run(case, True)
+    inputs, laid, (out, lse) = run(case, True)
     with pytest.raises(AssertionError, match="lse_mean"):
-        check(out, lse, truth(*inputs, at.layout, at.lists, True))
+        check(out, lse, truth(*inputs, laid.layout, laid.tile_lists, True))
 
 
 @pytest.mark.parametrize("granularity", [1, 2, 5])
 def test_prepare_equals_the_torch_rule_bit_for_bit(granularity):
-    from fpsgen.attention.kernels import prepare_inputs
+    from fpsgen.attention.kernels import quantize
 
     case = BY_NAME["ragged_window"]
-    at = case.lay()
+    laid = case.lay()
     q, k, v = case.inputs(torch.bfloat16)
-    check_prepared(prepare_inputs(q, k, v, at, granularity), q, k, v, at, granularity, False)
-    check_prepared(prepare_inputs(q, k, v, at, granularity, permuted=True), q, k, v, at, granularity, True)
+    check_prepared(quantize(q, k, v, laid.tables, granularity), q, k, v, laid.layout, granularity, False)
+    check_prepared(quantize(q, k, v, laid.tables, granularity, permuted=True), q, k, v, laid.layout, granularity, True)
 
 
 def test_head_dims_beyond_the_kernels_are_refused():

@@ -12,10 +12,10 @@ import torch
 from .cases import BY_NAME, Case
 from .interpreter import interpreted
 from .mutant import load, taken
-from .numerics import check, check_prepared, check_rotated, truth
+from .numerics import check, check_norm_rope, check_prepared, truth
 
 pytest.importorskip("triton", reason="triton is not installed")
-from fpsgen.attention.kernels import attend_portable, norm_rope_quantize, quantize_qkv
+from fpsgen.attention.kernels import attend_portable, dispatch, norm_rope_quantize, quantize_qkv
 
 FORWARD = {  # what is wrong: (as it is, as planted)
     "walks the first key block again and again": ("tl.load(keys + i)", "tl.load(keys)"),
@@ -64,7 +64,10 @@ PREPARE = {
     ),
     "V's keys not permuted": ("BLOCK // 16, 2, 4, 2), 0, 1, 3, 2, 4)", "BLOCK // 16, 2, 4, 2), 0, 1, 2, 3, 4)"),
     "V scaled by magnitudes": ("inverse[None, :]).to(tl.float8e4nv)", "scale[None, :]).to(tl.float8e4nv)"),
-    "with norm: the last blocks not cast": ("(batch * blocks + lag) * units", "(batch * blocks + lag - 1) * units"),
+    "with norm: the last blocks not cast": (
+        "(batch * blocks + distance) * units",
+        "(batch * blocks + distance - 1) * units",
+    ),
     "with norm: as many programs as parts of one head": ("config.cast_heads) + heads", "config.cast_heads) + 1"),
 }
 NORMED = {
@@ -134,40 +137,46 @@ def prepared(index: int):
     case, dtype = BATTERY[index]
     q, k, v = case.inputs(dtype)
     k, v = torch.stack((k, v, v), 2).unbind(2)[:2]
-    at = case.lay()
-    return at, (q, k, v), truth(q, k, v, at.layout, at.lists, dtype == torch.float32, case.granularity)
+    laid = case.lay()
+    return laid, (q, k, v), truth(q, k, v, laid.layout, laid.tile_lists, dtype == torch.float32, case.granularity)
 
 
-def examine(attention_triton, prepare_inputs) -> None:
+def examine(attention_kernel, quantize) -> None:
     """Raises AssertionError at the first check that fails."""
     for index, (case, dtype) in enumerate(BATTERY):
-        at, (q, k, v), true = prepared(index)
+        laid, (q, k, v), true = prepared(index)
         fp8 = dtype == torch.float32
         pool = torch.full((3, *q.shape), math.nan, dtype=dtype)
         heights = torch.full((3, case.batch, case.heads, q.shape[1]), math.nan)
-        attention_triton(q, k, v, at, fp8, case.granularity, None, pool[1], heights[1])
+        attention_kernel(q, k, v, laid.tables, laid.lists, fp8, case.granularity, out=pool[1], lse=heights[1])
         for guard in (pool[0], pool[2], heights[0], heights[2]):
             assert guard.isnan().all(), "written outside"
         if fp8:
-            rotary = case.rotary()
-            ready = prepare_inputs(q, k, v, at, case.granularity, True, rotary)
-            check_rotated(ready, q, k, at, case.granularity, rotary)
+            norm_rope = case.norm_rope()
+            ready = quantize(q, k, v, laid.tables, case.granularity, True, norm_rope)
+            check_norm_rope(ready, q, k, laid.layout, case.granularity, norm_rope)
             check(pool[1], heights[1], true, case.name)
             check_prepared(
-                prepare_inputs(q, k, v, at, case.granularity, permuted=True), q, k, v, at, case.granularity, True
+                quantize(q, k, v, laid.tables, case.granularity, permuted=True),
+                q,
+                k,
+                v,
+                laid.layout,
+                case.granularity,
+                True,
             )
         else:
             finite = true.lse.isfinite()
             assert (pool[1].double() - true.out).norm() / true.out.norm() < 5e-3
             torch.testing.assert_close(heights[1][finite].double(), true.lse[finite], atol=2e-5, rtol=1e-5)
-    at, (q, k, v), rotary = WIDE.lay(), WIDE.inputs(torch.bfloat16), WIDE.rotary(torch.bfloat16)
+    laid, (q, k, v), norm_rope = WIDE.lay(), WIDE.inputs(torch.bfloat16), WIDE.norm_rope(torch.bfloat16)
     k, v = torch.stack((k, -v * torch.arange(1, 8)[:, None]), 2).unbind(2)
-    ready = prepare_inputs(q, k, v, at, WIDE.granularity, True, rotary)
-    check_rotated(ready, q, k, at, WIDE.granularity, rotary)
-    plain = prepare_inputs(q, k, v, at, WIDE.granularity, True)
+    ready = quantize(q, k, v, laid.tables, WIDE.granularity, True, norm_rope)
+    check_norm_rope(ready, q, k, laid.layout, WIDE.granularity, norm_rope)
+    plain = quantize(q, k, v, laid.tables, WIDE.granularity, True)
     assert torch.equal(ready.v_scale, plain.v_scale) and torch.equal(ready.v.float(), plain.v.float())
-    at, (q, k, v), _ = prepared(0)
-    out, _ = attention_triton(q * 3, k, torch.ones_like(v), at, True, 1)
+    laid, (q, k, v), _ = prepared(0)
+    out, _ = attention_kernel(q * 3, k, torch.ones_like(v), laid.tables, laid.lists, True, 1)
     torch.testing.assert_close(out, torch.ones_like(out), atol=1e-6, rtol=0)
 
 
@@ -180,12 +189,13 @@ def test_planted_mistakes_are_caught(module, what, change, tmp_path, monkeypatch
     with interpreted(main, own, norm_rope_quantize, mutant), monkeypatch.context() as patch:
         for name, value in taken(own, mutant).items() if module is norm_rope_quantize else ():
             patch.setattr(own, name, value)
-        patch.setattr(main, "prepare_inputs", own.prepare_inputs)
+        patch.setattr(dispatch, "quantize_into", own.quantize_into)
+        patch.setattr(dispatch, "launch_portable", main.launch_portable)
         with pytest.raises(AssertionError):
-            examine(main.attention_triton, own.prepare_inputs)
+            examine(dispatch.attention_kernel, own.quantize)
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")
 def test_without_a_mistake_all_checks_pass():
     with interpreted(attend_portable, quantize_qkv, norm_rope_quantize):
-        examine(attend_portable.attention_triton, quantize_qkv.prepare_inputs)
+        examine(dispatch.attention_kernel, quantize_qkv.quantize)

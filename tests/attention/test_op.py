@@ -37,16 +37,17 @@ def test_dense_bf16_is_sdpa_in_any_order():
 def test_raster_order_is_tile_order_and_back():
     q, k, v = inputs()
     plan = AttentionPlan(GRID, TILE, (3, 1, 1))
-    at = plan.tensors("cpu")
+    tables = plan.tables("cpu")
     out, lse = fps_attention(q, k, v, grid=GRID, tile=TILE, window=(3, 1, 1), return_lse=True)
-    tiled, tiled_lse = attend(*(x[:, at.order] for x in (q, k, v)), plan, return_lse=True)
-    assert torch.equal(out[:, at.order], tiled) and torch.equal(lse[:, :, at.order], tiled_lse)
+    tiled, tiled_lse = attend(*(x[:, tables.order] for x in (q, k, v)), plan, return_lse=True)
+    assert torch.equal(out[:, tables.order], tiled) and torch.equal(lse[:, :, tables.order], tiled_lse)
 
 
 def test_windowed_plain_equals_masked_sdpa_in_raster_order():
     q, k, v = inputs()
-    at = AttentionPlan(GRID, TILE, (1, 1, 1), method="sta").tensors("cpu")
-    mask = mask_from_lists(at.lists, at.layout)[0][at.inverse][:, at.inverse]
+    plan = AttentionPlan(GRID, TILE, (1, 1, 1), method="sta")
+    tables = plan.tables("cpu")
+    mask = mask_from_lists(plan.tile_lists(), tables.layout)[0][tables.inverse][:, tables.inverse]
     out = fps_attention(q, k, v, grid=GRID, tile=TILE, window=(1, 1, 1), method="sta")
     torch.testing.assert_close(out, sdpa(q, k, v, mask), atol=2e-6, rtol=1e-5)
 
@@ -58,11 +59,11 @@ def test_windowed_plain_equals_masked_sdpa_in_raster_order():
 def test_gradient_is_exact_at_the_dequantized_inputs(method, window, limit, monkeypatch):
     monkeypatch.setattr("fpsgen.attention.backward.MASKED_LIMIT", limit)
     plan = AttentionPlan(GRID, TILE, window, 2, method)
-    at = plan.tensors("cpu")
+    tables = plan.tables("cpu")
     q, k, v = inputs()
-    seen = [x.double().requires_grad_() for x in (fake_quantize(q, k, v, at.layout, 2) if plan.fp8 else (q, k, v))]
+    seen = [x.double().requires_grad_() for x in (fake_quantize(q, k, v, tables.layout, 2) if plan.fp8 else (q, k, v))]
     score = torch.einsum("blhd,bshd->bhls", *seen[:2]) * q.shape[-1] ** -0.5
-    score = score.masked_fill(~mask_from_lists(at.lists, at.layout), -torch.inf)
+    score = score.masked_fill(~mask_from_lists(plan.tile_lists(), tables.layout), -torch.inf)
     expected = torch.einsum("bhls,bshd->blhd", score.softmax(-1), seen[2])
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     expected = torch.autograd.grad(expected, seen, grad.double())
@@ -157,8 +158,10 @@ def test_bad_shapes_are_refused():
 def test_reference_and_operator_are_one():
     q, k, v = inputs()
     plan = AttentionPlan(GRID, TILE, (3, 1, 1), 2)
-    at = plan.tensors("cpu")
-    assert torch.equal(attend(q, k, v, plan), attention_reference(q, k, v, at.layout, at.lists, True, 2)[0])
+    tables = plan.tables("cpu")
+    assert torch.equal(
+        attend(q, k, v, plan), attention_reference(q, k, v, tables.layout, plan.tile_lists(), True, 2)[0]
+    )
 
 
 @pytest.mark.parametrize("grad", [False, True])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fpsgen.assets import weights_dir
-from fpsgen.attention.kernels.launch_config import HopperConfig, LaunchConfig
+from fpsgen.attention.kernels.launch_config import PortableConfig, Sm90Config
 
 from .cases import Case
 from .gpu import needs_hopper
@@ -36,10 +36,10 @@ def layers():
     seen: list[tuple[torch.Tensor, ...]] = []
     real = processor.attend
 
-    def attend(q, k, v, plan, rotary=None):
-        turned = rotary.apply(q, k) if rotary else (q, k)
-        seen.append(tuple(x.float() for x in (*turned, v)))
-        return real(q, k, v, plan, rotary=rotary)
+    def attend(q, k, v, plan, norm_rope=None):
+        rotated = norm_rope.apply(q, k) if norm_rope else (q, k)
+        seen.append(tuple(x.float() for x in (*rotated, v)))
+        return real(q, k, v, plan, norm_rope=norm_rope)
 
     with pytest.MonkeyPatch.context() as patch, apply(pipe, method="sta"):
         patch.setattr(processor, "attend", attend)
@@ -58,16 +58,18 @@ def joined(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("call", "layer"), SAMPLES)
 def test_the_contract_holds(call, layer, layers, interpreted_here):
+    from fpsgen.attention.kernels import attention_kernel
+
     inputs = [x[:, :, :1].contiguous() for x in layers[call][layer]]
-    at = SMALL.lay()
-    out, lse = interpreted_here.attention_triton(*inputs, at, True)
-    print(check(out, lse, truth(*inputs, at.layout, at.lists, True)))
+    laid = SMALL.lay()
+    out, lse = attention_kernel(*inputs, laid.tables, laid.lists, True)
+    print(check(out, lse, truth(*inputs, laid.layout, laid.tile_lists, True)))
 
 
 ON_GPU = [
-    (SMALL, LaunchConfig(64, 4, 3)),
-    (LARGE, HopperConfig(2, poly=8)),
-    (THREE, HopperConfig(3, stages=2, pingpong=True)),
+    (SMALL, PortableConfig(64, 4, 3)),
+    (LARGE, Sm90Config(2, poly=8)),
+    (THREE, Sm90Config(3, stages=2, pingpong=True)),
 ]
 
 
@@ -76,9 +78,9 @@ ON_GPU = [
 @needs_hopper
 def test_the_contract_holds_on_a_gpu(call, layer, case, config, layers):
     inputs = [(joined(x) if case.dim == 128 else x).cuda() for x in layers[call][layer]]
-    _, at, (out, lse) = run_on_gpu(case, True, inputs=inputs, config=config)
-    print(check(out, lse, truth(*inputs, at.layout, at.lists, True)))
+    _, laid, (out, lse) = run_on_gpu(case, True, inputs=inputs, config=config)
+    print(check(out, lse, truth(*inputs, laid.layout, laid.tile_lists, True)))
     if case.dim == 128:
         halves = [x.bfloat16() for x in inputs]
-        _, at, (out, lse) = run_on_gpu(case, False, inputs=halves, config=HopperConfig(config.consumers, stages=2))
-        half_check(out, lse, truth(*halves, at.layout, at.lists, False))
+        _, laid, (out, lse) = run_on_gpu(case, False, inputs=halves, config=Sm90Config(config.consumers, stages=2))
+        half_check(out, lse, truth(*halves, laid.layout, laid.tile_lists, False))

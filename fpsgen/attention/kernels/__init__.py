@@ -1,9 +1,18 @@
-"""Triton kernels: prepare (quantize into padded blocks) and forward (walk lists of key blocks). Needs triton; see
-launch_config.py for every choice of block size, warps and stages.
+"""Triton and Gluon kernels: quantize into padded blocks, then attention over lists of key blocks. Needs triton.
+
+dispatch.py chooses a kernel, launch_config.py holds every block size and number of warps and stages.
 """
 
-from fpsgen.attention.kernels.attend_portable import attend_taped, attention_triton
-from fpsgen.attention.kernels.launch_config import LaunchConfig, select
-from fpsgen.attention.kernels.quantize_qkv import prepare_inputs
+from fpsgen.attention.kernels.dispatch import attention_kernel, choose, launch
+from fpsgen.attention.kernels.launch_config import PortableConfig, Sm90Config, choose_portable
+from fpsgen.attention.kernels.quantize_qkv import quantize
 
-__all__ = ["LaunchConfig", "attend_taped", "attention_triton", "prepare_inputs", "select"]
+__all__ = [
+    "PortableConfig",
+    "Sm90Config",
+    "attention_kernel",
+    "choose",
+    "choose_portable",
+    "launch",
+    "quantize",
+]

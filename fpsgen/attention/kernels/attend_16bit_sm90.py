@@ -10,7 +10,6 @@ Legend: BLOCK 128 rows of a kernel block, D 128, a job is one group of query row
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from triton.experimental import gluon
@@ -24,13 +23,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from fpsgen.attention.kernels.launch_config import HopperConfig, start
+from fpsgen.attention.kernels.launch_config import Sm90Config
 from fpsgen.attention.kernels.softmax import exp2, exp2_mixed, masked, number, pick, row_max
 from fpsgen.attention.kernels.tile_scheduler import describe, job_rings, launch_plan, look_ahead, records, ring
-from fpsgen.attention.plan import PlanTensors
-
-if TYPE_CHECKING:
-    from fpsgen.attention.kernels.tape import Tape
+from fpsgen.attention.plan import BlockLists, DeviceTables
 
 _load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared  # its name until Triton 3.8
 _LN_2 = gl.constexpr(math.log(2.0))
@@ -294,21 +290,20 @@ def attention_forward_hopper16(
         )
 
 
-def launch_hopper16(
+def launch_16bit_sm90(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    at: PlanTensors,
+    tables: DeviceTables,
+    lists: BlockLists,
     out: torch.Tensor,
     lse: torch.Tensor,
     scale: float,
-    config: HopperConfig,
-    tape: Tape | None = None,
+    config: Sm90Config,
 ) -> None:
     """Fill out [B, L, H, 128] (contiguous) and lse fp32 [B, H, L] from q, k, v [B, L, H, 128] (16 bit, last stride 1).
 
-    scale: softmax scale times log2(e). tape: see launch.start. The current device must be that of the tensors, and
-    sm_90.
+    scale: softmax scale times log2(e). The current device must be that of the tensors, and sm_90.
     """
     batch, tokens, heads, dim = out.shape
     q, k, v = (x if _lies_in_rows(x) else x.clone(memory_format=torch.contiguous_format) for x in (q, k, v))
@@ -317,10 +312,13 @@ def launch_hopper16(
         shape = (batch * tokens, (heads - 1) * x.stride(2) + dim)
         return describe(x, shape, (x.stride(1), 1), (rows, dim), _TYPES[x.dtype])
 
-    descriptors = (lines(q, 64), lines(k, at.layout.block), lines(v, at.layout.block))
-    grid, tables, constants = launch_plan(at, out, config)
-    fixed = (*tables, q.stride(2), k.stride(2), v.stride(2), scale)
-    start(tape, attention_forward_hopper16, grid, (*descriptors, out, lse), fixed, constants, num_warps=4)
+    descriptors = (lines(q, 64), lines(k, tables.layout.block), lines(v, tables.layout.block))
+    programs, arguments, constants = launch_plan(tables, lists, out, config)
+    attention_forward_hopper16[(programs,)](
+        *(*descriptors, out, lse, *arguments, q.stride(2), k.stride(2), v.stride(2), scale),
+        **constants,
+        num_warps=4,
+    )
 
 
 def _lies_in_rows(x: torch.Tensor) -> bool:

@@ -23,7 +23,6 @@ Legend: BLOCK 128 rows of a kernel block, D 128, a job is one group of query row
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from triton.experimental import gluon
@@ -36,7 +35,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from fpsgen.attention.kernels.launch_config import HopperConfig, Pack, start
+from fpsgen.attention.kernels.launch_config import Sm90Config
 from fpsgen.attention.kernels.softmax import (
     as_operand,
     bits,
@@ -50,10 +49,8 @@ from fpsgen.attention.kernels.softmax import (
     row_max,
 )
 from fpsgen.attention.kernels.tile_scheduler import describe, job_rings, launch_plan, look_ahead, records, ring
-from fpsgen.attention.plan import PlanTensors
-
-if TYPE_CHECKING:
-    from fpsgen.attention.kernels.tape import Tape
+from fpsgen.attention.kernels.workspace import Workspace
+from fpsgen.attention.plan import BlockLists, DeviceTables
 
 _load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared  # its name until Triton 3.8
 _SHIFT = gl.constexpr(math.log2(448.0))  # P = 2^(x - m) * 448
@@ -332,29 +329,32 @@ def attention_forward_hopper(
         )
 
 
-def launch_hopper(
-    ready: Pack,
-    at: PlanTensors,
+def launch_fp8_sm90(
+    quantized: Workspace,
+    tables: DeviceTables,
+    lists: BlockLists,
     out: torch.Tensor,
     lse: torch.Tensor,
     scale: float,
-    config: HopperConfig,
-    tape: Tape | None = None,
+    config: Sm90Config,
 ) -> None:
-    """Fill out [B, L, H, 128] (contiguous) and lse fp32 [B, H, L] from prepared inputs with permuted keys in V.
+    """Fill out [B, L, H, 128] (contiguous) and lse fp32 [B, H, L] from quantized inputs with permuted keys in V.
 
-    scale: softmax scale times log2(e). tape: see launch.start. The current device must be that of the tensors, and
-    sm_90.
+    scale: softmax scale times log2(e). The current device must be that of the tensors, and sm_90.
     """
     batch, _, heads, dim = out.shape
-    block, lanes = at.layout.block, at.layout.num_blocks * at.layout.block
+    block, lanes = tables.layout.block, tables.layout.num_blocks * tables.layout.block
     rows, fp8 = (batch * heads * lanes, dim), gl.float8e4nv
     descriptors = (
-        describe(ready.q, rows, (dim, 1), (64, dim), fp8),
-        describe(ready.k, rows, (dim, 1), (block, dim), fp8),
-        describe(ready.v, (batch * heads * dim, lanes), (lanes, 1), (dim, block), fp8),
+        describe(quantized.q, rows, (dim, 1), (64, dim), fp8),
+        describe(quantized.k, rows, (dim, 1), (block, dim), fp8),
+        describe(quantized.v, (batch * heads * dim, lanes), (lanes, 1), (dim, block), fp8),
     )
-    grid, tables, constants = launch_plan(at, out, config)
-    moving = (*descriptors, out, lse, ready.q_scale, ready.k_scale, ready.v_scale)
-    constants = constants | {"PINGPONG": config.pingpong, "PROMOTE": config.promote}
-    start(tape, attention_forward_hopper, grid, moving, (*tables, scale), constants, num_warps=4)
+    programs, arguments, constants = launch_plan(tables, lists, out, config)
+    attention_forward_hopper[(programs,)](
+        *(*descriptors, out, lse, quantized.q_scale, quantized.k_scale, quantized.v_scale, *arguments, scale),
+        **constants,
+        PINGPONG=config.pingpong,
+        PROMOTE=config.promote,
+        num_warps=4,
+    )

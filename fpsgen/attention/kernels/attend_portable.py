@@ -14,29 +14,15 @@ L are int64.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fpsgen.attention.kernels.launch_config import (
-    HEAD_DIMS,
-    HopperConfig,
-    LaunchConfig,
-    Pack,
-    pack_slots,
-    select,
-    select_hopper,
-    start,
-)
-from fpsgen.attention.kernels.quantize_qkv import prepare_inputs, prepared_slots, zero_bytes
-from fpsgen.attention.kernels.tape import Tape
-from fpsgen.attention.norm_rope import NormRotary
-from fpsgen.attention.plan import AttentionPlan, PlanTensors
+from fpsgen.attention.kernels.launch_config import PortableConfig
+from fpsgen.attention.kernels.workspace import Workspace
+from fpsgen.attention.plan import BlockLists, DeviceTables
 
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])  # (major, minor)
 _LN_2 = tl.constexpr(math.log(2.0))
@@ -164,140 +150,49 @@ def attention_forward(
     tl.store(lse + bh.to(tl.int64) * tokens + token + lanes_q, height * _LN_2, mask=keep)
 
 
-def attention_triton(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    at: PlanTensors,
-    fp8: bool,
-    granularity: int = 1,
-    config: LaunchConfig | HopperConfig | None = None,
-    out: torch.Tensor | None = None,
-    lse: torch.Tensor | None = None,
-    rotary: NormRotary | None = None,
-    return_lse: bool = True,
-    tape: Tape | None = None,
-) -> tuple[torch.Tensor, Any]:
-    """Attention of q, k, v [B, L, H, D] (tile order) over the lists in `at`, as attention_reference does it.
-
-    D up to 128 (padded to 64 or 128; more raises ValueError). Without fp8, fp32 inputs are multiplied in bf16. out
-    (contiguous [B, L, H, D]) and lse (fp32 [B, H, L]) may be given, as tests do. rotary: q and k are normed and rotated
-    first; with fp8 in the pass that quantizes, for D of 64 or 128, else in plain torch. config: None takes a Hopper
-    kernel where one fits (launch.select_hopper), else this file's. tape: records what is launched. Returns out in q's
-    dtype and LSE (natural logarithm), None without return_lse.
-    """
-    batch, tokens, heads, dim = q.shape
-    groups = at.list_count.shape[0]
-    if groups not in (1, heads, batch * heads):
-        raise ValueError(f"lists have {groups} groups.\nGive 1, {heads} (heads) or {batch * heads} (batch x heads).")
-    padded = next((d for d in HEAD_DIMS if d >= dim), 0)
-    if not padded:
-        raise ValueError(f"head dim is {dim}.\nThe kernels take head dims up to {HEAD_DIMS[-1]}.")
-    kind = q.dtype
-    if rotary and (padded != dim or not fp8):
-        q, k = rotary.apply(q, k)
-        rotary = None
-    if padded != dim:
-        q, k, v = (F.pad(x, (0, padded - dim)) for x in (q, k, v))
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    if not fp8 and q.dtype not in (torch.float16, torch.bfloat16):
-        q, k, v = (x.bfloat16() for x in (q, k, v))
-    out = torch.empty(q.shape, device=q.device, dtype=kind) if out is None else out
-    scale = dim**-0.5 * math.log2(math.e)
-    here = not q.is_cuda or q.device.index == torch.cuda.current_device()
-    with nullcontext() if here else torch.cuda.device(q.device):
-        config = config or _choose(q, at, fp8)
-        hopper = isinstance(config, HopperConfig)
-        slots = prepared_slots(q, at, rotary is not None) if fp8 else {}
-        slots |= {} if return_lse else {"lse": ((batch, heads, tokens), torch.float32)}
-        pack = Pack(pack_slots(slots), q.device)
-        if not return_lse:
-            lse = pack.lse
-        elif lse is None:
-            lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
-        if tape is not None:
-            tape.begin(out, lse if return_lse else None, pack, zero_bytes(pack) if fp8 else 0)
-        if fp8:
-            prepare_inputs(q, k, v, at, granularity, hopper, rotary, pack, tape)
-        if isinstance(config, LaunchConfig):
-            _launch_portable(q, k, v, pack if fp8 else None, at, out, lse, scale, config, tape)
-        elif fp8:
-            from fpsgen.attention.kernels.attend_fp8_sm90 import launch_hopper
-
-            launch_hopper(pack, at, out, lse, scale, config, tape)
-        else:
-            from fpsgen.attention.kernels.attend_16bit_sm90 import launch_hopper16
-
-            launch_hopper16(q, k, v, at, out, lse, scale, config, tape)
-    return out if padded == dim else out[..., :dim].contiguous(), lse if return_lse else None
-
-
-def attend_taped(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    plan: AttentionPlan,
-    rotary: NormRotary | None,
-    return_lse: bool,
-    key: tuple | None,
-) -> tuple[torch.Tensor, Any]:
-    """attention_triton by a plan; later calls of the same key find it on tape (PlanTensors.tapes), for None there is
-    none.
-    """
-    at = plan.tensors(q.device)
-    tape = None if key is None else Tape((q, k, v, *(rotary[:3] if rotary else ())))
-    options = {"rotary": rotary, "return_lse": return_lse, "tape": tape}
-    out, lse = attention_triton(q, k, v, at, plan.fp8, plan.granularity, **options)
-    if tape is not None and tape.close():
-        at.tapes[key] = tape
-    return out, lse
-
-
-def _choose(q: torch.Tensor, at: PlanTensors, fp8: bool) -> LaunchConfig | HopperConfig:
-    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
-    block, dim = at.layout.block, q.shape[-1]
-    hopper = select_hopper(dim, block, at.layout.blocks_per_tile, fp8, capability) if q.is_cuda else None
-    return hopper or select(dim, block, fp8, capability, TRITON)
-
-
-def _launch_portable(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    ready: Pack | None,
-    at: PlanTensors,
+def launch_portable(
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    quantized: Workspace | None,
+    tables: DeviceTables,
+    lists: BlockLists,
     out: torch.Tensor,
     lse: torch.Tensor,
     scale: float,
-    config: LaunchConfig,
-    tape: Tape | None,
+    config: PortableConfig,
 ) -> None:
-    """Fill out and lse from q, k, v (16 bit), or from `ready` where it is given (FP8)."""
+    """Fill out [B, L, H, D] and lse [B, H, L] from inputs q, k, v (16 bit), or from `quantized` if given (FP8).
+
+    scale: softmax scale times log2(e).
+    """
+    q, k, v = inputs
     batch, tokens, heads, dim = q.shape
-    block, blocks = at.layout.block, at.layout.num_blocks
-    if ready is None:
+    block, blocks = tables.layout.block, tables.layout.num_blocks
+    if quantized is None:
         operands, scales = (q, k, v), (lse, lse, lse)
     else:
         operands = (
-            TensorDescriptor.from_tensor(ready.q.view(-1, dim), [config.block_q, dim]),
-            TensorDescriptor.from_tensor(ready.k.view(-1, dim), [block, dim]),
-            TensorDescriptor.from_tensor(ready.v.view(-1, blocks * block), [dim, block]),
+            TensorDescriptor.from_tensor(quantized.q.view(-1, dim), [config.block_q, dim]),
+            TensorDescriptor.from_tensor(quantized.k.view(-1, dim), [block, dim]),
+            TensorDescriptor.from_tensor(quantized.v.view(-1, blocks * block), [dim, block]),
         )
-        scales = (ready.q_scale, ready.k_scale, ready.v_scale)
-    fixed = (at.block_start, at.block_len, at.block_tile, at.list_index, at.list_count)
-    fixed += (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], heads, tokens, blocks)
-    fixed += (at.list_count.shape[1], at.list_count.shape[0], at.list_index.shape[2], scale)
+        scales = (quantized.q_scale, quantized.k_scale, quantized.v_scale)
     constants = {
-        "FP8": ready is not None,
+        "FP8": quantized is not None,
         "HALF": tl.float16 if q.dtype == torch.float16 else tl.bfloat16,
         "D": dim,
         "BLOCK": block,
         "BLOCK_Q": config.block_q,
-        "MASKED": at.layout.uniform != block,  # some block holds padding
+        "MASKED": tables.layout.uniform != block,  # some block holds padding
         "PROMOTE": config.promote,
         "ROUNDED_SUM": config.rounded_sum,
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     options |= {"maxnreg": config.maxnreg} if config.maxnreg else {}
-    grid = (blocks * (block // config.block_q), batch * heads, 1)
-    start(tape, attention_forward, grid, (*operands, out, lse, *scales), fixed, constants, **options)
+    attention_forward[blocks * (block // config.block_q), batch * heads](
+        *(*operands, out, lse, *scales),
+        *(tables.block_start, tables.block_len, tables.block_tile, lists.list_index, lists.list_count),
+        *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], heads, tokens, blocks),
+        *(lists.list_count.shape[1], lists.list_count.shape[0], lists.list_index.shape[2], scale),
+        **constants,
+        **options,
+    )

@@ -13,20 +13,18 @@ Legend: B batch, H heads, L tokens (tile order), N blocks, P = N * BLOCK padded 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from fpsgen.attention.kernels.launch_config import HEAD_DIMS, PREPARE, Pack, PrepareConfig, pack_slots, start
+from fpsgen.attention.kernels.launch_config import HEAD_DIMS, NORM_ROPE, NormRopeConfig
 from fpsgen.attention.kernels.norm_rope_quantize import TOP, block_scale, norm_inputs, raise_amax
-from fpsgen.attention.norm_rope import NormRotary
-from fpsgen.attention.plan import PlanTensors
+from fpsgen.attention.kernels.workspace import Shapes, Workspace
+from fpsgen.attention.norm_rope import NormRope
+from fpsgen.attention.plan import DeviceTables
 from fpsgen.attention.quantize import AMAX_FLOOR
-
-if TYPE_CHECKING:
-    from fpsgen.attention.kernels.tape import Tape
 
 _FLOOR = tl.constexpr(AMAX_FLOOR)
 
@@ -200,100 +198,116 @@ def quantize_inputs(
             )
 
 
-def prepare_inputs(
+def quantize(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    at: PlanTensors,
+    tables: DeviceTables,
     granularity: int = 1,
     permuted: bool = False,
-    rotary: NormRotary | None = None,
-    ready: Pack | None = None,
-    tape: Tape | None = None,
-) -> Pack:
-    """Fill and return `ready` (made here where it is None) from q, k, v [B, L, H, D] (tile order, last stride 1); D is
-    64 or 128. It has at least the slots of prepared_slots. permuted: V's keys in the order of attend_fp8_sm90.py, see
-    _cast_values. rotary: q and k are normed and rotated first. tape: see launch.start.
+    norm_rope: NormRope | None = None,
+) -> Workspace:
+    """The tensors of quantized_shapes from q, k, v [B, L, H, D] (tile order, last stride 1); D is 64 or 128.
+
+    permuted: V's keys in the order of attend_fp8_sm90.py, see _cast_values. norm_rope: q and k are normed and rotated
+    first.
     """
-    ready = ready or Pack(pack_slots(prepared_slots(q, at, rotary is not None)), q.device)
-    ready.memory[: zero_bytes(ready)].zero_()
-
-    batch, _, heads, dim = q.shape
-    block, blocks = at.layout.block, at.layout.num_blocks
-    tables = (at.block_start, at.block_len)
-    constants: dict[str, Any] = {"D": dim, "BLOCK": block}
-    if rotary is not None:
-        _norm(q, k, v, at, granularity, rotary, ready, tape, PREPARE)
-    else:
-        fixed = (*tables, *v.stride()[:3], batch, heads)
-        grid = (blocks * batch * heads, 1, 1)
-        start(tape, measure_values, grid, (v, ready.v_amax), fixed, constants, num_warps=4)
-    outputs = (ready.q, ready.k, ready.v, ready.q_scale, ready.k_scale, ready.v_scale)
-    fixed = (*tables, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], heads, blocks, granularity)
-    constants |= {"SINGLE": granularity == 1, "PERMUTED": permuted, "VALUES": rotary is not None}
-    grid = (batch * heads, blocks, 1 if rotary is not None else 3)
-    start(tape, quantize_inputs, grid, (q, k, v, *outputs, ready.v_amax), fixed, constants, num_warps=4)
-    return ready
+    workspace = Workspace(q.device, *quantized_shapes(q, tables, norm_rope is not None))
+    quantize_into(workspace, q, k, v, tables, granularity, permuted, norm_rope)
+    return workspace
 
 
-def _norm(
+def quantize_into(
+    workspace: Workspace,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    at: PlanTensors,
+    tables: DeviceTables,
     granularity: int,
-    rotary: NormRotary,
-    ready: Pack,
-    tape: Tape | None,
-    config: PrepareConfig,
+    permuted: bool,
+    norm_rope: NormRope | None,
 ) -> None:
-    """q and k into `ready`, normed and rotated, and V's largest magnitudes."""
+    """quantize() into a new workspace that has the tensors of quantized_shapes."""
+    batch, _, heads, dim = q.shape
+    block, blocks = tables.layout.block, tables.layout.num_blocks
+    constants: dict[str, Any] = {"D": dim, "BLOCK": block}
+    if norm_rope is not None:
+        _norm_rope(workspace, q, k, v, tables, granularity, norm_rope, NORM_ROPE)
+    else:
+        measure_values[(blocks * batch * heads,)](
+            *(v, workspace.v_amax, tables.block_start, tables.block_len, *v.stride()[:3], batch, heads),
+            **constants,
+            num_warps=4,
+        )
+    outputs = (workspace.q, workspace.k, workspace.v, workspace.q_scale, workspace.k_scale, workspace.v_scale)
+    quantize_inputs[batch * heads, blocks, 1 if norm_rope is not None else 3](
+        *(q, k, v, *outputs, workspace.v_amax, tables.block_start, tables.block_len),
+        *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], heads, blocks, granularity),
+        **constants,
+        SINGLE=granularity == 1,
+        PERMUTED=permuted,
+        VALUES=norm_rope is not None,
+        num_warps=4,
+    )
+
+
+def _norm_rope(
+    workspace: Workspace,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    tables: DeviceTables,
+    granularity: int,
+    norm_rope: NormRope,
+    config: NormRopeConfig,
+) -> None:
+    """q and k into `workspace`, normed and rotated, and V's largest magnitudes."""
     batch, tokens, heads, dim = q.shape
-    block, blocks = at.layout.block, at.layout.num_blocks
+    block, blocks = tables.layout.block, tables.layout.num_blocks
     q, k = _alike(q, k)
-    weights = _alike(rotary.norm_q, rotary.norm_k)
+    weights = _alike(norm_rope.norm_q, norm_rope.norm_k)
     rows, cast_rows = (n * HEAD_DIMS[-1] // dim for n in (config.rows, config.cast_rows))
-    lag = config.lag + min(granularity, blocks) - 1  # of a group's first block, which waits for the last
+    # from a scale group's first block, which waits for its last
+    distance = config.cast_distance + min(granularity, blocks) - 1
     units = 2 * (block // rows) + 2 * (block // cast_rows) * -(-heads // config.cast_heads) + heads
-    grid = ((batch * blocks + lag) * units, 1, 1)
-    moving = (q, k, v, *weights, rotary.table, ready.q, ready.k, ready.q_scale, ready.k_scale, ready.norms)
-    moving += (ready.q_amax, ready.k_amax, ready.v_amax, ready.finished, ready.ticket)
-    fixed = (at.block_start, at.block_len, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-    fixed += (batch, heads, tokens, blocks, granularity, lag, rotary.eps)
-    constants = {"D": dim, "BLOCK": block, "ROWS": rows, "CAST_ROWS": cast_rows, "CAST_HEADS": config.cast_heads}
-    constants |= {"HEADS": max(dim // 2, triton.next_power_of_2(heads))}
-    options = {"num_warps": config.num_warps} | ({"maxnreg": config.maxnreg} if config.maxnreg else {})
-    start(tape, norm_inputs, grid, moving, fixed, constants, **options)
+    options = {"maxnreg": config.maxnreg} if config.maxnreg else {}
+    norm_inputs[((batch * blocks + distance) * units,)](
+        *(q, k, v, *weights, norm_rope.table, workspace.q, workspace.k, workspace.q_scale, workspace.k_scale),
+        *(workspace.norms, workspace.q_amax, workspace.k_amax, workspace.v_amax, workspace.finished, workspace.ticket),
+        *(tables.block_start, tables.block_len, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
+        *(batch, heads, tokens, blocks, granularity, distance, norm_rope.eps),
+        D=dim,
+        BLOCK=block,
+        ROWS=rows,
+        CAST_ROWS=cast_rows,
+        CAST_HEADS=config.cast_heads,
+        HEADS=max(dim // 2, triton.next_power_of_2(heads)),
+        num_warps=config.num_warps,
+        **options,
+    )
 
 
-def prepared_slots(q: torch.Tensor, at: PlanTensors, norm: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shapes and types of what prepare_inputs makes: q, k float8_e4m3fn [B, H, P, D], v float8_e4m3fn [B, H, D, P],
-    scales fp32 q_scale, k_scale [B, H, N], v_scale [B, H, D]. What must be zero before comes first.
+def quantized_shapes(q: torch.Tensor, tables: DeviceTables, norm_rope: bool) -> tuple[Shapes, Shapes]:
+    """What quantize() makes: q, k float8_e4m3fn [B, H, P, D], v float8_e4m3fn [B, H, D, P], scales fp32 q_scale,
+    k_scale [B, H, N], v_scale [B, H, D]; first those tensors that must hold zeros before.
     """
     batch, tokens, heads, dim = q.shape
-    blocks, rows = at.layout.num_blocks, at.layout.num_blocks * at.layout.block
-    line, cells, scales = (batch, heads), torch.float8_e4m3fn, torch.float32
-    norms = {
-        "q_amax": ((*line, blocks), scales),
-        "k_amax": ((*line, blocks), scales),
-        "finished": ((2, batch, blocks), torch.int32),
-        "ticket": ((1,), torch.int32),
+    blocks, rows = tables.layout.num_blocks, tables.layout.num_blocks * tables.layout.block
+    line, e4m3, fp32 = (batch, heads), torch.float8_e4m3fn, torch.float32
+    zeroed: Shapes = {"v_amax": ((*line, dim), fp32)}
+    others: Shapes = {
+        "q": ((*line, rows, dim), e4m3),
+        "k": ((*line, rows, dim), e4m3),
+        "v": ((*line, dim, rows), e4m3),
+        "q_scale": ((*line, blocks), fp32),
+        "k_scale": ((*line, blocks), fp32),
+        "v_scale": ((*line, dim), fp32),
     }
-    return (norms if norm else {}) | {
-        "v_amax": ((*line, dim), scales),
-        **({"norms": ((2, batch, tokens), scales)} if norm else {}),
-        "q": ((*line, rows, dim), cells),
-        "k": ((*line, rows, dim), cells),
-        "v": ((*line, dim, rows), cells),
-        "q_scale": ((*line, blocks), scales),
-        "k_scale": ((*line, blocks), scales),
-        "v_scale": ((*line, dim), scales),
-    }
-
-
-def zero_bytes(ready: Pack) -> int:
-    """How much of prepared inputs' memory must be zero before."""
-    return ready.slots["v_amax"][1]
+    if norm_rope:
+        zeroed |= {"q_amax": ((*line, blocks), fp32), "k_amax": ((*line, blocks), fp32)}
+        zeroed |= {"finished": ((2, batch, blocks), torch.int32), "ticket": ((1,), torch.int32)}
+        others["norms"] = (2, batch, tokens), fp32
+    return zeroed, others
 
 
 def _alike(*pair: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -20,9 +20,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from fpsgen.attention.kernels.launch_config import HopperConfig
+from fpsgen.attention.kernels.launch_config import Sm90Config
 from fpsgen.attention.kernels.softmax import bits, put
-from fpsgen.attention.plan import PlanTensors
+from fpsgen.attention.plan import BlockLists, DeviceTables
 
 
 @gluon.jit
@@ -101,19 +101,19 @@ def look_ahead(args, CONSUMERS: gl.constexpr, BLOCK: gl.constexpr, D: gl.constex
 
 
 def launch_plan(
-    at: PlanTensors, out: torch.Tensor, config: HopperConfig
-) -> tuple[tuple[int, int, int], tuple, dict[str, Any]]:
-    """Grid, arguments from `work` to `longest`, and constants of a Hopper kernel that fills out [B, L, H, D]."""
+    tables: DeviceTables, lists: BlockLists, out: torch.Tensor, config: Sm90Config
+) -> tuple[int, tuple, dict[str, Any]]:
+    """Programs, arguments from `work` to `longest`, and constants of an sm_90 kernel that fills out [B, L, H, D]."""
     batch, tokens, heads, dim = out.shape
-    work = at.work(config.consumers)
+    work = tables.work_tiles(config.consumers)
     jobs = work.shape[0] * batch * heads
-    tables = (work, at.block_start, at.block_len, at.list_index, at.list_count)
-    sizes = (jobs, work.shape[0], heads, tokens, at.layout.num_blocks)
-    lists = (at.list_count.shape[1], at.list_count.shape[0], at.list_index.shape[2])
-    constants = {"CONSUMERS": config.consumers, "BLOCK": at.layout.block, "D": dim, "STAGES": config.stages}
-    constants |= {"LENGTH": at.layout.uniform, "POLY": config.poly, "REGISTERS": config.registers}
+    arguments = (work, tables.block_start, tables.block_len, *lists)
+    arguments += (jobs, work.shape[0], heads, tokens, tables.layout.num_blocks)
+    arguments += (lists.list_count.shape[1], lists.list_count.shape[0], lists.list_index.shape[2])
+    constants = {"CONSUMERS": config.consumers, "BLOCK": tables.layout.block, "D": dim, "STAGES": config.stages}
+    constants |= {"LENGTH": tables.layout.uniform, "POLY": config.poly, "REGISTERS": config.registers}
     programs = min(jobs, torch.cuda.get_device_properties(out.device).multi_processor_count)
-    return (programs, 1, 1), (*tables, *sizes, *lists), constants
+    return programs, arguments, constants
 
 
 def describe(

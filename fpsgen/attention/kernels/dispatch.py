@@ -1,0 +1,111 @@
+"""Choose and start the kernels of one attention call.
+
+Legend: B batch, L tokens (tile order), H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+
+from fpsgen.attention.kernels.attend_portable import TRITON, launch_portable
+from fpsgen.attention.kernels.launch_config import HEAD_DIMS, PortableConfig, Sm90Config, choose_portable, choose_sm90
+from fpsgen.attention.kernels.quantize_qkv import quantize_into, quantized_shapes
+from fpsgen.attention.kernels.workspace import Workspace
+from fpsgen.attention.norm_rope import NormRope
+from fpsgen.attention.plan import BlockLists, DeviceTables
+
+
+def attention_kernel(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    tables: DeviceTables,
+    lists: BlockLists,
+    fp8: bool,
+    granularity: int = 1,
+    norm_rope: NormRope | None = None,
+    return_lse: bool = True,
+    *,
+    config: PortableConfig | Sm90Config | None = None,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention of q, k, v [B, L, H, D] (tile order) over lists of key blocks, as attention_reference does it.
+
+    fp8: Q, K, V and P in E4M3, one scale per `granularity` kernel blocks of Q and K. Otherwise products are in q's
+    16-bit type, bf16 for fp32 inputs. norm_rope: q and k are normed and rotated first. D may be up to 128. config:
+    None chooses the fastest kernel that takes these inputs. out (contiguous [B, L, H, D] where D is 64 or 128) and lse
+    (fp32 [B, H, L]) may be given. Returns out in q's dtype and LSE (natural logarithm), None without return_lse.
+    Raises ValueError for other head dims, and for lists whose number of groups is not 1, H or B*H.
+    """
+    batch, tokens, heads, dim = q.shape
+    groups = lists.list_count.shape[0]
+    if groups not in (1, heads, batch * heads):
+        raise ValueError(f"lists have {groups} groups.\nGive 1, {heads} (heads) or {batch * heads} (batch x heads).")
+    padded = next((d for d in HEAD_DIMS if d >= dim), 0)
+    if not padded:
+        raise ValueError(f"head dim is {dim}.\nThe kernels take head dims up to {HEAD_DIMS[-1]}.")
+    dtype = q.dtype
+    if norm_rope and (padded != dim or not fp8):
+        q, k = norm_rope.apply(q, k)
+        norm_rope = None
+    if padded != dim:
+        q, k, v = (F.pad(x, (0, padded - dim)) for x in (q, k, v))
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    if not fp8 and q.dtype not in (torch.float16, torch.bfloat16):
+        q, k, v = (x.bfloat16() for x in (q, k, v))
+    out = torch.empty(q.shape, device=q.device, dtype=dtype) if out is None else out
+    current = not q.is_cuda or q.device.index == torch.cuda.current_device()
+    with nullcontext() if current else torch.cuda.device(q.device):
+        config = config or choose(q, tables, fp8)
+        zeroed, others = quantized_shapes(q, tables, norm_rope is not None) if fp8 else ({}, {})
+        if not return_lse:
+            others = others | {"lse": ((batch, heads, tokens), torch.float32)}
+        workspace = Workspace(q.device, zeroed, others)
+        if not return_lse:
+            lse = workspace.lse
+        elif lse is None:
+            lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
+        if fp8:
+            quantize_into(workspace, q, k, v, tables, granularity, isinstance(config, Sm90Config), norm_rope)
+        launch(config, (q, k, v), workspace if fp8 else None, tables, lists, out, lse, dim**-0.5)
+    return out if padded == dim else out[..., :dim].contiguous(), lse if return_lse else None
+
+
+def choose(q: torch.Tensor, tables: DeviceTables, fp8: bool) -> PortableConfig | Sm90Config:
+    """The kernel and its launch configuration for q [B, L, H, 64 or 128]."""
+    block, dim = tables.layout.block, q.shape[-1]
+    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
+    sm90 = choose_sm90(dim, block, tables.layout.blocks_per_tile, fp8, capability) if q.is_cuda else None
+    return sm90 or choose_portable(dim, block, fp8, capability, TRITON)
+
+
+def launch(
+    config: PortableConfig | Sm90Config,
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    quantized: Workspace | None,
+    tables: DeviceTables,
+    lists: BlockLists,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+) -> None:
+    """Fill out [B, L, H, D] (contiguous) and lse fp32 [B, H, L] from inputs q, k, v, or from `quantized` if given.
+
+    scale: softmax scale. The current device must be that of the tensors.
+    """
+    scale *= math.log2(math.e)
+    if isinstance(config, PortableConfig):
+        launch_portable(inputs, quantized, tables, lists, out, lse, scale, config)
+    elif quantized is not None:
+        from fpsgen.attention.kernels.attend_fp8_sm90 import launch_fp8_sm90
+
+        launch_fp8_sm90(quantized, tables, lists, out, lse, scale, config)
+    else:
+        from fpsgen.attention.kernels.attend_16bit_sm90 import launch_16bit_sm90
+
+        launch_16bit_sm90(*inputs, tables, lists, out, lse, scale, config)
