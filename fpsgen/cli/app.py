@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from fpsgen import __version__, errors
-from fpsgen.cli import batch, bench, compare, console, doctor, generate, info, models, options
+from fpsgen.cli import batch, bench, compare, console, doctor, generate, info, models, options, report
 from fpsgen.cli.usage import explain_usage
 from fpsgen.errors import FpsgenError
 from fpsgen.signals import Terminated, stoppable
@@ -39,6 +39,7 @@ app.add_typer(models.app)
 app.command(cls=options.Command, epilog=info.INFO_EXAMPLES)(info.info)
 app.command(cls=options.Command, epilog=info.REPLAY_EXAMPLES)(info.replay)
 app.command(cls=options.Command, epilog=compare.EXAMPLES)(compare.compare)
+app.command(cls=options.Command, epilog=report.EXAMPLES)(report.report)
 app.command(cls=options.Command, epilog=doctor.EXAMPLES)(doctor.doctor)
 
 

@@ -59,8 +59,13 @@ def make_batch(file: str, given: dict[str, Any], command: str) -> None:
 
     from fpsgen.batch.run import run
     from fpsgen.cli import progress
+    from fpsgen.models.catalog.machine import this_machine
     from fpsgen.pipeline.events import Timing
+    from fpsgen.pipeline.memory import check_machine
 
+    machine = this_machine()
+    for job in jobs.jobs:
+        check_machine(job.request, machine)
     console.quiet_libraries(settings.debug)
     outcomes: list[Outcome] = []
     with progress.choose(settings.quiet) as events:

@@ -46,8 +46,10 @@ def bench(context: typer.Context, given: dict[str, Any]) -> None:
     from fpsgen.cli import progress
     from fpsgen.cli.model_choice import choose_model
     from fpsgen.pipeline.events import Timing
+    from fpsgen.pipeline.memory import check_machine
 
     planned = plan_bench(settings, choose_model)
+    check_machine(planned.request)
     console.quiet_libraries(settings.debug)
     with progress.choose(settings.quiet) as events:
         timing = Timing(events)
@@ -77,6 +79,9 @@ def kernel(given: dict[str, Any]) -> None:
     """Time attention alone, against SDPA, FlexAttention and FlashAttention-3 (if installed); each result is checked."""
     settings = gather(given)
     names = method_names() if settings.origin("compare") == DEFAULT else settings.compare
+    from fpsgen.pipeline.memory import check_device
+
+    check_device(settings.device)
     console.quiet_libraries(settings.debug)
     from fpsgen.bench import kernel as measured
     from fpsgen.bench.end_to_end import append_rows

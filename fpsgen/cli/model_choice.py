@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from fpsgen.cli import console
+from fpsgen.errors import FpsgenError
 from fpsgen.report.lines import amount
 
 if TYPE_CHECKING:
@@ -17,23 +18,34 @@ if TYPE_CHECKING:
 def choose_model(settings: Settings) -> ModelChoice:
     """The model of `settings`, on this machine (with --dry-run it may be missing).
 
-    Where it is missing, or where "auto" would take a better one that only lacks being here: --pull fetches it, a
-    person at a terminal is asked. Raises FpsgenError MODEL, NETWORK, DISK, ENVIRONMENT.
+    Where it is missing, or where "auto" has only the embedded one and a better one would fit: --pull fetches it, a
+    person at a terminal is asked. What this machine cannot run is not fetched. Raises FpsgenError MODEL, NETWORK,
+    DISK, ENVIRONMENT.
     """
     from fpsgen.models.catalog.cache import missing
     from fpsgen.models.catalog.choice import choose
+    from fpsgen.pipeline.memory import check_model, model_lack
+    from fpsgen.pipeline.plan import instead_of_embedded
 
     choice = choose(settings.model, settings.res, settings.device, missing_ok=True)
     if settings.dry_run:
         return choice
-    better = next((passed.spec for passed in choice.passed if passed.fetchable), None)
-    wanted = choice.spec if choice.folder is None else better
-    if wanted is not None and (settings.pull or _agreed(wanted)):
+    wanted = choice.spec if choice.folder is None else instead_of_embedded(choice)
+    if wanted is None:
+        return choice
+    if settings.pull:
+        check_model(wanted, settings.device)
+    lack = model_lack(wanted, settings.device)
+    if settings.pull or (not lack and _agreed(wanted)):
         fetch(wanted, settings)
         return choose(settings.model, settings.res, settings.device)
-    if choice.folder is None:
-        raise missing(choice.spec.name, choice.spec)
-    return choice
+    if choice.folder is not None:
+        return choice
+    problem = missing(wanted.name, wanted)
+    if lack:
+        remedy = f"take -m nano; {wanted.name} {lack}: fpsgen models pull {wanted.name} on a machine that has it"
+        raise FpsgenError(problem.message, remedy, problem.code)
+    raise problem
 
 
 def fetch(spec: ModelSpec, settings: Settings) -> None:
@@ -46,10 +58,16 @@ def fetch(spec: ModelSpec, settings: Settings) -> None:
         pull(spec.source, spec.revision, progress)
 
 
+def at_terminal() -> bool:
+    """Whether a person can be asked."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def _agreed(spec: ModelSpec) -> bool:
     """Whether a person, if one is there, wants it fetched now."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not at_terminal():
         return False
     from fpsgen.models.catalog.cache import bytes_to_fetch
 
-    return console.ask(f"{spec.name} is not on this machine: fetch {amount(bytes_to_fetch(spec))} now?")
+    size = bytes_to_fetch(spec)
+    return console.ask(f"{spec.name} is not on this machine: fetch {amount(size) if size else 'it'} now?")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fpsgen.cli import console, progress
 from fpsgen.pipeline.events import Timing
+from fpsgen.pipeline.memory import check_machine
 from fpsgen.report.lines import describe, summary
 from fpsgen.text import show
 
@@ -21,6 +22,7 @@ def make_video(
 
     notes: warnings that came up before. made_on: the device that a replayed video was made on.
     """
+    check_machine(request)
     console.quiet_libraries(settings.debug)
     with progress.choose(settings.quiet) as events:
         timing = Timing(events)

@@ -43,7 +43,7 @@ def _channels(PARTS: tl.constexpr, i: tl.constexpr, SPAN: tl.constexpr):
 
 
 @triton.jit
-def _load(x, PARTS: tl.constexpr, SPAN: tl.constexpr, SIZE: tl.constexpr, policy: tl.constexpr = ""):
+def _load(x, PARTS: tl.constexpr, SPAN: tl.constexpr, SIZE: tl.constexpr, policy: tl.constexpr):
     """One row, in its own type."""
     row = ()
     for i in tl.static_range(len(PARTS)):
@@ -116,8 +116,12 @@ def quantize_kernel(
 ):
     """out[r] = x[r], or its GELU (tanh), in E4M3 with scale[r], or in out's type. x rows are `stride` apart."""
     first = tl.program_id(0).to(tl.int64) * ROWS
-    for number in tl.range(first, tl.minimum(first + ROWS, rows)):
-        held = _load(x + number * stride, PARTS, SPAN, SIZE, "evict_first")
+    last = tl.minimum(first + ROWS, rows) - 1
+    ahead = _load(x + first * stride, PARTS, SPAN, SIZE, "evict_first")
+    for number in tl.range(first, last + 1):
+        held = ahead
+        if ROWS > 1:
+            ahead = _load(x + tl.minimum(number + 1, last) * stride, PARTS, SPAN, SIZE, "evict_first")
         row = ()
         for i in tl.static_range(len(PARTS)):
             values = held[i].to(tl.float32)
@@ -153,17 +157,23 @@ def norm_kernel(
 ):
     """total[r] = x[r] + gate * y[r] if RESIDUAL (gate 1 unless GATED), rounded to x's type; then, if NORM,
     out[r] = LayerNorm(total[r]) * (ONE + mul) + add in E4M3 with scale[r], or in out's type. Rows are contiguous;
-    gate, mul and add are of the batch r // length, *_stride apart.
+    gate, mul and add are those of number r // length, *_stride apart.
     """
     first = tl.program_id(0).to(tl.int64) * ROWS
-    for number in tl.range(first, tl.minimum(first + ROWS, rows)):
-        batch = number // length
-        held = _load(x + number * SIZE, PARTS, SPAN, SIZE, "evict_first")
+    last = tl.minimum(first + ROWS, rows) - 1
+    ahead = _load(x + first * SIZE, PARTS, SPAN, SIZE, "evict_first")
+    ahead_branch = _load(y + first * SIZE, PARTS, SPAN, SIZE, "evict_first") if RESIDUAL else ()
+    for number in tl.range(first, last + 1):
+        at = number // length
+        held, branch = ahead, ahead_branch
+        if ROWS > 1:
+            ahead = _load(x + tl.minimum(number + 1, last) * SIZE, PARTS, SPAN, SIZE, "evict_first")
+            if RESIDUAL:
+                ahead_branch = _load(y + tl.minimum(number + 1, last) * SIZE, PARTS, SPAN, SIZE, "evict_first")
         row = ()
         if RESIDUAL:
-            branch = _load(y + number * SIZE, PARTS, SPAN, SIZE, "evict_first")
             if GATED:
-                gates = _load(gate + batch * gate_stride, PARTS, SPAN, SIZE, "evict_last")
+                gates = _load(gate + at * gate_stride, PARTS, SPAN, SIZE, "evict_last")
             for i in tl.static_range(len(PARTS)):
                 change = branch[i].to(tl.float32)
                 if GATED:
@@ -188,8 +198,8 @@ def norm_kernel(
                 centred += (values,)
                 squares += tl.sum(values * values, 0)
             inverse = tl.rsqrt(tl.sum(squares, 0) / SIZE + eps)
-            factor = _load(mul + batch * mul_stride, PARTS, SPAN, SIZE, "evict_last")
-            shift = _load(add + batch * add_stride, PARTS, SPAN, SIZE, "evict_last")
+            factor = _load(mul + at * mul_stride, PARTS, SPAN, SIZE, "evict_last")
+            shift = _load(add + at * add_stride, PARTS, SPAN, SIZE, "evict_last")
             normed = ()
             for i in tl.static_range(len(PARTS)):
                 stretch = factor[i].to(tl.float32)
@@ -214,9 +224,13 @@ def rms_norm_kernel(
 ):
     """out[r] = x[r] / sqrt(mean of squares + eps) * weight; out may be x, whose rows are `stride` apart as well."""
     first = tl.program_id(0).to(tl.int64) * ROWS
+    last = tl.minimum(first + ROWS, rows) - 1
     gains = _load(weight, PARTS, SPAN, SIZE, "evict_last")
-    for number in tl.range(first, tl.minimum(first + ROWS, rows)):
-        held = _load(x + number * stride, PARTS, SPAN, SIZE, "evict_first")
+    ahead = _load(x + first * stride, PARTS, SPAN, SIZE, "evict_first")
+    for number in tl.range(first, last + 1):
+        held = ahead
+        if ROWS > 1:
+            ahead = _load(x + tl.minimum(number + 1, last) * stride, PARTS, SPAN, SIZE, "evict_first")
         squares = tl.zeros([SPAN], tl.float32)
         for i in tl.static_range(len(PARTS)):
             values = held[i].to(tl.float32)

@@ -63,18 +63,21 @@ def norm(
     fp8: bool,
     config: RowConfig | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x, y [B, L, K] contiguous; gate, mul, add [B or 1, K], their rows contiguous. Returns (x + gate * y, its
-    LayerNorm * (one + mul) + add, scale [B*L, 1]): the first is empty without y, the others without mul.
+    """x, y [B, L, K] contiguous; gate, mul, add [B or 1, K], or [B, L, K] for one a token, their rows contiguous.
+    Returns (x + gate * y, its LayerNorm * (one + mul) + add, scale [B*L, 1]): the first is empty without y, the others
+    without mul.
     """
     batch, length, size = x.shape
+    rows, modulation = batch * length, [p for p in (gate, mul, add) if p is not None]
+    a_token = any(p.dim() == 3 for p in modulation)
     config = config or row_config(size)
     total = torch.empty_like(x) if y is not None else x.new_empty(0)
     out, scale = _outputs(x.view(-1, size), fp8) if mul is not None else (x.new_empty(0), x.new_empty(0))
-    per_batch = [0 if p is None or p.shape[0] == 1 else p.stride(0) for p in (gate, mul, add)]
-    kernels.norm_kernel[(-(-batch * length // config.rows),)](
+    steps = [0 if p is None or p.shape[:-1].numel() == 1 else p.stride(-2) for p in (gate, mul, add)]
+    kernels.norm_kernel[(-(-rows // config.rows),)](
         *(x, y if y is not None else x, gate if gate is not None else x),
         *((mul, add) if mul is not None else (x, x)),
-        *(total, out, scale, *per_batch, length, batch * length, eps),
+        *(total, out, scale, *steps, 1 if a_token else length, rows, eps),
         **_row(size, config),
         RESIDUAL=y is not None,
         GATED=gate is not None,

@@ -20,13 +20,15 @@ def norm_silu_kernel(
     skip,
     eps,
     C: tl.constexpr,
+    WIDTH: tl.constexpr,
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
     ADD: tl.constexpr,
     SILU: tl.constexpr,
 ):
-    """total = x + other if ADD; out = silu(total / rms * gain), silu if SILU. x, other, total [pixels, C]. out: every
-    video of `per_video` pixels is preceded by `skip` rows, which are left alone. CHANNELS: C or more, a power of 2.
+    """total = x + other if ADD; out = silu(total / rms * gain), silu if SILU. x, other, total [pixels, C]. out has
+    WIDTH channels, zeros beyond C; every video of `per_video` pixels is preceded by `skip` rows, which are left alone.
+    CHANNELS: WIDTH or more, a power of 2.
     """
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     channel = tl.max_contiguous(tl.arange(0, CHANNELS), 8)
@@ -44,8 +46,8 @@ def norm_silu_kernel(
     if SILU:
         root = tl.rsqrt(1.0 + tl.exp2(values * -_LOG2_E))  # its square is the sigmoid
         values = values * root * root
-    to = (pixel + (pixel // per_video + 1) * skip)[:, None] * C + channel[None, :]
-    tl.store(out + to, values.to(out.dtype.element_ty), mask=real)
+    to = (pixel + (pixel // per_video + 1) * skip)[:, None] * WIDTH + channel[None, :]
+    tl.store(out + to, values.to(out.dtype.element_ty), mask=(pixel < pixels)[:, None] & (channel < WIDTH)[None, :])
 
 
 @triton.jit

@@ -22,18 +22,21 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
 
 
 def residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
-    """x + gate * y in fp32, rounded to x's type once. x, y [B, L, K], gate [B or 1, K]."""
-    change = y.float() if gate is None else y.float() * gate.float().unsqueeze(1)
+    """x + gate * y in fp32, rounded to x's type once. x, y [B, L, K], gate [B or 1, K] or [B, L, K]."""
+    change = y.float() if gate is None else y.float() * _by_token(gate)
     return (x.float() + change).to(x.dtype)
 
 
 def layer_norm(x: torch.Tensor, mul: torch.Tensor, add: torch.Tensor, eps: float, one: bool) -> torch.Tensor:
-    """LayerNorm(x) * (one + mul) + add in fp32. x [B, L, K], mul and add [B or 1, K]."""
-    normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
-    return normed * (one + mul.float()).unsqueeze(1) + add.float().unsqueeze(1)
+    """LayerNorm(x) * (one + mul) + add in fp32. x [B, L, K], mul and add [B or 1, K] or [B, L, K]."""
+    return F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (one + _by_token(mul)) + _by_token(add)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """fp32."""
     wide = x.float()
     return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()
+
+
+def _by_token(x: torch.Tensor) -> torch.Tensor:
+    return x.float() if x.dim() == 3 else x.float().unsqueeze(1)

@@ -39,15 +39,15 @@ def gelu_rows(x: torch.Tensor, fp8: bool) -> FP8Rows | torch.Tensor:
 def norm_rows(
     x: torch.Tensor, mul: torch.Tensor, add: torch.Tensor, eps: float, one: bool, fp8: bool
 ) -> FP8Rows | torch.Tensor:
-    """LayerNorm(x) * (one + mul) + add. x [B, L, K] contiguous; mul, add [B or 1, K]: scale and shift of a modulation
-    (one=True), or the norm's own weight and bias.
+    """LayerNorm(x) * (one + mul) + add, x [B, L, K] contiguous. mul, add [B or 1, K], or [B, L, K] for one a token:
+    scale and shift of a modulation (one=True), or weight and bias of the norm.
     """
     _, out, scale = _call("norm_rows", x, None, None, mul, add, eps, one, fp8)
     return _result(out, scale, fp8)
 
 
 def residual_rows(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
-    """x + gate * y, rounded once. x, y [B, L, K] contiguous, gate [B or 1, K], None for 1."""
+    """x + gate * y, rounded once. x, y [B, L, K] contiguous, gate as norm_rows takes mul, None for 1."""
     return _call("norm_rows", x, y, gate, None, None, 0.0, False, False)[0]
 
 

@@ -97,7 +97,7 @@ def planned_schedule(request: GenerateRequest) -> tuple[Schedule, str]:
 
 def profile_counts(schedule: Schedule, request: GenerateRequest) -> list[tuple[str, int]]:
     """(profile, number of steps), in the order in which they run."""
-    scheduler, train_timesteps = scheduler_of(request.model.folder)
+    scheduler, train_timesteps = scheduler_of(request.model)
     sigmas = step_sigmas(request.sampling.steps, request.sampling.shift, scheduler, train_timesteps)
     counts: dict[str, int] = {}
     for profile in schedule.profiles_for(min(sigma, 1.0) for sigma in sigmas):

@@ -47,13 +47,18 @@ def plan(prompt: str, settings: Settings, choice: ModelChoice | None = None) -> 
     values |= {"prompt": text, "max_sequence_length": spec.max_sequence_length, "schedule": schedule}
     if values["seed"] is None:
         values["seed"] = secrets.randbelow(2**31)
-    values["frames"] = resolve_frames(settings.frames, settings.seconds, values["fps"], spec.frames)
-    values |= _settle_size(settings, spec)
+    geometry = choice.geometry
+    period = geometry.temporal * geometry.patch[0]
+    values["frames"] = resolve_frames(settings.frames, settings.seconds, values["fps"], spec.frames, period)
+    values |= _settle_size(settings, spec, geometry.side)
+    impossible = geometry.refuses(values["width"], values["height"], values["frames"])
+    if impossible:
+        raise FpsgenError(impossible, "choose a smaller --res or fewer --frames", USAGE)
     path, numbered = resolve_output(settings.output, text, values["seed"], settings.overwrite, values["frames"])
     values |= {"path": path, "numbered": numbered, "overwrite": settings.overwrite, "metadata": settings.metadata}
     values["device"] = settings.device
     request = request_from_values(values, choice)
-    return Plan(request, origins_of(settings, spec), _scaling_note(request))
+    return Plan(request, origins_of(settings, spec), notes_of(request))
 
 
 def settled(entry: Setting, settings: Settings, spec: ModelSpec) -> Any:
@@ -112,10 +117,31 @@ def origins_of(settings: Settings, spec: ModelSpec) -> dict[str, str]:
     return origins
 
 
-def _settle_size(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
+def notes_of(request: GenerateRequest) -> tuple[str, ...]:
+    """What the user should know before the work starts, each in one line."""
+    choice, video = request.model, request.video
+    spec, vocabulary = choice.spec, choice.vocabulary
+    note = spec.note((video.width, video.height))
+    words = vocabulary.warning(spec.name, request.prompt.text) if vocabulary is not None else ""
+    better = instead_of_embedded(choice)
+    pull = f"{better.name} would fit this machine: --pull fetches it" if better is not None else ""
+    size = f"{video.width}x{video.height}"
+    return tuple(filter(None, (scaling_note(request), note and f"{spec.name} at {size}: {note}", words, pull)))
+
+
+def instead_of_embedded(choice: ModelChoice) -> ModelSpec | None:
+    """The model to fetch where "auto" has only the embedded one: the best that would fit this machine, if any does."""
+    if not choice.spec.embedded:
+        return None
+    return next((passed.spec for passed in choice.passed if passed.fetchable), None)
+
+
+def _settle_size(settings: Settings, spec: ModelSpec, side: int) -> dict[str, Any]:
     """width and height that the model makes, and scaled_to where the file's size differs."""
     named = {name: size for known in models() for name, size in known.resolutions.items()} if spec.trained_sizes else {}
-    wanted = resolve_size(settings.res, settings.aspect, (spec.width, spec.height), named | spec.resolutions, spec.name)
+    wanted = resolve_size(
+        settings.res, settings.aspect, (spec.width, spec.height), named | spec.resolutions, spec.name, side
+    )
     width, height = nearest_trained(wanted, spec.trained_sizes)
     scaled_to = wanted if wanted != (width, height) else None
     if scaled_to and settings.strict:
@@ -124,11 +150,12 @@ def _settle_size(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
     return {"width": width, "height": height, "scaled_to": scaled_to}
 
 
-def _scaling_note(request: GenerateRequest) -> tuple[str, ...]:
+def scaling_note(request: GenerateRequest) -> str:
+    """That the file's size is not the model's, and how to get the real thing; "" where it is."""
     video, spec = request.video, request.model.spec
     if video.scaled_to is None:
-        return ()
+        return ""
     width, height = video.scaled_to
     text = f"{spec.name} makes {video.width}x{video.height}; the video is scaled to {width}x{height}"
     real = next((other for other in shipped() if video.scaled_to in other.resolutions.values()), None)
-    return (f"{text} (for the real size: fpsgen models pull {real.name}, on a GPU)" if real else text,)
+    return f"{text} (for the real size: fpsgen models pull {real.name}, on a GPU)" if real else text

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fpsgen import __version__
+from fpsgen.pipeline.plan import scaling_note
 from fpsgen.pipeline.request import GenerateRequest, deciding_names, json_ready
 
 RECIPE_SCHEMA = "fpsgen.recipe/1"
@@ -25,6 +26,10 @@ def build_recipe(request: GenerateRequest, run: dict[str, Any]) -> dict[str, Any
     recipe = {"schema": RECIPE_SCHEMA} | {name: json_ready(values[name]) for name in names}
     if recipe["scaled_to"] is None:
         del recipe["scaled_to"]
+    else:
+        recipe["scaled"] = scaling_note(request)
+    if request.model.replaced_scheduler:
+        recipe["scheduler_replaced"] = request.model.replaced_scheduler
     recipe["noise"] = "cpu"  # drawn by torch's CPU generator whatever the device
     return recipe | run | {"versions": versions()}
 

@@ -16,6 +16,7 @@ import torch
 from fpsgen.ffmpeg import check_ffmpeg
 from fpsgen.models.patch.apply import apply
 from fpsgen.models.wan.random_weights import random_embeds
+from fpsgen.models.wan.scheduler import noise_from
 from fpsgen.pipeline.checks import check_latents, to_frames
 from fpsgen.pipeline.events import Timing, peak_rss
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model, readable_errors, set_shift
@@ -156,25 +157,27 @@ def _denoise(
     """Latents [1, C, T, H, W] in fp32. Noise comes from the CPU generator, so a seed means the same on every device."""
 
     video, sampling = request.video, request.sampling
+    generator = torch.Generator("cpu").manual_seed(sampling.seed)
 
     def after_step(pipe: Any, index: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
         check_latents(tensors["latents"], f"step {index + 1} of {sampling.steps}")
         timing.step(index, sampling.steps, handle_note(handle))
         return tensors
 
-    return pipe(
-        prompt_embeds=embeds[0],
-        negative_prompt_embeds=embeds[1],
-        height=video.height,
-        width=video.width,
-        num_frames=video.frames,
-        num_inference_steps=sampling.steps,
-        guidance_scale=sampling.guidance,
-        generator=torch.Generator("cpu").manual_seed(sampling.seed),
-        output_type="latent",
-        callback_on_step_end=after_step,
-        max_sequence_length=request.prompt.max_sequence_length,
-    ).frames
+    with noise_from(pipe.scheduler, generator):
+        return pipe(
+            prompt_embeds=embeds[0],
+            negative_prompt_embeds=embeds[1],
+            height=video.height,
+            width=video.width,
+            num_frames=video.frames,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
+            generator=generator,
+            output_type="latent",
+            callback_on_step_end=after_step,
+            max_sequence_length=request.prompt.max_sequence_length,
+        ).frames
 
 
 @torch.no_grad()

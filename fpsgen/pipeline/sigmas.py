@@ -7,10 +7,8 @@ the scheduler's does.
 from __future__ import annotations
 
 import struct
-from pathlib import Path
-from typing import Any
 
-from fpsgen.models.catalog.folder import read_json
+from fpsgen.models.catalog.choice import ModelChoice
 
 UNIPC, EULER = "UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"
 EXACT = (UNIPC, EULER)  # other schedulers are close to the first
@@ -29,14 +27,12 @@ def step_sigmas(
     return [_fp32(level) for level in levels]
 
 
-def scheduler_of(folder: Path | None) -> tuple[str, int]:
-    """(class, train timesteps) of the scheduler that a model's folder will run by; Wan's where there is no folder."""
-    config: dict[str, Any] = {}
-    if folder is not None and (folder / "scheduler" / "scheduler_config.json").is_file():
-        config = read_json(folder / "scheduler" / "scheduler_config.json")
-    name = str(config.get("_class_name", UNIPC))
-    keeps = name == EULER or "flow_shift" in config
-    return name if keeps else UNIPC, int(config.get("num_train_timesteps", _TRAIN_TIMESTEPS))
+def scheduler_of(choice: ModelChoice) -> tuple[str, int]:
+    """(class, train timesteps) of the scheduler that a model will run by; Wan's where its folder is not here."""
+    if choice.pipeline is None or choice.replaced_scheduler is not None:
+        return UNIPC, _TRAIN_TIMESTEPS
+    config = choice.pipeline.configs["scheduler"]["config"]
+    return choice.pipeline.scheduler, int(config.get("num_train_timesteps", _TRAIN_TIMESTEPS))
 
 
 def _euler(steps: int, shift: float, train_timesteps: int) -> list[float]:

@@ -20,9 +20,9 @@ class Parser(NamedTuple):
 
 def method_names() -> tuple[str, ...]:
     """The attention methods there are."""
-    from fpsgen.attention.schedule import SCHEDULE_METHODS
+    from fpsgen.attention.methods import METHODS
 
-    return SCHEDULE_METHODS
+    return tuple(METHODS)
 
 
 def whole(low: int, high: int) -> Parser:

@@ -107,7 +107,7 @@ def test_without_guidance_the_negative_prompt_is_not_read(request_for):
 
 
 def read_frames(path: Path) -> bytes:
-    from fpsgen.video import ffmpeg
+    from fpsgen.ffmpeg import ffmpeg
 
     command = [ffmpeg(), "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     return subprocess.run(command, capture_output=True, check=True).stdout

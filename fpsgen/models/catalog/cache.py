@@ -90,8 +90,7 @@ class RepositoryCache:
         """Path of a file in a snapshot, seen to lie in it."""
         if not COMMIT.fullmatch(commit):
             raise FpsgenError(f"{show(commit, 80)!r} is not a commit", "set HF_ENDPOINT to another server", MODEL)
-        folder = self.folder / "snapshots" / commit
-        return self.inside(folder / name, folder)
+        return self.inside(self.folder / "snapshots" / commit / name)
 
     def remember(self, revision: str, commit: str) -> None:
         """Note which commit a branch or tag is."""
@@ -118,15 +117,14 @@ class RepositoryCache:
         files = (Path(top) / name for top, _, names in os.walk(self.folder) for name in names)
         return sum(path.lstat().st_size for path in files if not path.is_symlink())
 
-    def inside(self, path: Path, folder: Path | None = None) -> Path:
-        """The path, if it lies in `folder` (the repository's own) with all links followed but its last. Raises
+    def inside(self, path: Path) -> Path:
+        """The path, if it lies in the repository's folder and no link on its way leads anywhere else. Raises
         FpsgenError MODEL.
         """
-        top = (folder or self.folder).resolve()
-        parent = path.parent.resolve()
-        if path.name in ("", ".", "..") or not (parent == top or top in parent.parents):
-            what = f"{show(path)} does not lie in {show(top)}"
-            raise FpsgenError(what, "remove the links in it, or set HF_HOME to another folder", MODEL)
+        parent, right = path.parent, path.name not in ("", ".", "..") and path.is_relative_to(self.folder)
+        if not right or parent.resolve() != self.folder.resolve() / parent.relative_to(self.folder):
+            what = f"{show(path, 300)} does not lie in the folder of its repository"
+            raise FpsgenError(what, "remove the links in that folder, or set HF_HOME to another", MODEL)
         return path
 
     @contextmanager

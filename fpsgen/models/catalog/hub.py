@@ -22,7 +22,7 @@ from fpsgen.fields import Field, fields, many, parse_json, whole
 from fpsgen.files import decode
 from fpsgen.text import show
 
-LISTING_LIMIT = 32 << 20  # bytes
+LISTING_LIMIT = 8 << 20  # bytes
 LISTING_SECONDS = 60.0  # for a whole listing; HF_HUB_DOWNLOAD_TIMEOUT limits each read of it, 10 s unless set
 STALLED = 1000  # bytes a second, over STALLED_SECONDS: a transfer as slow as that has broken off
 STALLED_SECONDS = 60.0
@@ -88,7 +88,7 @@ def read_listing(hub: HubSettings, repository: str, revision: str) -> tuple[str,
     """
     address = f"{hub.endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"
     end = time.monotonic() + LISTING_SECONDS
-    data = b""
+    data = bytearray()
     with request(hub, address, f"revision {revision!r} of {repository}") as response:
         for part in response.iter_bytes():
             data += part
@@ -97,7 +97,7 @@ def read_listing(hub: HubSettings, repository: str, revision: str) -> tuple[str,
             if time.monotonic() > end:
                 raise _no_answer(hub, f"the listing of {repository} took longer than {LISTING_SECONDS:.0f} s")
     what = f"{hub.shown}: the listing of {repository}"
-    listing = parse_json(decode(data, what, MODEL), what, MODEL, _OTHER_SERVER)
+    listing = parse_json(decode(bytes(data), what, MODEL), what, MODEL, _OTHER_SERVER)
     found = fields(
         listing, {"sha": _digest(_COMMIT), "siblings": many(_sibling(), 0, 100_000)}, what, MODEL, True, _OTHER_SERVER
     )
@@ -121,7 +121,11 @@ def request(hub: HubSettings, address: str, what: str, start: int = 0) -> Iterat
 
     if hub.offline:
         raise FpsgenError(f"{what} is not on this machine, and HF_HUB_OFFLINE is set", _OFFLINE, NETWORK)
-    headers = build_hf_headers(library_name="fpsgen") | {"Accept-Encoding": "identity"}
+    try:
+        headers = build_hf_headers(library_name="fpsgen") | {"Accept-Encoding": "identity"}
+    except (OSError, ValueError) as error:
+        remedy = "check HF_HOME and HF_TOKEN_PATH, or set HF_TOKEN"
+        raise FpsgenError(f"the token for the hub cannot be read: {show(error)}", remedy, USAGE) from error
     if not all(value.isprintable() and value.isascii() for value in headers.values()):
         raise FpsgenError("HF_TOKEN holds characters that no token has", "set it again, or: hf auth login", USAGE)
     if start:

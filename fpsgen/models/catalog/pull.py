@@ -33,7 +33,8 @@ from fpsgen.text import show
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _ROOM = 1 << 26  # bytes that must stay free
-_ATTEMPTS = 3  # in a row that bring no byte
+_ATTEMPTS = 3  # in a row that bring less than _PROGRESS bytes
+_PROGRESS = 1 << 20
 _PAUSE = 1.0  # seconds between them
 
 Progress = Callable[[str, int, int], None]
@@ -172,7 +173,7 @@ def _receive(
             return came + _size(partial) - before
         except FpsgenError as error:
             brought = max(0, _size(partial) - before)
-            came, failures = came + brought, 0 if brought else failures + 1
+            came, failures = came + brought, 0 if brought >= _PROGRESS else failures + 1
             if error.code != NETWORK or hub.offline or failures >= _ATTEMPTS:
                 raise
             time.sleep(_PAUSE)

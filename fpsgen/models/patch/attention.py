@@ -14,12 +14,15 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
+from fpsgen.attention.methods import METHODS
 from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.op import attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.schedule import Profile
 from fpsgen.errors import USAGE, FpsgenError
+from fpsgen.fused import FP8Rows
 from fpsgen.models.patch.forward_state import ForwardState
+from fpsgen.models.patch.linear import project_rows
 from fpsgen.models.patch.run_record import ATTENTION, DENSE_LAYER, LayerRun
 from fpsgen.models.patch.stack import Run
 
@@ -69,10 +72,12 @@ class FpsAttnProcessor(WanAttnProcessor):
         return attn.to_out[1](attn.to_out[0](out))
 
 
-def project(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def project(attn: Any, hidden_states: torch.Tensor | FP8Rows) -> tuple[torch.Tensor, ...]:
     """q, k, v [B, L, dim] of a WanAttention, fused or not. Modules are called, their weights never read: LoRA, fp8
     storage and quantized layers live in the call.
     """
+    if isinstance(hidden_states, FP8Rows):
+        return project_rows(attn, hidden_states)
     if attn.fused_projections:
         return attn.to_qkv(hidden_states).chunk(3, dim=-1)
     return attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
@@ -127,7 +132,7 @@ def _attention(
 
 def takes_backend(plan: AttentionPlan) -> bool:
     """Whether the attention backend that a user chose in diffusers computes this plan: dense, in 16 bit."""
-    return plan.dense and not plan.fp8
+    return not plan.needs_order
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -146,11 +151,6 @@ def plain_norms(attn: Any) -> bool:
         and not (norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm))
         for norm in norms
     )
-
-
-def fuses_norm_rope(plan: AttentionPlan, device: torch.device, head_dim: int) -> bool:
-    """Whether attention by this plan norms and rotates in the pass that quantizes."""
-    return plan.fp8 and plan.kernel(device, head_dim) in ("triton", "hopper")
 
 
 class AttentionPatch:
@@ -235,7 +235,7 @@ class _InstalledAttention:
 
     def _table(self, plan: AttentionPlan, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor | None:
         """NormRope's table where the kernel that quantizes can norm and rotate as well; it has no gradient."""
-        if not fuses_norm_rope(plan, cos.device, self._head_dim) or torch.is_grad_enabled():
+        if not plan.fuses_norm_rope(cos.device, self._head_dim) or torch.is_grad_enabled():
             return None
         if torch.is_autocast_enabled(cos.device.type) or not all(map(plain_norms, self._attentions)):
             return None
@@ -254,6 +254,6 @@ def dense_reason(profile: Profile, plan: AttentionPlan, method: str | None) -> s
     """Why a layer that follows the profile is dense, or None. method: what the user asked to run everything as."""
     if not plan.dense:
         return None
-    if method in ("bf16", "fp8"):
+    if method is not None and METHODS[method].dense:
         return f"method_{method}"
-    return "dense_by_schedule" if profile.window == "all" else "window_covers_grid"
+    return "dense_by_schedule" if profile.sees_all else "window_covers_grid"

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from diffusers.hooks import ModelHook
 
-from fpsgen.attention.plan import METHODS, AttentionPlan
+from fpsgen.attention.methods import METHODS
+from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.schedule import Profile
 from fpsgen.errors import ENVIRONMENT, USAGE, FpsgenError
 from fpsgen.models.patch.noise_level import NoiseLevels
@@ -148,9 +149,7 @@ class ForwardHook(ModelHook):
         """(plan, dense plan, plan of the token order)."""
         key = (profile.name, grid)
         if key not in self._plans:
-            plan = AttentionPlan(
-                grid, profile.tile, profile.window, profile.granularity, profile.method, smooth_k=profile.smooth_k
-            )
+            plan = AttentionPlan.of(profile, grid)
             self._plans[key] = (
                 plan,
                 AttentionPlan(grid, profile.tile, method="bf16"),
@@ -162,14 +161,10 @@ class ForwardHook(ModelHook):
         """Which tiles the tokens lie in. Dense 16-bit attention does not care: it takes the order of the other steps,
         if they have but one, so that what caches keep from step to step stays in place.
         """
-        if METHODS[profile.method].fp8 or METHODS[profile.method].windowed:
+        if METHODS[profile.method].tiled:
             return plan
-        tiles = self._tiles()
+        tiles = self.run.schedule.tiles
         return AttentionPlan(grid, next(iter(tiles)), method="bf16") if len(tiles) == 1 else None
-
-    def _tiles(self) -> set[Any]:
-        profiles = self.run.schedule.profiles
-        return {p.tile for p in profiles if METHODS[p.method].fp8 or METHODS[p.method].windowed}
 
     def _refuse(self, module: Any) -> None:
         """Raise FpsgenError, by name, for what would silently go wrong."""
@@ -183,7 +178,7 @@ class ForwardHook(ModelHook):
         cache = getattr(module, "_cache_config", None)
         if cache is None:
             return
-        kind, tiles = type(cache).__name__, self._tiles()
+        kind, tiles = type(cache).__name__, self.run.schedule.tiles
         if kind in SPATIAL_CACHES and tiles:
             raise FpsgenError(
                 f"{kind} looks at tokens in raster order, and fpsgen keeps them in tile order",

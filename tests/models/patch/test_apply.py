@@ -118,7 +118,7 @@ def test_fp8_runs_and_differs(transformer):
         dense = case.difference(case.forward(transformer), stock)
     with apply(transformer, case.one(case.FP8)) as handle:
         sparse = case.difference(case.forward(transformer), stock)
-        assert handle.report()["kernels"] == {"reference": 3}
+        assert handle.report()["kernels"] == {"cpu": 3}
     assert 1e-4 < dense < sparse < 10
 
 
@@ -261,7 +261,7 @@ def test_dense_layers_stay_dense(transformer):
     with apply(transformer, case.one(case.FP8, dense_layers=(1,))) as handle:
         assert case.difference(case.forward(transformer), stock) > 100 * LIMIT
         report = handle.report()
-    assert report["layers_dense"] == [1] and report["kernels"] == {"reference": 2, "sdpa": 1}
+    assert report["layers_dense"] == [1] and report["kernels"] == {"cpu": 2, "sdpa": 1}
 
 
 def test_strict_turns_deviations_into_errors(transformer):

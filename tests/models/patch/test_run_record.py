@@ -51,13 +51,13 @@ def test_a_report_tells_what_ran_and_why_it_was_dense(tiny_dir, calls):
         by_layer = {layer: group for group in step["layers"] for layer in group["layers"]}
         assert set(by_layer) == {0, 1} and by_layer[1]["reason"] == "dense_layer" and by_layer[1]["kernel"] == "sdpa"
         assert by_layer[0]["reason"] == {"sparse": None, "fp8": None, "dense": "dense_by_schedule"}[step["profile"]]
-        assert by_layer[0]["kernel"] == ("sdpa" if step["profile"] == "dense" else "reference")
+        assert by_layer[0]["kernel"] == ("sdpa" if step["profile"] == "dense" else "cpu")
         assert step["density"] == pytest.approx((by_layer[0]["density"] + by_layer[1]["density"]) / 2)
         expected += [(step["method"], by_layer[0]["density"]), ("bf16", 1.0)] * 2
     assert calls == expected
     assert report["kernels"] == {
         name: sum(group["calls"] for step in report["steps"] for group in step["layers"] if group["kernel"] == name)
-        for name in ("reference", "sdpa")
+        for name in ("cpu", "sdpa")
     }
     sparse = next(step for step in report["steps"] if step["profile"] == "sparse")
     mask = case.window_mask(case.RAGGED, (1, 1, 3))
@@ -110,7 +110,7 @@ def test_two_transformers_of_unequal_depth(tiny_dir):
     assert len(shallow) + len(deep) == 6 and shallow and deep and not report["fallbacks"]
     assert all(step["density"] == pytest.approx((sparse + 1) / 2) for step in shallow)
     assert all(step["density"] == pytest.approx((sparse + 2) / 3) for step in deep)
-    assert report["kernels"] == {"reference": 2 * 6, "sdpa": 2 * len(shallow) + 4 * len(deep)}
+    assert report["kernels"] == {"cpu": 2 * 6, "sdpa": 2 * len(shallow) + 4 * len(deep)}
 
 
 def test_densities_that_a_device_counted_are_read_by_a_report_only(transformer, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_handle_prints_as_what_ran(tiny_dir):
     assert "nothing has run" in str(handle) and "mixed" in repr(handle) and "1 transformer" in repr(handle)
     case.video(pipe, steps=8)
     text = str(handle)
-    for part in ("mixed", "run as sta", "8 steps", "5 x 6 x 7", "sparse", "reference", "sdpa"):
+    for part in ("mixed", "run as sta", "8 steps", "5 x 6 x 7", "sparse", "cpu", "sdpa"):
         assert part in text
     assert handle.summary() == text and len(text.splitlines()) < 10
     handle.remove()
@@ -165,7 +165,7 @@ def test_a_layer_that_did_not_run_is_not_reported_as_run(transformer):
     with apply(transformer, case.one(case.SPARSE)) as handle:
         case.forward(transformer)
         report = handle.report()
-    assert report["steps"][0]["calls"] == 2 and report["kernels"] == {"reference": 2}
+    assert report["steps"][0]["calls"] == 2 and report["kernels"] == {"cpu": 2}
     assert report["fallbacks"][0]["layers"] == [1]
 
 

@@ -181,8 +181,8 @@ def test_what_is_no_entry_of_the_schedule_is_read():
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(4)
     levels = NoiseLevels(Run(MIXED, None, False), lambda: scheduler)
-    both = levels.position(scheduler.timesteps[1:3], training=True)
-    assert both.index is None and (both.sigma, both.lowest) == pytest.approx(scheduler.sigmas[1:3].tolist())
+    both = levels.position(scheduler.timesteps[1:3], training=False)
+    assert both.index == 1 and (both.sigma, both.lowest) == pytest.approx(scheduler.sigmas[1:3].tolist())
     copied = levels.position(scheduler.timesteps[3].clone().expand(2), training=False)
     assert copied.index == 3 and copied.loop is scheduler.timesteps
     free = levels.position(torch.tensor([333.0]), training=False)
