@@ -1,272 +1,277 @@
-"""MP4 files that are whole or absent, with their recipe inside. A leaf: imports nothing of ours but the errors.
+"""Videos and pictures that are whole or absent, with their recipe inside; and frames read back one by one. A leaf.
 
-ffmpeg (the one imageio-ffmpeg brings) is called with a list of arguments, its return code is checked, the frames
-that it wrote are counted back, and only then does the file get its name. What a killed run leaves is a hidden
-temporary that the next run in the same folder removes.
+A file gets its name only after ffmpeg has ended well, the boxes of the MP4 are complete, and as many frames decode from
+it as were given. What a killed run leaves is a hidden temporary that the next run in the same folder removes.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import secrets
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from fpsgen.errors import BAD_INPUT, DISK, ENVIRONMENT, FpsgenError
+from fpsgen.ffmpeg import Process, check_ffmpeg, encode, raw_input, run
+from fpsgen.files import atomic, sweep, temporary
+from fpsgen.text import show
 
-_PART_PREFIX = ".fpsgen-"
-_PART_SUFFIX = ".part.mp4"
 _SCHEMA_KEY = "schema"
-PATIENCE = 25.0  # seconds for ffmpeg to start and end, beside its work
+_COMMENT = "comment"  # the tag of an MP4, the text of a PNG
+_PIXELS_PER_SECOND = 1e6  # even a slow core that others use encodes many times as many
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video that can be read. fps: frames a second, 0 where none is told. pixel: its shape, "1:1" for square."""
+
+    path: Path
+    fps: float
+    pixel: str
 
 
 def write_mp4(
-    frames: np.ndarray, path: str | Path, fps: int, recipe: dict[str, Any] | None = None, overwrite: bool = False
+    frames: np.ndarray | Iterable[np.ndarray],
+    path: str | Path,
+    fps: float,
+    recipe: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> Path:
-    """Write frames as H.264 in MP4 (yuv420p, BT.709, CRF 18, index first) and return the path.
+    """Write frames as H.264 in MP4 (yuv420p, BT.709, CRF 18, index first).
 
-    frames: uint8 [T, H, W, 3], RGB; H and W even. fps: frames a second. recipe: JSON for the comment tag, or None.
-    Raises FileExistsError unless `overwrite`; ValueError for other frames; FpsgenError DISK when the file could not be
-    written and ENVIRONMENT when ffmpeg is missing. On any error, and when interrupted, nothing is left under `path`.
+    frames: uint8 [T, H, W, 3] in RGB, or such [H, W, 3] one after the other; H and W even. fps: frames a second.
+    recipe: JSON for the comment tag, or None. size: (width, height) that the frames are scaled to (Lanczos), None to
+    leave them. Raises FileExistsError unless `overwrite`; ValueError for other frames;
+    FpsgenError DISK when the file could not be written, ENVIRONMENT when ffmpeg does not work. On any error, and when
+    interrupted, nothing is left under `path`.
     """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise ValueError(f"frames are {frames.dtype} {list(frames.shape)}, wanted uint8 [T, H, W, 3]")
-    count, height, width, _ = frames.shape
-    if height % 2 or width % 2:
-        raise ValueError(f"{width}x{height} has an odd side; yuv420p needs even ones")
+    waiting = iter(frames)
+    first = next(waiting, None)
+    if first is None:
+        raise ValueError("there are no frames")
+    _check_frame(first, first.shape)
+    wide, high = size or first.shape[1::-1]
+    if high % 2 or wide % 2:
+        raise ValueError(f"{wide}x{high} has an odd side; yuv420p needs even ones")
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(str(path))
-
     sweep(path.parent)
-    with _temporary(path) as part:
-        _encode(np.ascontiguousarray(frames), part, fps, recipe)
-        written = count_frames(part)
-        if written != count:
+    with atomic(path, overwrite) as part:
+        count = _encode(first, waiting, part, fps, recipe, size)
+        found = _frames_of(part, count * wide * high) if whole_mp4(part) else 0
+        if found != count:
+            check_ffmpeg()
             raise FpsgenError(
-                f"{path} came out with {written} of {count} frames", "check the disk and run it again", DISK
+                f"{show(path)} came out with {found} of {count} frames", "check the disk and run it again", DISK
             )
-        try:
-            _sync(part)
-            if overwrite:
-                os.replace(part, path)
-            else:
-                _claim(part, path)
-            _sync(path.parent)
-        except FileExistsError:
-            raise
-        except OSError as error:
-            raise _disk(path, error) from error
     return path
 
 
-def write_text(text: str, path: str | Path) -> Path:
-    """Write a small text file whole or not at all (UTF-8), replacing what was there. Raises FpsgenError DISK."""
+def write_png(
+    frame: np.ndarray, path: str | Path, recipe: dict[str, Any] | None = None, overwrite: bool = False
+) -> Path:
+    """Write one frame, uint8 [H, W, 3] in RGB, as PNG. recipe: JSON for its text "comment". Raises as write_mp4."""
+    import imageio.v3 as iio
+    from PIL.PngImagePlugin import PngInfo
+
+    _check_frame(frame, frame.shape)
+    texts = PngInfo()
+    if recipe is not None:
+        texts.add_itxt(_COMMENT, _as_json(recipe))
     path = Path(path)
-    with _temporary(path) as part:
-        try:
-            part.write_text(text, encoding="utf-8")
-            _sync(part)
-            os.replace(part, path)
-            _sync(path.parent)
-        except OSError as error:
-            raise _disk(path, error) from error
+    sweep(path.parent)
+    with atomic(path, overwrite) as part:
+        part.write_bytes(iio.imwrite("<bytes>", frame, extension=".png", plugin="pillow", pnginfo=texts))
+        back = iio.imread(part, extension=".png", plugin="pillow")
+        if not np.array_equal(back, frame):
+            raise FpsgenError(f"{show(path)} came out wrong", "check the disk and run it again", DISK)
     return path
 
 
 def read_recipe(path: str | Path) -> dict[str, Any] | None:
-    """The recipe in an MP4's comment tag, or None where it carries none. Raises FpsgenError BAD_INPUT."""
-    command = [ffmpeg(), "-hide_banner", "-v", "error", "-i", _url(path), "-f", "ffmetadata", "-"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
-    if done.returncode:
-        raise FpsgenError(
-            f"{path} is not a video that can be read: {_last_line(done.stderr)}", "name an MP4 file", BAD_INPUT
-        )
-    # ffmetadata writes key=value with \ before = ; # \ and line ends
-    entry = re.search(r"^comment=((?:\\.|[^\\\n])*)", done.stdout.decode("utf-8", "replace"), re.MULTILINE | re.DOTALL)
-    if not entry:
-        return None
+    """The recipe in an MP4's comment tag or a PNG's text, or None where it carries none.
+
+    It is JSON, and no more is known of it. Raises FpsgenError BAD_INPUT for what is no such file, ENVIRONMENT.
+    """
+    text = _png_comment(path) if Path(path).suffix.lower() == ".png" else _mp4_comment(path)
     try:
-        recipe = json.loads(re.sub(r"\\(.)", r"\1", entry[1], flags=re.DOTALL))
-    except json.JSONDecodeError:
+        recipe = json.loads(text) if text else None
+    except (ValueError, RecursionError):
         return None
     return recipe if isinstance(recipe, dict) and _SCHEMA_KEY in recipe else None
 
 
+def open_video(path: str | Path) -> Clip:
+    """What a video says of itself. Raises FpsgenError BAD_INPUT, ENVIRONMENT."""
+    said = _probe(path)
+    stream = re.search(rb"Stream #0:\d+[^\n]*Video: [^\n]*", said)
+    if stream is None:
+        raise _no_video(path, "there is no video stream in it")
+    rate = re.search(rb"([\d.]+)(k?) fps", stream[0])
+    pixel = re.search(rb"\bSAR (\d+:\d+)", stream[0])
+    fps = float(rate[1]) * (1000 if rate[2] else 1) if rate else 0.0
+    shape = pixel[1].decode() if pixel else "1:1"
+    return Clip(Path(path), fps, "1:1" if shape == "0:1" else shape)
+
+
+def frames_of(path: str | Path) -> Iterator[np.ndarray]:
+    """The frames of a video one by one, as players show them (turned by its display matrix): uint8 [H, W, 3], RGB.
+
+    Raises FpsgenError BAD_INPUT where it does not decode to its end, ENVIRONMENT.
+    """
+    command = ["-xerror", "-i", _url(path), "-map", "0:v:0", "-fps_mode", "passthrough"]
+    # each picture of this stream says how large it is
+    with Process([*command, "-f", "image2pipe", "-c:v", "ppm", "pipe:1"]) as process:
+        count = 0
+        while header := process.read_exactly(3):
+            while header.count(b"\n") < 3 and len(header) < 40 and (byte := process.read(1)):
+                header += byte
+            size = re.fullmatch(rb"P6\n(\d+) (\d+)\n255\n", header)
+            width, height = (int(size[1]), int(size[2])) if size else (0, 0)
+            data = process.read_exactly(width * height * 3)
+            if not data or len(data) < width * height * 3:
+                break
+            count += 1
+            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+        code = process.wait()
+    if code or not count or process.late:
+        raise _no_video(path, process.said or "it does not decode")
+
+
 def read_frames(path: str | Path) -> tuple[np.ndarray, float]:
-    """(uint8 frames [T, H, W, 3] in RGB, frames a second) of a whole video. Raises FpsgenError BAD_INPUT."""
-    probe = [ffmpeg(), "-hide_banner", "-i", _url(path)]
-    said = subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE).stderr
-    stream = re.search(rb"Stream #0:\d+.*Video: .*?, (\d+)x(\d+)[ ,].*?([\d.]+) fps", said)
-    command = [ffmpeg(), "-hide_banner", "-v", "error", "-xerror", "-i", _url(path), "-map", "0:v:0"]
-    command += ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
-    done = None
-    if stream is not None:
-        with suppress(subprocess.TimeoutExpired):
-            patience = PATIENCE + _size(path) / 1e5
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=patience)
-    if stream is None or done is None or done.returncode or not done.stdout:
-        why = _last_line(done.stderr if done is not None else said)
-        raise FpsgenError(f"{path} is not a video that can be read: {why}", "name an MP4 file", BAD_INPUT)
-    width, height = int(stream[1]), int(stream[2])
-    return np.frombuffer(bytearray(done.stdout), np.uint8).reshape(-1, height, width, 3), float(stream[3])
+    """(all frames, uint8 [T, H, W, 3]; frames a second). For short videos: all are in memory. Raises as frames_of."""
+    return np.stack(list(frames_of(path))), open_video(path).fps
 
 
 def count_frames(path: str | Path) -> int:
-    """Decode the whole file and count its frames; 0 where it does not decode cleanly."""
-    command = [ffmpeg(), "-hide_banner", "-v", "error", "-xerror", "-i", _url(path)]
-    command += ["-map", "0:v:0", "-fps_mode", "passthrough", "-f", "null", "-progress", "pipe:1", "-"]
+    """Decode a whole video and count its frames; 0 where it is not whole or does not decode cleanly."""
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE + _size(path) / 1e6
-        )
-    except subprocess.TimeoutExpired:
+        return _frames_of(path, 0) if whole_mp4(path) else 0
+    except OSError:
         return 0
-    counts = re.findall(rb"^frame=\s*(\d+)", done.stdout, re.MULTILINE)
-    return int(counts[-1]) if counts and done.returncode == 0 else 0
 
 
-def ffmpeg() -> str:
-    """Path of the ffmpeg to use (IMAGEIO_FFMPEG_EXE is honoured). Raises FpsgenError ENVIRONMENT."""
-    import imageio_ffmpeg
-
-    try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError as error:
-        raise FpsgenError("no ffmpeg was found", "pip install --force-reinstall imageio-ffmpeg", ENVIRONMENT) from error
-
-
-def sweep(folder: str | Path) -> int:
-    """Remove temporaries in `folder` that no living run holds, and say how many."""
-    removed = 0
-    for part in Path(folder).glob(f"{_PART_PREFIX}*{_PART_SUFFIX}"):
-        with suppress(OSError), _locked(os.open(part, os.O_RDWR)) as free:
-            if free:
-                part.unlink()
-                removed += 1
-    return removed
+def whole_mp4(path: str | Path) -> bool:
+    """Whether an MP4's boxes fill the file to its last byte, with index and frames among them. Decodes nothing."""
+    sizes: dict[bytes, int] = {}
+    with open(path, "rb") as file:
+        end, place = file.seek(0, 2), 0
+        while place < end:
+            file.seek(place)
+            head = file.read(16)
+            size = int.from_bytes(head[:4], "big")
+            if size == 1:
+                size = int.from_bytes(head[8:16], "big")
+            if size < 8 or place + size > end or (not sizes and head[4:8] != b"ftyp"):
+                return False
+            sizes[head[4:8]] = size
+            place += size
+    return all(sizes.get(name, 0) > 8 for name in (b"ftyp", b"moov", b"mdat"))
 
 
-def _encode(frames: np.ndarray, part: Path, fps: int, recipe: dict[str, Any] | None) -> None:
-    count, height, width, _ = frames.shape
-    command = [ffmpeg(), "-hide_banner", "-v", "error", "-y"]
-    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s:v", f"{width}x{height}", "-r", str(fps), "-i", "pipe:0"]
-    command += [
-        "-an",
-        "-vf",
-        "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:flags=bicubic+accurate_rnd,"
-        "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv",
-    ]
-    command += ["-c:v", "libx264", "-preset", "medium", "-crf", "18", "-pix_fmt", "yuv420p"]
-    command += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
-    if recipe is not None:
-        command += ["-metadata", "comment=" + json.dumps(recipe, ensure_ascii=False, separators=(",", ":"))]
-    command += ["-movflags", "+faststart", "-f", "mp4", _url(part)]
-
-    patience = (
-        PATIENCE + count * height * width / 1e6
-    )  # seconds; even a slow core encodes a megapixel in far less than one
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is ours to pass on
-        )
-    except OSError as error:
-        message = f"ffmpeg could not be started: {command[0]}: {error.strerror}"
-        raise FpsgenError(message, "pip install --force-reinstall imageio-ffmpeg", ENVIRONMENT) from error
-    try:
-        _, complaints = process.communicate(cast(bytes, frames.data.cast("B")), timeout=patience)
-    except subprocess.TimeoutExpired:
-        message = f"ffmpeg ({command[0]}) did not finish within {patience:.0f} s"
-        raise FpsgenError(message, "see whether the disk answers, and run it again", DISK) from None
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-    if process.returncode:
-        said = _last_line(complaints) or f"it ended with code {process.returncode}"
+def _encode(
+    first: np.ndarray,
+    others: Iterator[np.ndarray],
+    part: Path,
+    fps: float,
+    recipe: dict[str, Any] | None,
+    size: tuple[int, int] | None,
+) -> int:
+    """Encode into `part` and return the number of frames."""
+    height, width = first.shape[:2]
+    pixels = size[0] * size[1] if size else height * width
+    command = raw_input(width, height, fps)
+    with ExitStack() as stack:
+        if recipe is not None:  # in a file: a command line has an end, and other users can read it
+            tags, _ = stack.enter_context(temporary(part))
+            tags.write_text(f";FFMETADATA1\n{_COMMENT}={_escaped(_as_json(recipe))}\n", encoding="utf-8")
+            command += ["-f", "ffmetadata", "-i", _url(tags), "-map", "0:v", "-map_metadata", "1"]
+        command += [*encode(size), "-movflags", "+faststart", "-f", "mp4", "-y", _url(part)]
+        process = stack.enter_context(Process(command, 100 * pixels / _PIXELS_PER_SECOND))
+        count, taken = 0, True
+        frame: np.ndarray | None = first
+        while frame is not None:
+            _check_frame(frame, first.shape)
+            count += 1
+            taken = process.write(np.ascontiguousarray(frame))
+            if not taken:
+                break
+            frame = next(others, None)
+        code = process.wait()
+    if process.late:
+        check_ffmpeg()
+        raise FpsgenError("ffmpeg stopped getting on", "see whether the disk answers, and run it again", DISK)
+    if code or not taken:
+        check_ffmpeg()
+        said = process.said or f"it ended with code {code} before its work"
         raise FpsgenError(f"ffmpeg failed: {said}", "free space on the disk, or choose another folder with -o", DISK)
+    return count
 
 
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A new, locked, hidden file beside `path`; gone when the block ends, unless it was renamed."""
-    part = path.with_name(f"{_PART_PREFIX}{secrets.token_hex(6)}{_PART_SUFFIX}")
+def _frames_of(path: str | Path, pixels: int) -> int:
+    """Number of frames that decode; 0 where one does not. pixels: how many there are in all, if that is known."""
+    command = ["-xerror", "-i", _url(path), "-map", "0:v:0", "-fps_mode", "passthrough"]
+    done = run([*command, "-f", "null", "-progress", "pipe:1", "-"], work=pixels / _PIXELS_PER_SECOND)
+    counts = re.findall(rb"^frame=\s*(\d+)", done.out, re.MULTILINE)
+    return int(counts[-1]) if counts and done.code == 0 else 0
+
+
+def _check_frame(frame: np.ndarray, shape: tuple[int, ...]) -> None:
+    good = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3
+    if not good or frame.shape != shape or frame.shape[2] != 3 or 0 in frame.shape:
+        raise ValueError(f"a frame is {frame.dtype} {list(frame.shape)}, wanted uint8 [H, W, 3], all of one size")
+
+
+def _mp4_comment(path: str | Path) -> str:
+    done = run(["-i", _url(path), "-f", "ffmetadata", "-"])
+    if done.code:
+        raise _no_video(path, done.said or "ffmpeg cannot read it")
+    # ffmetadata writes key=value with \ before = ; # \ and line ends
+    text = done.out.decode("utf-8", "replace")
+    entry = re.search(rf"^{_COMMENT}=((?:\\.|[^\\\n])*)", text, re.MULTILINE | re.DOTALL)
+    return re.sub(r"\\(.)", r"\1", entry[1], flags=re.DOTALL) if entry else ""
+
+
+def _png_comment(path: str | Path) -> str:
+    import imageio.v3 as iio
+
     try:
-        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-    except OSError as error:
-        raise _disk(path, error) from error
-    with _locked(descriptor):
-        try:
-            yield part
-        finally:
-            part.unlink(missing_ok=True)
+        found = iio.immeta(path, extension=".png", plugin="pillow").get(_COMMENT, "")
+    except Exception as error:  # pillow raises nearly anything for a file that is none
+        raise FpsgenError(
+            f"{show(path)} is not a picture that can be read: {show(error)}", "name a PNG file", BAD_INPUT
+        ) from error
+    return found if isinstance(found, str) else ""
 
 
-@contextmanager
-def _locked(descriptor: int) -> Iterator[bool]:
-    """Hold an advisory lock on an open file and close it at the end; yields whether the lock was free."""
-    free = False
-    try:
-        try:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        except (ImportError, OSError):  # no such locks here: never take a file for abandoned
-            pass
-        yield free
-    finally:
-        os.close(descriptor)
+def _probe(path: str | Path) -> bytes:
+    """What ffmpeg says of a file on stderr."""
+    with Process(["-v", "info", "-i", _url(path)]) as process:
+        process.wait()
+        return process.tail
 
 
-def _claim(part: Path, path: Path) -> None:
-    """Give `part` its name unless that exists by now. Raises FileExistsError."""
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if path.exists():
-            raise FileExistsError(str(path)) from None
-        os.replace(part, path)
+def _no_video(path: str | Path, why: str) -> FpsgenError:
+    check_ffmpeg()  # which may be what is wrong
+    return FpsgenError(f"{show(path)} is not a video that can be read: {why}", "name an MP4 file", BAD_INPUT)
 
 
-def _sync(path: Path) -> None:
-    """fsync a file or a folder."""
-    if path.is_dir() and sys.platform == "win32":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _as_json(recipe: dict[str, Any]) -> str:
+    return json.dumps(recipe, ensure_ascii=False, separators=(",", ":"))
 
 
-def _disk(path: Path, error: OSError) -> FpsgenError:
-    remedy = "free space on the disk, or choose another folder with -o"
-    return FpsgenError(f"{path} could not be written: {error.strerror or error}", remedy, DISK)
+def _escaped(text: str) -> str:
+    return re.sub(r"([=;#\\\n])", r"\\\1", text)
 
 
 def _url(path: str | Path) -> str:
-    return f"file:{Path(path).absolute()}"  # never taken for an option or a protocol
-
-
-def _size(path: str | Path) -> int:
-    return Path(path).stat().st_size
-
-
-def _last_line(text: bytes) -> str:
-    lines = text.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1][:200] if lines else ""
+    """A name that is never taken for an option or a protocol. Raises FpsgenError where the working folder is gone."""
+    try:
+        return f"file:{Path(path).absolute()}"
+    except OSError as error:
+        raise FpsgenError("the working folder was removed", "change to one that exists", ENVIRONMENT) from error

@@ -6,28 +6,45 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+API = "API"
+NAME = "someone/wan-tiny"  # the repository that tests serve
+CHUNK = 1 << 16
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Repositories by name, each a folder. `cut`: file -> bytes after which one transfer breaks off. `spoil`: files
-    that arrive with a wrong byte. `status`: repository -> HTTP status that is answered instead.
+    """Repositories by name, each a folder. Faults, all by file of a repository unless said otherwise:
+
+    cut: bytes after which one transfer breaks off. spoil: it arrives with a wrong byte. etag: this header instead.
+    file_status: (HTTP status, hub's code) instead of it. more: it is longer than listed. whole: ranges are ignored.
+    hang: it is never answered; API for the listing. pace: bytes a second, for all. status: by repository.
+    listing: changes the listing before it is sent, as object or as bytes.
     """
 
     def __init__(self, **repositories: Path) -> None:
         self.repositories = {name.replace("__", "/"): Path(path) for name, path in repositories.items()}
         self.cut: dict[str, int] = {}
         self.spoil: set[str] = set()
+        self.etag: dict[str, str] = {}
+        self.file_status: dict[str, tuple[int, str]] = {}
+        self.more: set[str] = set()
+        self.whole: set[str] = set()
+        self.hang: set[str] = set()
+        self.pace = 0.0
         self.status: dict[str, int] = {}
+        self.listing: Callable[[dict], dict | bytes] = lambda info: info
         self.sent: Counter[str] = Counter()  # bytes by file
         self.asked: list[str] = []
         self.url = ""
+        self.ended = threading.Event()
 
     def info(self, name: str) -> dict:
         folder = self.repositories[name]
@@ -70,48 +87,66 @@ def serving(hub: Hub):
                 return self.refuse(404, "RepoNotFound")
             if (revision or "main") not in ("main", COMMIT):
                 return self.refuse(404, "RevisionNotFound")
+            if (API if api else file[3] if file else "") in hub.hang:
+                hub.ended.wait()
+                return None
             if api:
-                return self.answer(200, json.dumps(hub.info(name)).encode(), {"Content-Type": "application/json"}, body)
+                listing = hub.listing(hub.info(name))
+                data = listing if isinstance(listing, bytes) else json.dumps(listing).encode()
+                return self.answer(200, data, {"Content-Type": "application/json"}, body)
             self.file(name, file[3] if file else "", body)
 
         def file(self, name: str, rest: str, body: bool) -> None:
             path = hub.repositories[name] / rest
             if not path.is_file():
                 return self.refuse(404, "EntryNotFound")
+            if rest in hub.file_status:
+                return self.refuse(*hub.file_status[rest])
             data = path.read_bytes()
             large = path.suffix == ".safetensors"
-            tag = hashlib.sha256(data).hexdigest() if large else git_id(data)
+            tag = hub.etag.get(rest) or (hashlib.sha256(data).hexdigest() if large else git_id(data))
             headers = {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
             if large:
                 headers |= {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": str(len(data))}
             if rest in hub.spoil:
                 data = data[:-1] + bytes([data[-1] ^ 1])
+            if rest in hub.more:
+                data += b"more"
             status, start = 200, 0
-            if asked := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
+            asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+            if asked and rest not in hub.whole:
                 status, start = 206, int(asked[1])
+                if start >= len(data):
+                    return self.answer(416, b"", {"Content-Range": f"bytes */{len(data)}"}, body)
                 headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             part = data[start:]
-            if body and rest in hub.cut:
-                cut = hub.cut.pop(rest)
-                hub.sent[rest] += cut
-                self.answer(status, part, headers, True, cut)
+            cut = hub.cut.pop(rest, None) if body else None
+            self.answer(status, part, headers, body, cut, rest)
+            if cut is not None:
                 self.close_connection = True
-                return
-            if body:
-                hub.sent[rest] += len(part)
-            self.answer(status, part, headers, body)
 
         def refuse(self, status: int, code: str) -> None:
             headers = {"X-Error-Code": code, "X-Error-Message": code} if code else {}
             self.answer(status, b"{}", headers, self.command == "GET")
 
-        def answer(self, status: int, data: bytes, headers: dict, body: bool, cut: int | None = None) -> None:
+        def answer(
+            self, status: int, data: bytes, headers: dict, body: bool, cut: int | None = None, name: str = ""
+        ) -> None:
             self.send_response(status)
             for key, value in {**headers, "Content-Length": str(len(data))}.items():
                 self.send_header(key, value)
             self.end_headers()
-            if body:
-                self.wfile.write(data[:cut])
+            data = data[:cut] if body else b""
+            for start in range(0, len(data), CHUNK):
+                part = data[start : start + CHUNK]
+                try:
+                    self.wfile.write(part)
+                except ConnectionError:  # whoever asked is gone
+                    self.close_connection = True
+                    return
+                hub.sent[name] += len(part)
+                if hub.pace:
+                    time.sleep(len(part) / hub.pace)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -120,5 +155,6 @@ def serving(hub: Hub):
     try:
         yield hub
     finally:
+        hub.ended.set()
         server.shutdown()
         server.server_close()

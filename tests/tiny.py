@@ -60,7 +60,7 @@ def build_tiny_pipeline(
     return path
 
 
-def tiny_transformer(heads: int = 2, head_dim: int = 12, layers: int = 2, channels: int = 4):
+def tiny_transformer(heads: int = 2, head_dim: int = 12, layers: int = 2, channels: int = 4, inputs: int | None = None):
     """WanTransformer3DModel with weights large enough that every layer matters to the output."""
     import torch
     from diffusers import WanTransformer3DModel
@@ -69,7 +69,7 @@ def tiny_transformer(heads: int = 2, head_dim: int = 12, layers: int = 2, channe
         patch_size=(1, 2, 2),
         num_attention_heads=heads,
         attention_head_dim=head_dim,
-        in_channels=channels,
+        in_channels=inputs or channels,
         out_channels=channels,
         text_dim=32,
         freq_dim=32,

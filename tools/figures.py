@@ -1,4 +1,4 @@
-"""Tables of README, CHANGELOG and figures/README, written from the committed rows in figures/.
+"""Tables of README, CHANGELOG and docs/, written from the committed rows in figures/.
 
 `python -m tools.figures` rewrites what stands between the markers of each table in these documents; with
 --check it changes nothing and fails where they differ. figures/<name>.json fills `<!-- figures:<name> -->` up to
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 PROVENANCE = ("commit", "device", "versions")
-DOCUMENTS = ("README.md", "CHANGELOG.md", "figures/README.md")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/figures.md", "docs/kernels.md")
 _BLOCK = re.compile(r"(<!-- figures:([a-z0-9-]+) -->\n)(.*?)(<!-- /figures:\2 -->)", re.DOTALL)
 
 

@@ -10,47 +10,55 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fpsgen.attention.lists import kept_density, select_lists
+    from fpsgen.attention.methods import METHODS, Method, Precision, Selection, find_method
     from fpsgen.attention.op import UnsupportedDeviceError, attend, fps_attention
-    from fpsgen.attention.plan import METHODS, AttentionPlan, Method
+    from fpsgen.attention.plan import AttentionPlan, BlockLists
+    from fpsgen.attention.profile import Profile
     from fpsgen.attention.reference import attention_reference
-    from fpsgen.attention.schedule import (
-        PRESETS,
-        Profile,
-        Schedule,
-        preset,
-        sigma_at_fraction,
-        windows_from_fractions,
-    )
-    from fpsgen.attention.tiles import BlockLayout, TileLists, Tiling, fit_tile, make_tiling, window_lists
+    from fpsgen.attention.schedule import PRESETS, Schedule, preset, sigma_at_fraction, windows_from_fractions
+    from fpsgen.attention.tiles import BlockLayout, TileLists, Tiling, make_tiling, window_lists
+    from fpsgen.attention.windows import fit_blocks, fit_tile
 
 __all__ = [
     "METHODS",
     "PRESETS",
     "AttentionPlan",
     "BlockLayout",
+    "BlockLists",
     "Method",
+    "Precision",
     "Profile",
     "Schedule",
+    "Selection",
     "TileLists",
     "Tiling",
     "UnsupportedDeviceError",
     "attend",
     "attention_reference",
+    "find_method",
+    "fit_blocks",
     "fit_tile",
     "fps_attention",
+    "kept_density",
     "make_tiling",
     "preset",
+    "select_lists",
     "sigma_at_fraction",
     "window_lists",
     "windows_from_fractions",
 ]
 
 _MODULES = {
+    "lists": ("kept_density", "select_lists"),
+    "methods": ("METHODS", "Method", "Precision", "Selection", "find_method"),
     "op": ("UnsupportedDeviceError", "attend", "fps_attention"),
-    "plan": ("METHODS", "AttentionPlan", "Method"),
+    "plan": ("AttentionPlan", "BlockLists"),
+    "profile": ("Profile",),
     "reference": ("attention_reference",),
-    "schedule": ("PRESETS", "Profile", "Schedule", "preset", "sigma_at_fraction", "windows_from_fractions"),
-    "tiles": ("BlockLayout", "TileLists", "Tiling", "fit_tile", "make_tiling", "window_lists"),
+    "schedule": ("PRESETS", "Schedule", "preset", "sigma_at_fraction", "windows_from_fractions"),
+    "tiles": ("BlockLayout", "TileLists", "Tiling", "make_tiling", "window_lists"),
+    "windows": ("fit_blocks", "fit_tile"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

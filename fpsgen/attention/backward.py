@@ -1,70 +1,51 @@
-"""Straight-through gradient of tile-sparse attention, recomputed in torch (any device).
-
-Up to 4,096 tokens: one masked SDPA over all tokens. Beyond: query tiles with equal lists form groups, each a dense
-SDPA over its gathered keys; memory holds one group at a time. Either way no [L, L] tensor in fp32 per head is kept by
-this file.
+"""Straight-through gradient of tile-sparse attention, recomputed in torch (any device): query tiles with equal lists
+are a dense SDPA over their keys, one at a time.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import AttentionPlan, BlockLists
 from fpsgen.attention.quantize import fake_quantize
-from fpsgen.attention.tiles import mask_from_lists
-
-MASKED_LIMIT = 4096
+from fpsgen.attention.sparse_sdpa import token_groups
 
 
-@lru_cache(maxsize=16)
-def _mask(plan: AttentionPlan, device: torch.device) -> torch.Tensor:
-    """bool [1, 1, L, L] in tile order."""
-    return mask_from_lists(plan.tile_lists(), plan.tables("cpu").layout)[:, None].to(device)
-
-
-@lru_cache(maxsize=16)
-def _groups(plan: AttentionPlan, device: torch.device) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-    """(query rows, key rows) int64, one pair per distinct list."""
-    first = [0, *plan.tiling.sizes().long().cumsum(0).tolist()]
-
-    def rows(tiles: tuple[int, ...]) -> torch.Tensor:
-        return torch.cat([torch.arange(first[u], first[u + 1]) for u in tiles]).to(device)
-
-    return tuple((rows(queries), rows(keys)) for queries, keys in plan.tile_lists().groups[0])
-
-
-def _sdpa_gradient(grad, q, k, v, mask=None):
+def _sdpa_gradient(grad, q, k, v):
     """Gradients of softmax attention, all [B, H, L, D]; torch.func, since autograd.grad sees nothing in an operator."""
-    pulled = torch.func.vjp(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask), q, k, v)
-    return pulled[1](grad)
+    return torch.func.vjp(F.scaled_dot_product_attention, q, k, v)[1](grad)
 
 
 def attention_gradient(
-    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    plan: AttentionPlan,
+    lists: BlockLists,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k, v (tile order, [B, L, H, D], each in its input's dtype) for the gradient of the output."""
-    like = (q, k, v)
+    """Gradients of q, k, v (tile order, [B, L, H, D], each in its input's dtype) for the gradient of the output.
+
+    out, lse: what the forward gave for these q, k, v and lists of key blocks.
+    """
+    inputs = (q, k, v)
     if plan.fp8:
-        layout = plan.tables("cpu").layout
-        q, k, v = (x.to(y.dtype) for x, y in zip(fake_quantize(q, k, v, layout, plan.granularity), like, strict=True))
+        rounded = fake_quantize(q, k, v, plan.layout, plan.granularity)
+        q, k, v = (x.to(y.dtype) for x, y in zip(rounded, inputs, strict=True))
     grad, q, k, v = (x.transpose(1, 2) for x in (grad.to(q.dtype), q, k, v))
-    if plan.dense:
-        grads = _sdpa_gradient(grad, q, k, v)
-    elif q.shape[2] <= MASKED_LIMIT:
-        grads = _sdpa_gradient(grad, q, k, v, _mask(plan, q.device))
-    else:
-        grads = (
-            torch.empty_like(q),
-            torch.zeros_like(k, dtype=torch.float32),
-            torch.zeros_like(v, dtype=torch.float32),
-        )
-        for rows, keys in _groups(plan, q.device):
-            part = _sdpa_gradient(grad[:, :, rows], q[:, :, rows], k[:, :, keys], v[:, :, keys])
-            grads[0][:, :, rows] = part[0]
-            grads[1][:, :, keys] += part[1]
-            grads[2][:, :, keys] += part[2]
-    dq, dk, dv = (g.transpose(1, 2).contiguous().to(x.dtype) for g, x in zip(grads, like, strict=True))
+    heads = q.shape[1]
+    grads = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v)]
+    groups = token_groups(plan.layout, *lists)
+    for g, tiles in enumerate(groups):
+        line = slice(None) if len(groups) <= heads else slice(g // heads, g // heads + 1)
+        head = slice(None) if len(groups) == 1 else slice(g % heads, g % heads + 1)
+        own_grad, own_q, own_k, own_v = (x[line, head] for x in (grad, q, k, v))
+        for rows, keys in tiles:
+            part = _sdpa_gradient(own_grad[:, :, rows], own_q[:, :, rows], own_k[:, :, keys], own_v[:, :, keys])
+            for full, some, index in zip(grads, part, (rows, keys, keys), strict=True):
+                full[line, head, index] += some
+    dq, dk, dv = (g.transpose(1, 2).to(x.dtype).contiguous() for g, x in zip(grads, inputs, strict=True))
     return dq, dk, dv

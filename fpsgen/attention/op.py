@@ -2,8 +2,8 @@
 "fpsgen::attention_inference", which has none.
 
 Legend: B batch, L tokens, H heads, D head dim. Public tensors are [B, L, H, D]. The gradient treats every cast as the
-identity (straight-through) and is that of exact softmax attention at the de-quantized q, k, v over the same key
-tiles, which is how arXiv 2506.04648, section 3 trains. The LSE carries no gradient.
+identity (straight-through) and is that of exact softmax attention at the de-quantized q, k, v over the same keys,
+which is how arXiv 2506.04648, section 3 trains. The LSE carries no gradient, and neither does the choice of keys.
 """
 
 from __future__ import annotations
@@ -17,47 +17,58 @@ from torch.compiler import is_compiling
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fpsgen.attention.backward import attention_gradient
+from fpsgen.attention.lists import given_lists, kept_density, select_lists
 from fpsgen.attention.norm_rope import NormRope
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.plan import GPU_KERNELS, AttentionPlan, BlockLists
+from fpsgen.attention.profile import Profile
 from fpsgen.attention.reference import attention_reference
-from fpsgen.attention.tiles import Size3, Window
+from fpsgen.attention.sparse_sdpa import attention_cpu, token_groups
+from fpsgen.attention.windows import Size3, Window, density_window, size3
 
 
 class UnsupportedDeviceError(RuntimeError):
     """This device cannot run the method; two lines: what is wrong, how to mend it."""
 
 
-_PLAN = "int[] grid, int[] tile, int[] window, int granularity, str method, str impl"
+_LISTS = "Tensor? list_index, Tensor? list_count"
+_PLAN = (
+    "int[] grid, int[] tile, int[] block, int[] window, int granularity, str method, str impl, int prefix, int suffix"
+)
 _NORM_ROPE = "Tensor? norm_q, Tensor? norm_k, Tensor? table, float eps"
 # without a gradient's formula, which costs the host more than all else here: what inference calls
 torch.library.define(
-    "fpsgen::attention_inference", f"(Tensor q, Tensor k, Tensor v, {_PLAN}, {_NORM_ROPE}) -> (Tensor, Tensor)"
+    "fpsgen::attention_inference",
+    f"(Tensor q, Tensor k, Tensor v, {_LISTS}, {_PLAN}, {_NORM_ROPE}) -> (Tensor, Tensor)",
+)
+torch.library.define("fpsgen::attention", f"(Tensor q, Tensor k, Tensor v, {_LISTS}, {_PLAN}) -> (Tensor, Tensor)")
+torch.library.define(
+    "fpsgen::attention_backward",
+    f"(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_LISTS}, {_PLAN})"
+    " -> (Tensor, Tensor, Tensor)",
 )
 
 
 @torch.library.impl("fpsgen::attention_inference", ("cpu", "cuda"))
-def _inference(q, k, v, grid, tile, window, granularity, method, impl, norm_q, norm_k, table, eps):
+def _inference(q, k, v, list_index, list_count, *settings):
+    *plan, norm_q, norm_k, table, eps = settings
     norm_rope = None if table is None else NormRope(norm_q, norm_k, table, eps)
-    return _run(q, k, v, _plan(grid, tile, window, granularity, method, impl), norm_rope, True)
+    return _run(q, k, v, _plan(*plan), _lists(list_index, list_count), norm_rope, True)
 
 
-@torch.library.custom_op("fpsgen::attention", mutates_args=())
-def _attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    grid: list[int],
-    tile: list[int],
-    window: list[int],
-    granularity: int,
-    method: str,
-    impl: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _run(q, k, v, _plan(grid, tile, window, granularity, method, impl), None, True)
+@torch.library.impl("fpsgen::attention", ("cpu", "cuda"))
+def _attention(q, k, v, list_index, list_count, *plan):
+    return _run(q, k, v, _plan(*plan), _lists(list_index, list_count), None, True)
+
+
+@torch.library.impl("fpsgen::attention_backward", ("cpu", "cuda"))
+def _attention_backward(grad, q, k, v, out, lse, list_index, list_count, *settings):
+    plan = _plan(*settings)
+    lists = _lists(list_index, list_count) or plan.lists(q.device)
+    return attention_gradient(grad, q, k, v, out, lse, plan, lists)
 
 
 @torch.library.register_fake("fpsgen::attention_inference")
-@_attention.register_fake
+@torch.library.register_fake("fpsgen::attention")
 def _(q, k, v, *_others):
     batch, length, heads, _ = q.shape
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(
@@ -65,13 +76,46 @@ def _(q, k, v, *_others):
     )
 
 
+@torch.library.register_fake("fpsgen::attention_backward")
+def _(grad, q, k, v, *_others):
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+
+
+def _lists(index: torch.Tensor | None, count: torch.Tensor | None) -> BlockLists | None:
+    return None if index is None or count is None else BlockLists(index, count)
+
+
+def _fields(plan: AttentionPlan) -> tuple:
+    """A plan as operators take it."""
+    sizes = (plan.grid, plan.tile, plan.block or (), plan.window)
+    return (*sizes, plan.granularity, plan.method, plan.impl, plan.prefix, plan.suffix)
+
+
+def _plan(*fields) -> AttentionPlan:
+    return _plan_of(*(tuple(x) if isinstance(x, (list, tuple)) else x for x in fields))
+
+
+@lru_cache(maxsize=256)
+def _plan_of(grid, tile, block, window, granularity, method, impl, prefix, suffix) -> AttentionPlan:
+    return AttentionPlan(grid, tile, window, granularity, method, impl, False, block or None, prefix, suffix)
+
+
 def _run(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan, norm_rope: NormRope | None, return_lse: bool
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: AttentionPlan,
+    lists: BlockLists | None,
+    norm_rope: NormRope | None,
+    return_lse: bool,
 ) -> tuple[torch.Tensor, Any]:
-    if plan.kernel(q.device) not in ("triton", "hopper"):
+    kernel = plan.kernel(q.device, listed=lists is not None)
+    if kernel not in GPU_KERNELS:
         q, k = norm_rope.apply(q, k) if norm_rope else (q, k)
-        layout = plan.tables("cpu").layout
-        return attention_reference(q, k, v, layout, plan.tile_lists(), plan.fp8, plan.granularity)
+        if kernel == "reference" or q.is_cuda:
+            return attention_reference(q, k, v, plan.layout, lists or plan.tile_lists(), plan.fp8, plan.granularity)
+        groups = plan.token_groups() if lists is None else token_groups(plan.layout, *lists)
+        return attention_cpu(q, k, v, plan.layout, groups, plan.fp8, plan.granularity, return_lse)
     if plan.fp8 and q.is_cuda and _capability(q.device) < (8, 9):
         major, minor = _capability(q.device)
         raise UnsupportedDeviceError(
@@ -85,7 +129,7 @@ def _run(
             f"the GPU kernels need triton, and it cannot be imported ({error}).\n"
             'Install the triton that belongs to your torch, or use method="bf16".'
         ) from error
-    tables, lists = plan.tables(q.device), plan.lists(q.device)
+    tables, lists = plan.tables(q.device), lists or plan.lists(q.device)
     return attention_kernel(q, k, v, tables, lists, plan.fp8, plan.granularity, norm_rope, return_lse)
 
 
@@ -94,49 +138,18 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-@torch.library.custom_op("fpsgen::attention_backward", mutates_args=())
-def _attention_backward(
-    grad: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    grid: list[int],
-    tile: list[int],
-    window: list[int],
-    granularity: int,
-    method: str,
-    impl: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return attention_gradient(grad, q, k, v, _plan(grid, tile, window, granularity, method, impl))
-
-
-@_attention_backward.register_fake
-def _(grad, q, k, v, grid, tile, window, granularity, method, impl):
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-
-
-def _plan(grid, tile, window, granularity, method, impl) -> AttentionPlan:
-    return _plan_of(tuple(grid), tuple(tile), tuple(window), granularity, method, impl)
-
-
-@lru_cache(maxsize=256)
-def _plan_of(*fields) -> AttentionPlan:
-    return AttentionPlan(*fields)
-
-
 def _save(ctx, inputs, output):
-    q, k, v, *ctx.plan = inputs
-    ctx.save_for_backward(q, k, v)
+    q, k, v, list_index, list_count, *ctx.plan = inputs
+    ctx.save_for_backward(q, k, v, *output, list_index, list_count)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad_out, _grad_lse):
-    nothing = (None,) * 6
+    rest = (None,) * (2 + len(ctx.plan))
     if grad_out is None:
-        return (None, None, None, *nothing)
-    q, k, v = ctx.saved_tensors
-    return (*torch.ops.fpsgen.attention_backward(grad_out, q, k, v, *ctx.plan), *nothing)
+        return (None, None, None, *rest)
+    return (*torch.ops.fpsgen.attention_backward(grad_out, *ctx.saved_tensors, *ctx.plan), *rest)
 
 
 torch.library.register_autograd("fpsgen::attention", _backward, setup_context=_save)
@@ -149,45 +162,60 @@ def attend(
     plan: AttentionPlan,
     return_lse: bool = False,
     norm_rope: NormRope | None = None,
+    lists: BlockLists | None = None,
 ):
     """Attention by a prepared plan; q, k, v [B, L, H, D] already in tile order, and so is the result.
 
     Returns out [B, L, H, D] in q's dtype, with return_lse also LSE fp32 [B, H, L] (natural logarithm). Differentiable
     in q, k, v; traceable by torch.compile(fullgraph=True). norm_rope: q and k are what the projections wrote; they are
-    normed and rotated first, which FP8 kernels do in the pass that quantizes. Raises ValueError for shapes that do not
-    fit the plan's grid and UnsupportedDeviceError for FP8 on GPUs older than compute capability 8.9.
+    normed and rotated first, which FP8 kernels do in the pass that quantizes. lists: keys of this call, on q's device,
+    instead of those that the plan's method chooses. Raises ValueError for tensors that do not fit the plan's grid and
+    UnsupportedDeviceError for FP8 on GPUs older than compute capability 8.9.
     """
+    _check(q, k, v, plan)
     trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    # nobody is there to see an operator, which costs the host as much again
+    # an operator, which tracing and dispatch modes need, costs the host as much again
     plain = type(q) is type(k) is type(v) is torch.Tensor and not (is_compiling() or is_in_torch_dispatch_mode())
-    if q.dim() != 4 or q.shape[1] != plan.tiling.num_tokens or k.shape != q.shape or v.shape != q.shape:
-        raise ValueError(
-            f"q, k, v are {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} for the grid {plan.grid}.\n"
-            "Give three tensors [B, L, H, D] of one shape with L = T*H*W."
-        )
     if norm_rope is not None:
         norm_rope.check(q)
-    exact = plan.kernel(q.device) == "sdpa" and not return_lse
-    if norm_rope is not None and (trains or exact or plan.smooth_k):
+    online = plan.rule.online and lists is None
+    exact = plan.kernel(q.device, listed=lists is not None) == "sdpa" and not return_lse
+    if norm_rope is not None and (trains or exact or online or plan.smooth_k):
         q, k = norm_rope.apply(q, k)
         norm_rope = None
+    if online:
+        lists = select_lists(q, k, plan)
     mean = None
     if plan.smooth_k:
         mean = k.detach().mean(1, keepdim=True, dtype=torch.float32)  # softmax's gradients of keys add up to 0
         k = (k - mean).to(k.dtype)
     if exact:
         return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
-    fields = (plan.grid, plan.tile, plan.window, plan.granularity, plan.method, plan.impl)
     if trains:
-        out, lse = torch.ops.fpsgen.attention.default(q, k, v, *fields)
+        out, lse = torch.ops.fpsgen.attention.default(q, k, v, *(lists or (None, None)), *_fields(plan))
     elif plain:
-        out, lse = _run(q, k, v, plan, norm_rope, return_lse)
+        out, lse = _run(q, k, v, plan, lists, norm_rope, return_lse)
     else:
         fused = (None, None, None, 0.0) if norm_rope is None else norm_rope
-        out, lse = torch.ops.fpsgen.attention_inference.default(q, k, v, *fields, *fused)
+        inputs = (q, k, v, *(lists or (None, None)), *_fields(plan), *fused)
+        out, lse = torch.ops.fpsgen.attention_inference.default(*inputs)
     if mean is not None and return_lse:  # that of the keys as they were given
         lse = lse + torch.einsum("blhd,bkhd->bhl", q.float(), mean) * q.shape[-1] ** -0.5
     return (out, lse) if return_lse else out
+
+
+def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> None:
+    if not all(isinstance(x, torch.Tensor) and x.is_floating_point() for x in (q, k, v)):
+        kinds = ", ".join(str(getattr(x, "dtype", type(x).__name__)) for x in (q, k, v))
+        raise ValueError(f"q, k, v are {kinds}.\nGive three tensors of a float dtype.")
+    if q.dim() != 4 or q.shape[1] != plan.num_tokens or k.shape != q.shape or v.shape != q.shape:
+        around = f" + {plan.prefix} + {plan.suffix}" if plan.prefix or plan.suffix else ""
+        raise ValueError(
+            f"q, k, v are {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} for the grid {plan.grid}{around}.\n"
+            f"Give three tensors [B, L, H, D] of one shape with L = T*H*W{around}."
+        )
+    if not q.device == k.device == v.device:
+        raise ValueError(f"q, k, v are on {q.device}, {k.device}, {v.device}.\nGive them on one device.")
 
 
 def fps_attention(
@@ -197,9 +225,15 @@ def fps_attention(
     *,
     grid: Size3,
     method: str = "fps",
-    tile: str | Size3 = "fit",
+    tile: str | Size3 | None = None,
     window: Window = "all",
+    density: float | None = None,
     granularity: int = 1,
+    block: Size3 | None = None,
+    prefix: int = 0,
+    suffix: int = 0,
+    q2k_index: torch.Tensor | None = None,
+    q2k_count: torch.Tensor | None = None,
     ordered: bool = False,
     return_lse: bool = False,
     impl: str = "auto",
@@ -207,18 +241,52 @@ def fps_attention(
 ):
     """FP8 tile-sparse self-attention over a video's token grid.
 
-    q, k, v: [B, L, H, D], L = T*H*W in raster order (tile order with ordered=True), any float dtype, one device.
-    grid: (T, H, W) in tokens. method, tile, window, granularity, impl, smooth_k: see AttentionPlan. Returns out
-    [B, L, H, D] in q's dtype, in the order of the input; with return_lse also LSE fp32 [B, H, L] (natural logarithm).
-    Raises ValueError and UnsupportedDeviceError as attend.
+    q, k, v: [B, L, H, D], any float dtype, one device. L = prefix + T*H*W + suffix: prefix and suffix tokens (text or
+    reference frames) see and are seen by all; those of the grid are in raster order (tile order with ordered=True).
+    grid: (T, H, W) in tokens. method, tile, window, density, granularity, impl, smooth_k: see Profile and
+    AttentionPlan. block: of a tile given by sizes, the 3D block of at most 128 tokens that windows and lists count.
+
+    q2k_index, q2k_count: the caller's own keys instead of a window: for every query tile the numbers of the key blocks
+    (without block: tiles) that it sees, int32 [B, H, M, K] or [G, M, K] with G of 1, H or B*H, and how many there are,
+    int32 [B, H, M] or [G, M]. Tiles and blocks are numbered in tile order: tiles in raster order, blocks tile by tile.
+    On a GPU, numbers out of range are not looked at.
+
+    Returns out [B, L, H, D] in q's dtype, in the order of the input; with return_lse also LSE fp32 [B, H, L] (natural
+    logarithm). Raises ValueError and UnsupportedDeviceError as attend.
     """
-    t, h, w = grid
-    plan = AttentionPlan((t, h, w), tile, window, granularity, method, impl, smooth_k)
-    if ordered or (plan.dense and not plan.fp8):  # dense bf16 does not depend on the order
-        return attend(q, k, v, plan, return_lse)
+    size = size3(grid, "grid")
+    if block is None:
+        profile = Profile("fps_attention", method, tile, window, granularity, smooth_k, density)
+        plan = AttentionPlan.of(profile, size, impl, prefix, suffix)
+    else:
+        sizes = size3(tile, "tile"), size3(block, "block")
+        if density is not None:
+            window = density_window(size, *sizes, density)
+        settings = (granularity, method, impl, smooth_k)
+        plan = AttentionPlan(size, sizes[0], window, *settings, sizes[1], prefix, suffix)
+    _check(q, k, v, plan)
+    lists = None
+    if q2k_index is not None or q2k_count is not None:
+        if window != "all" or density is not None:
+            raise ValueError("a window and lists of keys were given.\nGive one of the two.")
+        lists = given_lists(q2k_index, q2k_count, plan, q.shape[0], q.shape[2])
+        if lists.list_index.device != q.device:
+            raise ValueError(f"q2k_index is on {lists.list_index.device}, q on {q.device}.\nGive them on one device.")
+    if ordered or (lists is None and not plan.needs_order):
+        return attend(q, k, v, plan, return_lse, lists=lists)
     tables = plan.tables(q.device)
-    if q.dim() == 4 and q.shape[1] == len(tables.order) and k.shape == q.shape == v.shape:
-        q, k, v = (x.index_select(1, tables.order) for x in (q, k, v))
-    out, lse = attend(q, k, v, plan, return_lse=True)
-    out = out.index_select(1, tables.inverse)
-    return (out, lse.index_select(2, tables.inverse)) if return_lse else out
+    q, k, v = (x.index_select(1, tables.order) for x in (q, k, v))
+    if not return_lse:
+        return attend(q, k, v, plan, lists=lists).index_select(1, tables.inverse)
+    out, lse = attend(q, k, v, plan, return_lse=True, lists=lists)
+    return out.index_select(1, tables.inverse), lse.index_select(2, tables.inverse)
+
+
+__all__ = [
+    "UnsupportedDeviceError",
+    "attend",
+    "attention_gradient",
+    "fps_attention",
+    "kept_density",
+    "select_lists",
+]

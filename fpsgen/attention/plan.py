@@ -1,50 +1,32 @@
-"""Methods (policy x precision) as table rows, and the frozen plan that one attention layer runs by.
-
-Source: arXiv 2506.04648, table of ablations (BF16, FP8 alone, STA alone, both).
-"""
+"""The frozen plan that one attention layer runs by, and what kernels read of it on a device."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
+from fpsgen.attention.methods import Method, Precision, find_method
+from fpsgen.attention.methods.base import Option
+from fpsgen.attention.profile import Profile
+from fpsgen.attention.sparse_sdpa import TokenGroups, token_groups
 from fpsgen.attention.tiles import (
     BlockLayout,
-    Size3,
     TileLists,
     Tiling,
-    Window,
     make_tiling,
-    resolve_window,
     window_lists,
+    with_dense_rows,
 )
+from fpsgen.attention.windows import Size3, Window, resolve_window, window_density
 
 IMPLEMENTATIONS = ("auto", "reference", "triton")
-
-
-@dataclass(frozen=True)
-class Method:
-    """fp8: Q, K, V and P in E4M3. windowed: a query tile sees a sliding window of key tiles, else all."""
-
-    name: str
-    fp8: bool
-    windowed: bool
-
-
-METHODS = {
-    method.name: method
-    for method in (
-        Method("bf16", fp8=False, windowed=False),
-        Method("fp8", fp8=True, windowed=False),
-        Method("sta", fp8=False, windowed=True),
-        Method("fps", fp8=True, windowed=True),
-    )
-}
+GPU_KERNELS = ("triton", "hopper")
 
 
 class BlockLists(NamedTuple):
@@ -90,14 +72,15 @@ class DeviceTables:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Everything that shapes one attention call but the tensors; hashable, with `tile` and `window` resolved on
-    construction, which also sets `tiling` and `dense`.
+    """Everything about one kind of attention call but the tensors. Hashable; equal plans share their tables.
 
-    grid: (T, H, W) tokens. tile: "fit" or (t, h, w). window: "all" or one entry per axis, see tiles.resolve_window.
-    granularity: kernel blocks that share a Q or K scale. method: a key of METHODS. impl: "auto" (CPU: reference,
-    CUDA: Triton, dense bf16: SDPA), or "reference" / "triton" to insist. smooth_k: take the mean over all tokens off
-    the keys before they are quantized, which softmax does not see (arXiv 2410.02367, section 4.2); FP8 methods only.
-    Raises ValueError for what a method does not have, and for unknown names.
+    grid: tokens (T, H, W). tile, block: see tiles.make_tiling; afterwards the sizes, block None where windows count
+    tiles. window: see windows.resolve_window; afterwards in units. granularity: kernel blocks that share a Q or K
+    scale. method: a key of METHODS. impl: "auto" (CPU: sparse SDPA, CUDA: Triton, dense 16 bit: SDPA), or "reference"
+    / "triton" to insist. smooth_k: take the mean over all tokens off the keys before they are quantized, which softmax
+    does not see (arXiv 2410.02367, section 4.2). prefix, suffix: tokens before and after those of the grid, which see
+    and are seen by all. options: of the method's own hyper-parameters, those that differ from its defaults. Raises
+    ValueError for what a method does not have, and for unknown names.
     """
 
     grid: Size3
@@ -107,100 +90,166 @@ class AttentionPlan:
     method: str = "fps"
     impl: str = "auto"
     smooth_k: bool = False
+    block: Size3 | None = None
+    prefix: int = 0
+    suffix: int = 0
+    options: Mapping[str, Option] | tuple[tuple[str, Option], ...] = ()
     tiling: Tiling = field(init=False, repr=False, compare=False)
     dense: bool = field(init=False, repr=False, compare=False)  # every query sees every key
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method is {self.method!r}.\nGive one of {', '.join(METHODS)}.")
+        method = find_method(self.method)
         if self.impl not in IMPLEMENTATIONS:
             raise ValueError(f"impl is {self.impl!r}.\nGive one of {', '.join(IMPLEMENTATIONS)}.")
-        if isinstance(self.granularity, bool) or not isinstance(self.granularity, int) or self.granularity < 1:
+        for name, least in (("granularity", 1), ("prefix", 0), ("suffix", 0)):
+            if type(value := getattr(self, name)) is not int or value < least:
+                raise ValueError(f"{name} is {value!r}.\nGive an integer from {least}.")
+        if self.smooth_k and not method.quantized:
             raise ValueError(
-                f"granularity is {self.granularity!r}.\nGive the number of kernel blocks that share a scale, 1 or more."
+                f"smooth_k is for quantized keys, but method {self.method!r} has none.\n"
+                "Leave it out, or give a method such as fp8 or fps."
             )
-        if self.smooth_k and not METHODS[self.method].fp8:
+        tiling = make_tiling(self.grid, self.tile, self.block)
+        window = resolve_window(tiling.unit_grid, self.window, tiling.units_per_tile)
+        if window != tiling.unit_grid and not method.windowed:
             raise ValueError(
-                f"smooth_k is for FP8, but the method is {self.method!r}.\nLeave it out, or give method fp8 or fps."
+                f"method {self.method!r} takes no window, but the window is {self.window!r}.\n"
+                'Give window="all", or a method with a window such as sta or fps.'
             )
-        tiling = make_tiling(self.grid, self.tile)
-        window = resolve_window(tiling.tile_grid, self.window)
-        if window != tiling.tile_grid and not METHODS[self.method].windowed:
-            raise ValueError(
-                f"method {self.method!r} sees all tiles, but the window is {self.window!r}.\n"
-                'Give window="all", or a method with a window (sta, fps).'
-            )
-        object.__setattr__(self, "grid", tiling.grid)
-        object.__setattr__(self, "tile", tiling.tile)
-        object.__setattr__(self, "window", window)
+        for name, value in (("grid", tiling.grid), ("tile", tiling.tile), ("block", tiling.block), ("window", window)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
         object.__setattr__(self, "tiling", tiling)
-        object.__setattr__(self, "dense", window == tiling.tile_grid)
+        object.__setattr__(self, "dense", window == tiling.unit_grid and not method.online)
+
+    @classmethod
+    def of(cls, profile: Profile, grid: Size3, impl: str = "auto", prefix: int = 0, suffix: int = 0) -> AttentionPlan:
+        """The plan of a profile on a grid."""
+        tile, block, window, _ = profile.resolve(grid)
+        settings = (profile.granularity, profile.method, impl, profile.smooth_k)
+        return cls(grid, tile, window, *settings, block, prefix, suffix, profile.options)
+
+    @property
+    def rule(self) -> Method:
+        """The method itself."""
+        return find_method(self.method)
 
     @property
     def fp8(self) -> bool:
-        return METHODS[self.method].fp8
+        """Q, K, V and P are in E4M3."""
+        return self.rule.qk is self.rule.pv is Precision.E4M3
 
     @property
-    def density(self) -> float:
-        """Kept token pairs over L squared."""
-        return _density(self)
+    def num_tokens(self) -> int:
+        """Of the grid, prefix and suffix."""
+        return self.prefix + self.tiling.num_tokens + self.suffix
 
-    def kernel(self, device: torch.device | str, head_dim: int | None = None) -> str:
-        """What computes this plan on `device`: "sdpa", "reference", "triton" (the portable kernel), or "hopper", its
-        like on sm_90 at head dims of 65 to 128 and tiles of more than 64 tokens, if head_dim says so.
+    @property
+    def needs_order(self) -> bool:
+        """Tokens must lie in tile order: all but dense attention in 16 bits depends on it."""
+        return self.rule.quantized or not self.dense
+
+    @property
+    def density(self) -> float | None:
+        """Kept token pairs over all pairs; None for methods that choose their keys at each call (see kept_density)."""
+        if self.rule.online:
+            return None
+        grid, total = self.tiling.num_tokens**2, self.num_tokens**2
+        kept = window_density(self.grid, self.tiling.tile, self.tiling.block, cast(Size3, self.window))
+        return (kept * grid + total - grid) / total
+
+    def option(self, name: str) -> Option:
+        """One of the method's hyper-parameters, its default where the plan has none."""
+        return dict(self.options).get(name, self.rule.options[name])
+
+    def kernel(self, device: torch.device | str, head_dim: int | None = None, listed: bool = False) -> str:
+        """What computes this plan on `device`: "sdpa" (dense, 16 bit), "cpu" (sparse SDPA), "reference", "triton" (the
+        portable kernel), or "hopper", its like on sm_90 at head dims of 65 to 128 and blocks of more than 64 tokens, if
+        head_dim says so. listed: the caller brings lists of keys.
         """
         if self.impl != "auto":
             return self.impl
-        if self.dense and not self.fp8:
+        if self.dense and not self.rule.quantized and not listed:
             return "sdpa"
         device = torch.device(device)
         if device.type != "cuda":
-            return "reference"
-        fits = head_dim is not None and 64 < head_dim <= 128 and math.prod(self.tiling.tile) > 64
+            return "cpu"
+        fits = head_dim is not None and 64 < head_dim <= 128 and math.prod(self.tiling.block or self.tiling.tile) > 64
         return "hopper" if fits and torch.cuda.get_device_capability(device) == (9, 0) else "triton"
 
+    def fuses_norm_rope(self, device: torch.device | str, head_dim: int | None = None) -> bool:
+        """Whether attend's norm_rope is done in the pass that quantizes."""
+        return self.fp8 and not self.rule.online and self.kernel(device, head_dim) in GPU_KERNELS
+
+    @property
+    def layout(self) -> BlockLayout:
+        return _layout_of(self)
+
     def tables(self, device: torch.device | str) -> DeviceTables:
-        """Permutations and block tables on `device`; built once per plan and device."""
-        return _tables(self.tiling, torch.device(device))
+        """Permutations and block tables on `device`; built once per layout and device."""
+        return _tables_of(self, torch.device(device))
 
     def lists(self, device: torch.device | str) -> BlockLists:
-        """The window's lists of key blocks on `device`; built once per plan and device."""
-        return _lists(self, torch.device(device))
+        """The window's lists of key blocks on `device`; built once per window and device."""
+        return _lists_of(self, torch.device(device))
 
     def tile_lists(self) -> TileLists:
-        """The window's lists of key tiles, on the CPU."""
-        return _tile_lists(self)
+        """The window's lists of units, on the CPU."""
+        return _tile_lists(self.layout, self.window)
+
+    def token_groups(self) -> TokenGroups:
+        """The window's lists as the CPU kernel takes them; built once per window."""
+        return _token_groups(self.layout, self.window)
 
 
-@lru_cache(maxsize=256)
-def _density(plan: AttentionPlan) -> float:
-    return 1.0 if plan.dense else plan.tile_lists().density(plan.tiling)
+# constants to torch.compile, which would trace what lies behind a cache
+@torch.compiler.assume_constant_result
+def _layout_of(plan: AttentionPlan) -> BlockLayout:
+    return _layout(plan.tiling, plan.prefix, plan.suffix)
+
+
+@torch.compiler.assume_constant_result
+def _tables_of(plan: AttentionPlan, device: torch.device) -> DeviceTables:
+    return _tables(_layout_of(plan), device)
+
+
+@torch.compiler.assume_constant_result
+def _lists_of(plan: AttentionPlan, device: torch.device) -> BlockLists:
+    return _lists(_layout_of(plan), plan.window, device)
 
 
 @lru_cache(maxsize=64)
-def _tile_lists(plan: AttentionPlan) -> TileLists:
-    return window_lists(plan.tiling, plan.window)
+def _layout(tiling: Tiling, prefix: int, suffix: int) -> BlockLayout:
+    return BlockLayout(tiling, prefix, suffix)
 
 
 @lru_cache(maxsize=64)
-def _tables(tiling: Tiling, device: torch.device) -> DeviceTables:
-    return device_tables(BlockLayout(tiling), device)
+def _tables(layout: BlockLayout, device: torch.device) -> DeviceTables:
+    return device_tables(layout, device)
 
 
 @lru_cache(maxsize=64)
-def _lists(plan: AttentionPlan, device: torch.device) -> BlockLists:
-    return block_lists(plan.tables(device).layout, plan.tile_lists(), device)
+def _tile_lists(layout: BlockLayout, window: Window) -> TileLists:
+    return with_dense_rows(window_lists(layout.tiling, window), layout)
+
+
+@lru_cache(maxsize=64)
+def _lists(layout: BlockLayout, window: Window, device: torch.device) -> BlockLists:
+    return block_lists(layout, _tile_lists(layout, window), device)
+
+
+@lru_cache(maxsize=64)
+def _token_groups(layout: BlockLayout, window: Window) -> TokenGroups:
+    return token_groups(layout, *_tile_lists(layout, window).blocks(layout))
 
 
 def device_tables(layout: BlockLayout, device: torch.device | str) -> DeviceTables:
     """DeviceTables of any layout."""
-    first = layout.tile_first_block.long()
-    block_tile = torch.repeat_interleave(torch.arange(len(first) - 1), first[1:] - first[:-1]).int()
-    order = layout.tiling.order()
-    moved = (order, torch.argsort(order), layout.block_start, layout.block_len, block_tile)
+    order = layout.order()
+    moved = (order, torch.argsort(order), layout.block_start, layout.block_len, layout.block_tile.int())
     return DeviceTables(layout, *(x.to(device) for x in moved))
 
 
 def block_lists(layout: BlockLayout, lists: TileLists, device: torch.device | str) -> BlockLists:
-    """BlockLists of any lists of key tiles."""
+    """BlockLists of any lists of units."""
     return BlockLists(*(x.to(device) for x in lists.blocks(layout)))

@@ -16,26 +16,30 @@ from fpsgen.attention.tiles import BlockLayout
 E4M3_MAX = 448.0
 INT8_MAX = 127.0
 AMAX_FLOOR = 2.0**-100  # keeps the scale of an all-zero channel above zero and its inverse finite
+EXPONENT = torch.tensor(0x7F800000, dtype=torch.int32)  # bits of fp32
 # of Q and K: the product of two scales must not vanish either, or a masked score, minus infinity, becomes NaN
 BLOCK_AMAX_FLOOR = 2.0**-50
+CHUNK = 1 << 16  # values cast at a time on a CPU
 
 
-def round_e4m3(x: torch.Tensor) -> torch.Tensor:
+def round_e4m3(x: torch.Tensor, scratch: torch.Tensor | None = None) -> torch.Tensor:
     """fp32 values rounded to the nearest E4M3 value (ties to even), still fp32; overwrites and returns x.
 
     |x| must be at most 448. Equals x.to(float8_e4m3fn).float(), which is several times slower on CPU. Adding 1.5 *
     2^20 times the element's own power of two pushes all but three mantissa bits out of the fp32 mantissa; below 2^-6
-    the step is 2^-9.
+    the step is 2^-9. scratch: memory like x, to be overwritten.
     """
-    magic = x.view(torch.int32).bitwise_and(0x7F800000).clamp_(min=(127 - 6) << 23).view(torch.float32)
+    magic = torch.empty_like(x) if scratch is None else scratch
+    bits = magic.view(torch.int32)
+    torch.bitwise_and(x.view(torch.int32), EXPONENT.to(x.device), out=bits)
+    bits.clamp_(min=(127 - 6) << 23)
     magic.mul_(1.5 * 2**20)
     return x.add_(magic).sub_(magic)
 
 
 def _amax(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """Largest magnitude along `dim`, fp32."""
-    x = x.float() if x.dtype == torch.float64 else x  # the norm widens, but does not narrow
-    return torch.linalg.vector_norm(x, ord=float("inf"), dim=dim, dtype=torch.float32)
+    """Largest magnitude along `dim`, fp32; NaN where there is one."""
+    return torch.maximum(x.amax(dim), x.amin(dim).neg_()).float()
 
 
 def _group_scale(x: torch.Tensor, layout: BlockLayout, granularity: int, top: float) -> torch.Tensor:
@@ -44,8 +48,11 @@ def _group_scale(x: torch.Tensor, layout: BlockLayout, granularity: int, top: fl
         raise ValueError(
             f"granularity is {granularity}.\nGive the number of kernel blocks that share a scale, 1 or more."
         )
-    rows = _amax(x, -1)  # [B, L, H]
-    blocks = rows[:, layout.rows.to(x.device).flatten()].unflatten(1, layout.rows.shape).amax(2)  # [B, N, H]
+    if layout.uniform:
+        blocks = _amax(x.unflatten(1, (layout.num_blocks, layout.uniform)), 2).amax(-1)  # [B, N, H]
+    else:
+        rows = _amax(x, -1)  # [B, L, H]
+        blocks = rows[:, layout.rows.to(x.device).flatten()].unflatten(1, layout.rows.shape).amax(2)
     groups = min(granularity, layout.num_blocks)
     if groups > 1:
         padded = F.pad(blocks, (0, 0, 0, -layout.num_blocks % groups))
@@ -108,12 +115,40 @@ def dequantize_channels(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def fake_quantize(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: BlockLayout, granularity: int = 1
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: BlockLayout,
+    granularity: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q, k, v as FP8 attention sees them: quantized and de-quantized, fp32 [B, L, H, D]."""
+    """q, k, v as FP8 attention sees them: quantized and de-quantized, [B, L, H, D] in `dtype`, contiguous."""
+    pieces = (layout.num_blocks, layout.uniform) if layout.uniform else (layout.num_tokens, 1)
     out = []
     for x in (q, k):
-        scaled, scale = scale_blocks(x, layout, granularity)
-        out.append(round_e4m3(scaled).mul_(_per_token(scale, layout)))
-    scaled, scale = scale_channels(v)
-    return out[0], out[1], round_e4m3(scaled).mul_(scale[:, None])
+        scale = _group_scale(x, layout, granularity, E4M3_MAX)  # [B, N, H]
+        scale = scale if layout.uniform else scale[:, layout.token_block.to(x.device)]
+        out.append(_fake_cast(x, scale[..., None].expand(*scale.shape, x.shape[-1]), pieces, dtype))
+    scale = _amax(v, 1).clamp(min=AMAX_FLOOR) * (1.0 / E4M3_MAX)
+    return out[0], out[1], _fake_cast(v, scale[:, None], (layout.num_tokens, 1), dtype)
+
+
+def _fake_cast(x: torch.Tensor, scale: torch.Tensor, pieces: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    """x rounded to E4M3 times scale [B, pieces or 1, H, D]; pieces: how many of how many tokens.
+
+    A few blocks at a time and in the same memory, so that on a CPU all steps but the first find them in its cache.
+    """
+    batch, _, heads, dim = x.shape
+    out = torch.empty(batch, *pieces, heads * dim, device=x.device, dtype=dtype)
+    x = x.flatten(2).unflatten(1, pieces)  # [B, pieces, tokens, H*D]
+    scale = scale.flatten(2)[:, :, None]  # [B, pieces or 1, 1, H*D]
+    inverse = 1.0 / scale
+    step = pieces[0] if x.is_cuda else max(1, CHUNK // (batch * pieces[1] * heads * dim))
+    scaled = torch.empty(batch, min(step, pieces[0]), *x.shape[2:], device=x.device)
+    scratch = torch.empty_like(scaled)
+    for first in range(0, pieces[0], step):
+        some = slice(first, min(first + step, pieces[0]))
+        own = slice(None) if scale.shape[1] == 1 else some
+        part = scaled[:, : some.stop - first].copy_(x[:, some]).mul_(inverse[:, own]).clamp_(-E4M3_MAX, E4M3_MAX)
+        out[:, some] = round_e4m3(part, scratch[:, : some.stop - first]).mul_(scale[:, own])
+    return out.flatten(1, 2).unflatten(2, (heads, dim))

@@ -13,63 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-SCHEDULE_METHODS = ("bf16", "fp8", "sta", "fps")
-WINDOWED = ("sta", "fps")
-QUANTIZED = ("fp8", "fps")
-
-
-@dataclass(frozen=True)
-class Profile:
-    """How attention runs. tile: "fit" or (t, h, w) tokens. window: "all" or per axis odd tiles, 0 (whole axis) or a
-    share such as 0.5 of the axis. granularity: consecutive kernel blocks (tile order) that share one Q or K scale.
-    smooth_k: FP8 methods quantize keys without their mean.
-    """
-
-    name: str
-    method: str
-    tile: str | tuple[int, int, int] = "fit"
-    window: str | tuple[int | float, int | float, int | float] = "all"
-    granularity: int = 1
-    smooth_k: bool = False
-
-    def __post_init__(self) -> None:
-        if self.method not in SCHEDULE_METHODS:
-            raise ValueError(
-                f"profile {self.name!r} has method {self.method!r}.\nGive one of {', '.join(SCHEDULE_METHODS)}."
-            )
-        for field in ("tile", "window"):
-            value = getattr(self, field)
-            if isinstance(value, (list, tuple)):
-                object.__setattr__(self, field, tuple(0 if part == "all" else part for part in value))
-        if self.tile != "fit" and not _triple(self.tile, lambda x: isinstance(x, int) and x > 0):
-            raise ValueError(
-                f'profile {self.name!r} has tile {self.tile!r}.\nGive "fit" or three positive integers [t, h, w].'
-            )
-        if self.window != "all" and not _triple(self.window, _window_entry):
-            raise ValueError(
-                f"profile {self.name!r} has window {self.window!r}.\n"
-                'Give "all" or three entries: an odd number of tiles, 0 for the whole axis, or a share such as 0.5.'
-            )
-        if self.window != "all" and self.method not in WINDOWED:
-            raise ValueError(
-                f"profile {self.name!r} has a window, but method {self.method!r} sees everything.\n"
-                'Remove the window, or give method "sta" or "fps".'
-            )
-        if isinstance(self.granularity, bool) or not isinstance(self.granularity, int) or self.granularity < 1:
-            raise ValueError(f"profile {self.name!r} has granularity {self.granularity!r}.\nGive an integer from 1.")
-        if not isinstance(self.smooth_k, bool) or (self.smooth_k and self.method not in QUANTIZED):
-            raise ValueError(
-                f"profile {self.name!r} has smooth_k {self.smooth_k!r} and method {self.method!r}.\n"
-                f"Give true or false; true goes with {' or '.join(QUANTIZED)}."
-            )
-
-
-def _triple(value: object, good) -> bool:
-    return isinstance(value, tuple) and len(value) == 3 and all(not isinstance(x, bool) and good(x) for x in value)
-
-
-def _window_entry(x: object) -> bool:
-    return (isinstance(x, int) and (x == 0 or (x > 0 and x % 2 == 1))) or (isinstance(x, float) and 0 < x <= 1)
+from fpsgen.attention.methods import METHODS, find_method
+from fpsgen.attention.profile import Profile
 
 
 @dataclass(frozen=True)
@@ -86,19 +31,30 @@ class Schedule:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "profiles", tuple(self.profiles))
-        windows = sorted((float(low), float(high), str(name)) for low, high, name in self.windows)
+        if not isinstance(self.name, str) or not isinstance(self.trained, bool):
+            raise ValueError(
+                f"a schedule has name = {self.name!r} and trained = {self.trained!r}.\n"
+                "Give text for the name, and true or false for trained."
+            )
+        for row in self.windows:
+            if not _is_window(row):
+                raise ValueError(
+                    f"schedule {self.name!r} has the window {row!r}.\n"
+                    "Give two numbers from 0 to 1, low and high, and the name of a profile."
+                )
+        windows = sorted((float(low), float(high), name) for low, high, name in self.windows)
         object.__setattr__(self, "windows", tuple(windows))
-        object.__setattr__(self, "dense_layers", tuple(sorted({int(layer) for layer in self.dense_layers})))
+        if any(type(layer) is not int or layer < 0 for layer in self.dense_layers):
+            raise ValueError(
+                f"schedule {self.name!r} has dense_layers {list(self.dense_layers)!r}.\nGive block numbers from 0."
+            )
+        object.__setattr__(self, "dense_layers", tuple(sorted(set(self.dense_layers))))
         names = [profile.name for profile in self.profiles]
         if len(set(names)) != len(names):
             raise ValueError(
                 f"schedule {self.name!r} names a profile twice: {', '.join(names)}.\nGive each profile its own name."
             )
-        if any(layer < 0 for layer in self.dense_layers):
-            raise ValueError(
-                f"schedule {self.name!r} has dense_layers {list(self.dense_layers)}.\nGive block numbers from 0."
-            )
-        at = 0.0
+        covered = 0.0
         for low, high, profile in windows:
             if profile not in names:
                 raise ValueError(
@@ -108,14 +64,14 @@ class Schedule:
                 raise ValueError(
                     f"schedule {self.name!r} has the window [{low}, {high}).\nGive low < high, both in [0, 1]."
                 )
-            if low != at:
-                kind, a, b = ("leaves a gap", at, low) if low > at else ("overlaps", low, at)
+            if low != covered:
+                kind, a, b = ("leaves a gap", covered, low) if low > covered else ("overlaps", low, covered)
                 raise ValueError(f"schedule {self.name!r} {kind} at sigma [{a}, {b}).\nWindows must cover [0, 1] once.")
-            at = high
-        if at != 1.0:
-            kind = "leaves a gap" if at < 1 else "goes beyond the range"
+            covered = high
+        if covered != 1.0:
+            kind = "leaves a gap" if covered < 1 else "goes beyond the range"
             raise ValueError(
-                f"schedule {self.name!r} {kind} at sigma [{min(at, 1.0)}, {max(at, 1.0)}).\n"
+                f"schedule {self.name!r} {kind} at sigma [{min(covered, 1.0)}, {max(covered, 1.0)}).\n"
                 "Windows must cover [0, 1] once."
             )
 
@@ -132,28 +88,16 @@ class Schedule:
         """profile_at for every sigma."""
         return [self.profile_at(float(sigma)) for sigma in sigmas]
 
-    def with_method(self, method: str) -> Schedule:
-        """The same schedule as one method of the ablation table.
+    @property
+    def tiles(self) -> tuple[str | tuple[int, int, int], ...]:
+        """Tiles of the profiles whose methods need tokens in tile order; one entry is one order for every step."""
+        return tuple(dict.fromkeys(p.tile or "fit" for p in self.profiles if METHODS[p.method].tiled))
 
-        bf16: everything dense bf16. fp8: every profile FP8 over all tiles. sta: windows kept, bf16 precision. fps:
-        unchanged.
-        """
-        if method not in SCHEDULE_METHODS:
-            raise ValueError(f"method is {method!r}.\nGive one of {', '.join(SCHEDULE_METHODS)}.")
-        if method == "fps":
-            return self
-        if method == "sta":
-            change = [
-                replace(p, method="bf16" if p.window == "all" else "sta", granularity=1, smooth_k=False)
-                for p in self.profiles
-            ]
-        elif method == "fp8":
-            change = [replace(p, method="fp8", window="all") for p in self.profiles]
-        else:
-            change = [replace(p, method="bf16", window="all", granularity=1, smooth_k=False) for p in self.profiles]
-        if tuple(change) == self.profiles:
-            return self
-        return replace(self, name=f"{self.name}-{method}", profiles=tuple(change))
+    def with_method(self, method: str) -> Schedule:
+        """The same schedule as one method runs it, see Method.adapt. Raises ValueError for unknown names."""
+        adapt = find_method(method).adapt
+        change = tuple(adapt(profile) for profile in self.profiles)
+        return self if change == self.profiles else replace(self, name=f"{self.name}-{method}", profiles=change)
 
     def to_toml(self) -> str:
         """The schedule as a TOML document that from_toml reads back equal."""
@@ -163,12 +107,15 @@ class Schedule:
             lines += ["", "[[windows]]", f"low = {low!r}", f"high = {high!r}", f"profile = {_quote(name)}"]
         for profile in self.profiles:
             lines += ["", "[[profiles]]", f"name = {_quote(profile.name)}", f"method = {_quote(profile.method)}"]
-            for field in ("tile", "window"):
-                value = getattr(profile, field)
-                text = _quote(value) if isinstance(value, str) else f"[{', '.join(repr(part) for part in value)}]"
-                lines.append(f"{field} = {text}")
+            lines.append(f"tile = {_toml(profile.tile)}")
+            if profile.density is None:
+                lines.append(f"window = {_toml(profile.window)}")
+            else:
+                lines.append(f"density = {profile.density!r}")
             lines.append(f"granularity = {profile.granularity}")
             lines += ["smooth_k = true"] if profile.smooth_k else []
+            options = ", ".join(f"{key} = {_toml(value)}" for key, value in profile.options)
+            lines += [f"options = {{ {options} }}"] if options else []
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -181,8 +128,13 @@ class Schedule:
                 f"the schedule is not valid TOML: {error}.\nCompare it with a preset's to_toml()."
             ) from None
         _only(data, "schedule", {"name", "profiles", "windows"}, {"trained", "dense_layers"})
+        for key in ("profiles", "windows", "dense_layers"):
+            if not isinstance(data.get(key, []), list):
+                raise ValueError(f"{key} of the schedule is {data[key]!r}.\nGive a list.")
         for row in data["profiles"]:
-            _only(row, "profile", {"name", "method"}, {"tile", "window", "granularity", "smooth_k"})
+            _only(row, "profile", {"name", "method"}, _OPTIONAL)
+            if not isinstance(row.get("options", {}), dict):
+                raise ValueError(f"options of a profile are {row['options']!r}.\nGive a table.")
         for row in data["windows"]:
             _only(row, "window", {"low", "high", "profile"}, set())
         return cls(
@@ -190,7 +142,7 @@ class Schedule:
             profiles=tuple(Profile(**row) for row in data["profiles"]),
             windows=tuple((row["low"], row["high"], row["profile"]) for row in data["windows"]),
             dense_layers=tuple(data.get("dense_layers", ())),
-            trained=bool(data.get("trained", False)),
+            trained=data.get("trained", False),
         )
 
     @classmethod
@@ -200,6 +152,24 @@ class Schedule:
             return cls.from_toml(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+_OPTIONAL = {"tile", "window", "granularity", "smooth_k", "density", "options"}  # of a profile
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return _quote(value) if isinstance(value, str) else repr(value)
+
+
+def _is_window(row: object) -> bool:
+    if not isinstance(row, (tuple, list)) or len(row) != 3:
+        return False
+    low, high, name = row
+    return isinstance(name, str) and all(type(x) in (int, float) for x in (low, high))
 
 
 def _quote(text: str) -> str:
@@ -263,9 +233,9 @@ PRESETS = {
             "safe",
             (0.3, 0.9),
             (
-                Profile("early", "bf16"),
-                Profile("middle", "fps", window=(0.6, 0.6, 0.6)),
-                Profile("late", "fps", window=(0.5, 0.5, 0.5)),
+                Profile("early", "bf16", tile="blocks"),
+                Profile("middle", "fps", density=0.45, smooth_k=True),
+                Profile("late", "fps", density=0.35, smooth_k=True),
             ),
             dense_layers=(0, 1),
         ),
@@ -273,20 +243,20 @@ PRESETS = {
             "balanced",
             (0.2, 0.8),
             (
-                Profile("early", "fp8"),
-                Profile("middle", "fps", window=(0.5, 0.5, 0.5)),
-                Profile("late", "fps", window=(0.4, 0.4, 0.4), granularity=2),
+                Profile("early", "fp8", tile="blocks", smooth_k=True),
+                Profile("middle", "fps", density=0.35, smooth_k=True),
+                Profile("late", "fps", density=0.25, granularity=2, smooth_k=True),
             ),
             dense_layers=(0,),
         ),
-        # the paper's pattern: for checkpoints trained with it
+        # the paper's pattern, at the densities that its speed-ups imply: for checkpoints trained with it
         _preset(
             "paper",
             (0.2, 0.8),
             (
-                Profile("early", "fps", window=(0.3, 0.3, 0.3), granularity=8),
-                Profile("middle", "fps", window=(0.5, 0.5, 0.5), granularity=1),
-                Profile("late", "fps", window=(0.4, 0.4, 0.4), granularity=2),
+                Profile("early", "fps", density=0.12, granularity=8),
+                Profile("middle", "fps", density=0.25),
+                Profile("late", "fps", density=0.18, granularity=2),
             ),
         ),
     )

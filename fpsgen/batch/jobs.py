@@ -10,17 +10,18 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fpsgen import config
-from fpsgen.config import show
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
-from fpsgen.models.catalog.registry import ModelSpec, resolve
+from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.pipeline.output import OUTPUT_FOLDER, check_writable, slug
-from fpsgen.pipeline.request import GenerateRequest, plan
+from fpsgen.pipeline.plan import plan
+from fpsgen.pipeline.request import GenerateRequest
+from fpsgen.settings.gather import Settings, gather
+from fpsgen.text import show
 
 STDIN = "-"
 LINES, OBJECTS = ".txt", ".jsonl"
@@ -43,34 +44,51 @@ class Batch:
 
     jobs: tuple[Job, ...]
     folder: Path
-    reason: str  # why the (first) model was chosen
     warnings: tuple[str, ...]
 
 
-def read_batch(source: str, flags: Mapping[str, str | bool | None], overwrite: bool = False) -> Batch:
+def choose_on_disk(settings: Settings) -> ModelChoice:
+    """The model of `settings`, which has to be on this machine."""
+    return choose(settings.model, settings.res, settings.device)
+
+
+def read_batch(
+    source: str,
+    flags: Mapping[str, str | bool | None],
+    overwrite: bool = False,
+    choose_model: Callable[[Settings], ModelChoice] = choose_on_disk,
+) -> Batch:
     """All jobs of a file: .txt (a prompt per line; blank lines and lines that begin with # are left out), .jsonl (an
     object per line: "prompt" and any setting of fpsgen.toml), or "-" for either on standard input.
 
-    flags: the command line, the default of every line. A line without a seed gets one from its prompt and from how
+    flags: the command line, the default of every line. choose_model: asked once for each model and size.
+    A line without a seed gets one from its prompt and from how
     often that prompt came before, so that equal prompts differ and runs repeat.
     Raises FpsgenError: BAD_INPUT naming the line, USAGE for the command line, MODEL, DISK.
     """
     lines = read_lines(source)
-    shared = config.gather(flags)
+    shared = gather(flags)
     folder = Path(shared.output or OUTPUT_FOLDER)
     if folder.suffix.lower() == ".mp4":
         raise FpsgenError(f"-o {show(folder)} is one file, for many videos", "name a folder with -o", USAGE)
     if folder.exists() and not folder.is_dir():
         raise FpsgenError(f"-o {show(folder)} is not a folder", "name another with -o", USAGE)
     check_writable(folder)
-    chosen: dict[str, tuple[ModelSpec, Path, str]] = {}
+    chosen: dict[Any, ModelChoice] = {}
     repeats: Counter[str] = Counter()
     wrong: list[FpsgenError] = []
     jobs: list[Job] = []
+
+    def choose_once(settings: Settings) -> ModelChoice:
+        asked = (settings.model, settings.res, settings.device)
+        if asked not in chosen:
+            chosen[asked] = choose_model(settings)
+        return chosen[asked]
+
     for number, values in lines:
         where = f"{'stdin' if source == STDIN else show(source)} line {number}"
         try:
-            jobs.append(_job(number, where, dict(values), flags, folder, chosen, repeats, overwrite))
+            jobs.append(_job(number, where, dict(values), flags, folder, choose_once, repeats, overwrite))
         except FpsgenError as error:
             if error.code not in (USAGE, BAD_INPUT):
                 raise
@@ -81,7 +99,7 @@ def read_batch(source: str, flags: Mapping[str, str | bool | None], overwrite: b
         tail = f" (and {more} more line{'s' * (more > 1)} cannot be used)" if more else ""
         raise FpsgenError(first.message + tail, first.remedy, BAD_INPUT)
     _check_distinct(jobs)
-    return Batch(tuple(jobs), folder, next(iter(chosen.values()))[2], shared.warnings)
+    return Batch(tuple(jobs), folder, shared.warnings)
 
 
 def read_lines(source: str) -> list[tuple[int, dict[str, Any]]]:
@@ -114,21 +132,7 @@ def read_lines(source: str) -> list[tuple[int, dict[str, Any]]]:
 
 def job_key(request: GenerateRequest) -> str:
     """16 hex digits of what decides the video. Device, folder and file name are not among it."""
-    model = (request.model.name, request.model.source, request.model.revision)
-    schedule = request.schedule
-    if isinstance(schedule, str) and Path(schedule).is_file():
-        schedule = Path(schedule).read_text(encoding="utf-8")
-    facts = [request.prompt, request.negative, model, request.width, request.height, request.frames, request.fps]
-    facts += [
-        request.steps,
-        request.guidance,
-        request.shift,
-        request.seed,
-        request.method,
-        str(schedule),
-        request.dtype,
-    ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(request.deciding(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def derived_seed(prompt: str, repeat: int) -> int:
@@ -142,39 +146,37 @@ def _job(
     values: dict[str, Any],
     flags: Mapping[str, str | bool | None],
     folder: Path,
-    chosen: dict[str, tuple[ModelSpec, Path, str]],
+    choose_once: Callable[[Settings], ModelChoice],
     repeats: Counter[str],
     overwrite: bool,
 ) -> Job:
     prompt = values.pop("prompt", None)
     if not isinstance(prompt, str):
         raise FpsgenError(f"{where} has no prompt", 'for example {"prompt": "a cat surfing", "seed": 1}', BAD_INPUT)
-    settings = config.gather(flags, line=(where, values))
+    settings = gather(flags, line=(where, values))
     own = values.get("output")
-    if settings.model not in chosen:
-        chosen[settings.model] = resolve(settings.model)
     if settings.seed is None:
-        settings = replace(settings, seed=derived_seed(prompt, repeats[prompt]))
+        settings = settings.replace(seed=derived_seed(prompt, repeats[prompt]))
         repeats[prompt] += 1
     output = str(folder / str(own)) if own is not None else f"{folder}/"
-    planned = plan(prompt, replace(settings, output=output), True, chosen[settings.model])
-    request = replace(planned.request, overwrite=overwrite, numbered=own is None)
+    planned = plan(prompt, settings.replace(output=output, overwrite=True), choose_once(settings))
+    request = planned.request.replace(output={"overwrite": overwrite, "numbered": own is None})
     key = job_key(request)
     if own is None:
-        path = folder / f"{slug(request.prompt)}-{request.seed}-{key[:8]}.mp4"
-        request = replace(request, output=path)
+        path = folder / f"{slug(request.prompt.text)}-{request.sampling.seed}-{key[:8]}.mp4"
+        request = request.replace(output={"path": path})
     return Job(number, key, own is not None, request)
 
 
 def _check_distinct(jobs: list[Job]) -> None:
     seen: dict[Any, Job] = {}
     for job in jobs:
-        other = seen.setdefault(job.request.output.absolute(), job)
+        other = seen.setdefault(job.request.output.path.absolute(), job)
         if other is not job and other.key == job.key and not job.named:
             what = f"lines {other.number} and {job.number} ask for the same video"
             raise FpsgenError(what, "remove one, or give them different seeds", BAD_INPUT)
         if other is not job:
-            what = f"lines {other.number} and {job.number} both write {show(job.request.output)}"
+            what = f"lines {other.number} and {job.number} both write {show(job.request.output.path)}"
             raise FpsgenError(what, "give each its own output", BAD_INPUT)
 
 

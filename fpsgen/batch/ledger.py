@@ -42,10 +42,10 @@ class Ledger:
     def done(self, job: Job) -> Path | None:
         """The finished video of a job, if it is still there and whole."""
         entry = self._entries.get(job.key)
-        path = self._folder / entry["path"] if entry else job.request.output
-        if entry and (path == job.request.output or not job.named):
+        path = self._folder / entry["path"] if entry else job.request.output.path
+        if entry and (path == job.request.output.path or not job.named):
             return path if path.is_file() and path.stat().st_size == entry["bytes"] else None
-        if not job.named and path.is_file() and count_frames(path) == job.request.frames:
+        if not job.named and path.is_file() and count_frames(path) == job.request.video.frames:
             return path
         return None
 
@@ -53,7 +53,7 @@ class Ledger:
         """Enter a finished job, in one write that survives a crash."""
         name = os.path.relpath(path, self._folder)
         entry = {"job": job.key, "path": name, "bytes": path.stat().st_size, "seconds": round(seconds, 2)}
-        entry |= {"prompt": job.request.prompt, "seed": job.request.seed}
+        entry |= {"prompt": job.request.prompt.text, "seed": job.request.sampling.seed}
         try:
             with self._path.open("a", encoding="utf-8") as file:  # blank lines part it from what a kill cut short
                 file.write("\n" + json.dumps(entry, ensure_ascii=False) + "\n")

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from fpsgen.batch.jobs import Batch, Job
 from fpsgen.batch.ledger import Ledger, locked
 from fpsgen.errors import DISK, INTERNAL, FpsgenError
-from fpsgen.pipeline.events import Timing
-from fpsgen.pipeline.request import Events
+from fpsgen.pipeline.events import Events, Timing
+from fpsgen.signals import check_stop
 
 MADE, SKIPPED, FAILED = "made", "skipped", "failed"
 
@@ -33,22 +33,22 @@ class Outcome:
             "line": self.job.number,
             "status": self.status,
             "path": str(self.path) if self.path else None,
-            "prompt": self.job.request.prompt,
-            "seed": self.job.request.seed,
+            "prompt": self.job.request.prompt.text,
+            "seed": self.job.request.sampling.seed,
             "seconds": round(self.seconds, 3),
             "error": error,
         }
 
 
-class Told(Protocol):
-    """What `run` tells while it works, beside the events of each video."""
+class BatchProgress(Protocol):
+    """Who is told of the jobs while they run, beside the events of each video."""
 
     def job_start(self, job: Job, index: int, total: int) -> Events: ...
 
     def job_end(self, outcome: Outcome) -> None: ...
 
 
-def run(batch: Batch, told: Told, timing: Timing) -> Iterator[Outcome]:
+def run(batch: Batch, progress: BatchProgress, timing: Timing) -> Iterator[Outcome]:
     """Yields an outcome per job: those that are done first, then as they are made, model by model.
 
     A job's own error (out of memory, no real video, anything unforeseen) is its outcome. What every job would meet
@@ -58,7 +58,7 @@ def run(batch: Batch, told: Told, timing: Timing) -> Iterator[Outcome]:
         ledger = Ledger(batch.folder)
         waiting = []
         for job in batch.jobs:
-            path = None if job.request.overwrite else ledger.done(job)
+            path = None if job.request.output.overwrite else ledger.done(job)
             if path is None:
                 _check_free(job)
                 waiting.append(job)
@@ -66,27 +66,28 @@ def run(batch: Batch, told: Told, timing: Timing) -> Iterator[Outcome]:
                 yield Outcome(job, SKIPPED, path)
         index = 0
         for group in _by_model(waiting):
-            from fpsgen.pipeline.loaded_model import open_model
+            from fpsgen.pipeline.loaded_model import load_model
 
-            opened = open_model(group[0].request, timing)
+            model = load_model(group[0].request, timing)
             for job in group:
+                check_stop()
                 index += 1
-                outcome = _make(job, opened, told.job_start(job, index, len(waiting)), timing)
+                outcome = _make(job, model, progress.job_start(job, index, len(waiting)), timing)
                 if outcome.path is not None:
                     ledger.add(job, outcome.path, outcome.seconds)
-                told.job_end(outcome)
+                progress.job_end(outcome)
                 yield outcome
-            del opened  # its memory is needed for the next
+            del model  # its memory is needed for the next
 
 
-def _make(job: Job, opened: Any, events: Events, shared: Timing) -> Outcome:
-    from fpsgen.pipeline.generate import run as generate
+def _make(job: Job, model: Any, events: Events, shared: Timing) -> Outcome:
+    from fpsgen.pipeline.run import run as generate
 
     start = time.monotonic()
     timing = Timing(events)
     timing.warnings += shared.warnings  # each is told once in a run, not once in a job
     try:
-        result = generate(job.request, timing, opened)
+        result = generate(job.request, timing, model)
     except FpsgenError as error:
         if error.code == DISK:
             raise
@@ -104,8 +105,8 @@ def _make(job: Job, opened: Any, events: Events, shared: Timing) -> Outcome:
 
 def _check_free(job: Job) -> None:
     """A job with a name of its own must not meet a file that is not its; other names are numbered when taken."""
-    path = job.request.output
-    if job.named and path.exists() and not job.request.overwrite:
+    path = job.request.output.path
+    if job.named and path.exists() and not job.request.output.overwrite:
         what = f"line {job.number}: {path} exists and holds something else"
         raise FpsgenError(what, "move it away, or add --overwrite", DISK)
 
@@ -115,5 +116,5 @@ def _by_model(jobs: list[Job]) -> list[list[Job]]:
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
         request = job.request
-        groups.setdefault((request.model_path, request.device, request.dtype), []).append(job)
+        groups.setdefault((request.model.folder, request.machine), []).append(job)
     return list(groups.values())

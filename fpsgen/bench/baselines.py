@@ -82,9 +82,10 @@ def flex(plan: AttentionPlan, device: torch.device) -> Attention:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     lists = plan.tile_lists()
-    sizes = plan.tiling.sizes().to(device)
-    tile = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
-    seen = torch.zeros(len(sizes), len(sizes), dtype=torch.bool, device=device)
+    tile_sizes, unit_sizes = plan.layout.tile_sizes.to(device), plan.layout.unit_sizes.to(device)
+    tile = torch.repeat_interleave(torch.arange(len(tile_sizes), device=device), tile_sizes)
+    unit = torch.repeat_interleave(torch.arange(len(unit_sizes), device=device), unit_sizes)
+    seen = torch.zeros(len(tile_sizes), len(unit_sizes), dtype=torch.bool, device=device)
     for i, count in enumerate(lists.counts[0].tolist()):
         seen[i, lists.indices[0, i, :count].long().to(device)] = True
     mask = None
@@ -92,7 +93,7 @@ def flex(plan: AttentionPlan, device: torch.device) -> Attention:
         length = len(tile)
         # compiled it does without a matrix of all pairs, 46 GB at 720p; on a CPU that would take a C compiler
         create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
-        mask = create(lambda b, h, i, j: seen[tile[i], tile[j]], None, None, length, length, device=device)
+        mask = create(lambda b, h, i, j: seen[tile[i], unit[j]], None, None, length, length, device=device)
     torch.compiler.reset()  # each mask is compiled anew, and there is a limit to that
     compiled = torch.compile(flex_attention, dynamic=False)
 

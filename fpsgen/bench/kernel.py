@@ -17,9 +17,11 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
+from fpsgen.attention.methods import METHODS
 from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.op import attend
-from fpsgen.attention.plan import METHODS, AttentionPlan
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.profile import Profile
 from fpsgen.attention.quantize import fake_quantize
 from fpsgen.attention.tiles import Size3
 from fpsgen.bench.baselines import Attention, fa3_fp8_alone, flex, peers
@@ -173,6 +175,8 @@ def plan_for(shape: Shape, method: str, density: float) -> AttentionPlan:
     """The plan whose window of equal sides comes nearest to `density`."""
     if not METHODS[method].windowed or density >= 1:
         return AttentionPlan(shape.grid, shape.tile, method=method)
+    if shape.tile == "blocks":
+        return AttentionPlan.of(Profile("bench", method, shape.tile, density=density), shape.grid)
     tiles = AttentionPlan(shape.grid, shape.tile).tiling.tile_grid
     sides = [sorted({*range(1, n, 2), n}) for n in tiles]
     plans = {
@@ -236,7 +240,7 @@ def check(
     With fp8, inputs are quantized alike first, so that what is left is the kernel's own error and P's cast.
     """
     lists = plan.tile_lists()
-    start = [0, *plan.tiling.sizes().long().cumsum(0).tolist()]
+    start, unit = ([0, *sizes.cumsum(0).tolist()] for sizes in (plan.layout.tile_sizes, plan.layout.unit_sizes))
     if fp8:
         q, k, v = fake_quantize(q, k, v, plan.tables("cpu").layout, plan.granularity)
     last = len(start) - 2
@@ -244,7 +248,7 @@ def check(
     for tile in sorted({round(i * last / max(1, tiles - 1)) for i in range(tiles)}):
         rows = slice(start[tile], start[tile + 1])
         seen = lists.indices[0, tile, : int(lists.counts[0, tile])].tolist()
-        keys = torch.cat([torch.arange(start[u], start[u + 1]) for u in seen]).to(q.device)
+        keys = torch.cat([torch.arange(unit[u], unit[u + 1]) for u in seen]).to(q.device)
         query, key, value = (x.transpose(1, 2).float() for x in (q[:, rows], k[:, keys], v[:, keys]))
         wanted = torch.softmax(query @ key.mT * q.shape[-1] ** -0.5, -1) @ value
         got = out[:, rows].transpose(1, 2).float()

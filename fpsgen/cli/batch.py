@@ -3,103 +3,88 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fpsgen.cli import console, options
+from fpsgen.cli import console
+from fpsgen.cli.options import complete_files, examples, takes_settings
 from fpsgen.errors import PARTIAL
+from fpsgen.report.lines import clock
+from fpsgen.settings.gather import gather
 
 if TYPE_CHECKING:
     from fpsgen.batch.jobs import Batch, Job
     from fpsgen.batch.run import Outcome
     from fpsgen.cli.progress import Quiet
 
+EXAMPLES = examples(
+    "fpsgen batch prompts/nano.txt",
+    "fpsgen batch prompts.jsonl -m wan2.1-1.3b -o videos/ --steps 30",
+    "echo 'a cat surfing' | fpsgen batch -",
+    'A line of a .jsonl file: {"prompt": "a cat surfing", "seed": 1, "output": "cat.mp4"}',
+)
+
 File = Annotated[
     str,
     typer.Argument(
-        metavar="FILE", help=".txt (a prompt per line), .jsonl (options too), - (stdin).", show_default=False
+        metavar="FILE",
+        help=".txt (a prompt per line), .jsonl (options too), - (stdin).",
+        show_default=False,
+        autocompletion=complete_files,
     ),
 ]
 
 
-def batch(
-    file: File,
-    model: options.Model = None,
-    res: options.Res = None,
-    aspect: options.Aspect = None,
-    frames: options.Frames = None,
-    seconds: options.Seconds = None,
-    fps: options.Fps = None,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    shift: options.Shift = None,
-    negative: options.Negative = None,
-    seed: options.Seed = None,
-    method: options.Method = None,
-    schedule: options.Schedule = None,
-    strict: options.Strict = False,
-    output: options.Folder = None,
-    overwrite: options.Overwrite = False,
-    no_metadata: options.NoMetadata = False,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    dry_run: options.DryRun = False,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    debug: options.Debug = False,
-) -> None:
+@takes_settings("batch")
+def batch(file: File, given: dict[str, Any]) -> None:
     """Make a video for every line of a file. Run it again to go on: what is done is skipped.
 
     Options are the default of every line. stdout: the paths. Exit code 3: some videos failed, the others are there.
     """
-    make(file, options.flags(locals()), overwrite, as_json, quiet, dry_run, debug, "batch")
+    make_batch(file, given, "batch")
 
 
-def make(
-    file: str,
-    given: dict[str, Any],
-    overwrite: bool,
-    as_json: bool,
-    quiet: bool,
-    dry_run: bool,
-    debug: bool,
-    command: str,
-) -> None:
+def make_batch(file: str, given: dict[str, Any], command: str) -> None:
     """What `fpsgen batch` and `fpsgen generate --prompts` do. Raises typer.Exit PARTIAL where a job failed."""
     from fpsgen.batch.jobs import read_batch
+    from fpsgen.cli.model_choice import choose_model
 
-    jobs = read_batch(file, given, overwrite)
-    if dry_run:
-        show(jobs, as_json, command)
+    settings = gather(given)
+    jobs = read_batch(file, given, settings.overwrite, choose_model)
+    if settings.dry_run:
+        show(jobs, settings.json, command)
         return
 
     from fpsgen.batch.run import run
     from fpsgen.cli import progress
+    from fpsgen.models.catalog.machine import this_machine
     from fpsgen.pipeline.events import Timing
+    from fpsgen.pipeline.memory import check_machine
 
-    debug = console.debugging(debug)
-    console.quiet_libraries(debug)
+    machine = this_machine()
+    for job in jobs.jobs:
+        check_machine(job.request, machine)
+    console.quiet_libraries(settings.debug)
     outcomes: list[Outcome] = []
-    with progress.choose(quiet) as events:
-        told = Told(events)
+    with progress.choose(settings.quiet) as events:
+        shown = ShownProgress(events)
         timing = Timing(events)
         for text in jobs.warnings:
             timing.warn(text)
         events.note("batch", f"{len(jobs.jobs)} videos into {jobs.folder}, model {models_of(jobs)}")
         try:
-            with console.library_warnings(timing.warn, debug):
-                for outcome in run(jobs, told, timing):
+            with console.library_warnings(timing.warn, settings.debug):
+                for outcome in run(jobs, shown, timing):
                     outcomes.append(outcome)
-                    if not as_json and outcome.path is not None:
+                    if not settings.json and outcome.path is not None:
                         print(outcome.path, flush=True)
         except BaseException:
             left = len(jobs.jobs) - sum(outcome.path is not None for outcome in outcomes)
             events.note("batch", f"stopped with {left} of {len(jobs.jobs)} videos to go; the same command goes on")
             raise
         events.note("batch", summary(outcomes, timing.total))
-    if as_json:
+    if settings.json:
         console.print_json(command, [outcome.as_json() for outcome in outcomes], timing.warnings)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if failed:
@@ -108,33 +93,32 @@ def make(
         raise typer.Exit(PARTIAL)
 
 
-class Told:
-    """Jobs for a person: which one runs, what it took, how long the rest will take."""
+class ShownProgress:
+    """Jobs for a person: which one runs, what it took, how long the rest will take. A batch.run.BatchProgress."""
 
     def __init__(self, events: Quiet) -> None:
         self._events = events
-        self._start = time.monotonic()
         self._place = ""
         self._left = 0
         self._spent: list[float] = []
 
     def job_start(self, job: Job, index: int, total: int) -> Quiet:
-        self._place, self._left = f"{index}/{total}", total - index
-        self._events.brief = True
+        self._place, self._left = f"[{index}/{total}]", total - index
+        self._events.job(self._place, job.request.prompt.text, self._rest(self._left + 1))
         return self._events
 
     def job_end(self, outcome: Outcome) -> None:
-        from fpsgen.cli.progress import clock
-
         if outcome.error is not None:
             what, fix = outcome.error.message, outcome.error.remedy
             self._events.warn(f"{self._place} line {outcome.job.number} failed: {what} ({fix})")
             return
         self._spent.append(outcome.seconds)
-        rest = sum(self._spent) / len(self._spent) * self._left
-        eta = f", ETA {clock(rest)}" if self._left else ""
+        eta = f", ETA {clock(self._rest(self._left) or 0)}" if self._left else ""
         name = outcome.path.name if outcome.path else ""
         self._events.note(self._place, f"{name} in {outcome.seconds:.1f} s{eta}")
+
+    def _rest(self, jobs: int) -> float | None:
+        return sum(self._spent) / len(self._spent) * jobs if self._spent else None
 
 
 def summary(outcomes: list[Outcome], seconds: float) -> str:
@@ -146,8 +130,8 @@ def summary(outcomes: list[Outcome], seconds: float) -> str:
 
 def models_of(jobs: Batch) -> str:
     """Their models by name, and why the first was chosen."""
-    names = list(dict.fromkeys(job.request.model.name for job in jobs.jobs))
-    return f"{names[0]} ({jobs.reason})" if len(names) == 1 else ", ".join(names)
+    names = list(dict.fromkeys(job.request.model.spec.name for job in jobs.jobs))
+    return f"{names[0]} ({jobs.jobs[0].request.model.reason})" if len(names) == 1 else ", ".join(names)
 
 
 def show(jobs: Batch, as_json: bool, command: str) -> None:
@@ -157,12 +141,12 @@ def show(jobs: Batch, as_json: bool, command: str) -> None:
     ledger = Ledger(jobs.folder)
     rows = []
     for job in jobs.jobs:
-        request = job.request
-        done = None if request.overwrite else ledger.done(job)
-        size = f"{request.width}x{request.height}x{request.frames}"
-        row = {"line": job.number, "status": "done" if done else "to make", "prompt": request.prompt}
-        row |= {"model": request.model.name, "size": size, "steps": request.steps, "seed": request.seed}
-        rows.append(row | {"path": str(done or request.output)})
+        request, video = job.request, job.request.video
+        done = None if request.output.overwrite else ledger.done(job)
+        size = f"{video.width}x{video.height}x{video.frames}"
+        row = {"line": job.number, "status": "done" if done else "to make", "prompt": request.prompt.text}
+        row |= {"model": request.model.spec.name, "size": size, "steps": request.sampling.steps}
+        rows.append(row | {"seed": request.sampling.seed, "path": str(done or request.output.path)})
     if as_json:
         console.print_json(command, [{"dry_run": True, **row} for row in rows], list(jobs.warnings))
         return

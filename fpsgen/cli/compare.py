@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from fpsgen import config
 from fpsgen.cli import console, options
-from fpsgen.config import show
 from fpsgen.errors import BAD_INPUT, FpsgenError
+from fpsgen.settings.gather import gather
+from fpsgen.text import show
 
 First = Annotated[str, typer.Argument(metavar="A", help="A video, shown on the left.", show_default=False)]
 Second = Annotated[str, typer.Argument(metavar="B", help="Another of the same size.", show_default=False)]
@@ -28,7 +28,7 @@ def compare(
 
     stdout: the figures and the path of the side-by-side MP4.
     """
-    settings = config.gather({"output": output})
+    settings = gather({"output": output})
     paths = [Path(a), Path(b)]
     for path in paths:
         if not path.is_file():
@@ -36,7 +36,7 @@ def compare(
     from fpsgen.pipeline.output import resolve_output
 
     name = f"{paths[0].stem} vs {paths[1].stem}"
-    target, _ = resolve_output(settings.output, name, 0, overwrite)
+    target, _ = resolve_output(settings.output, name, 0, bool(overwrite))
 
     import numpy as np
 
@@ -54,7 +54,7 @@ def compare(
     mean_square = float(((left.astype(np.float64) - right) ** 2).mean())
     over_all = float("inf") if mean_square == 0 else 10 * float(np.log10(255**2 / mean_square))
     target.parent.mkdir(parents=True, exist_ok=True)
-    written = write_mp4(np.concatenate([left, right], axis=2), target, max(1, round(fps)), None, overwrite)
+    written = write_mp4(np.concatenate([left, right], axis=2), target, max(1, round(fps)), None, bool(overwrite))
     result = {
         "a": a,
         "b": b,

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from fpsgen.errors import FpsgenError
+from fpsgen.text import show
 
 SCHEMA = "fpsgen/1"
 
@@ -42,14 +43,22 @@ def debugging(flag: bool) -> bool:
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """Foreign text for a message: line ends as blanks, control characters as \\x1b, not too long."""
-    text = "".join(ch if ch.isprintable() else f"\\x{ord(ch):02x}" for ch in " ".join(text.splitlines()))
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    """Foreign text for a message, see fpsgen.text.show."""
+    return show(text, limit)
 
 
 def note(text: str) -> None:
     """One line on stderr."""
     print(one_line(text, 2000), file=sys.stderr, flush=True)
+
+
+def ask(question: str) -> bool:
+    """Ask a person at the terminal; only "y" and "yes" agree, the end of input does not."""
+    print(f"{one_line(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        print(file=sys.stderr)
+    return answer.strip().lower() in ("y", "yes")
 
 
 def warning(text: str) -> None:

@@ -11,21 +11,21 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from fpsgen import __version__, config
-from fpsgen.cli import console, options
+from fpsgen import __version__
+from fpsgen.cli import console
+from fpsgen.cli.options import examples, takes_settings
 from fpsgen.errors import ENVIRONMENT, FpsgenError
+from fpsgen.settings.gather import CONFIG_NAME, gather, user_config_file
+from fpsgen.text import show
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 SELF_TEST_LIMIT = 3e-2  # relative L2 against exact attention on the same FP8 inputs; P's cast alone is 1.7e-2 to 2.7e-2
 
-Asked = Annotated[
-    str | None,
-    typer.Option("--model", "-m", metavar="NAME", help="Judge the machine for this model. [nano]", show_default=False),
-]
+EXAMPLES = examples("fpsgen doctor", "fpsgen doctor -m wan2.1-1.3b", "fpsgen doctor --json")
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,16 @@ class Check:
     remedy: str = ""
 
 
-def doctor(model: Asked = None, as_json: options.Json = False, debug: options.Debug = False) -> None:
+@takes_settings("doctor")
+def doctor(given: dict[str, Any]) -> None:
     """Check this machine: versions, GPU, memory, disk, models, and a kernel against the reference.
 
-    Exit code 6 where it is unfit for what is asked: nano, or the model of --model.
+    Exit code 6 where it is unfit for what is asked: nano, or the model of --model, FPSGEN_MODEL or fpsgen.toml.
     """
-    settings = config.gather({"model": model})
-    console.quiet_libraries(console.debugging(debug))
-    wanted = model or "nano"
+    settings = gather(given)
+    as_json = settings.json
+    console.quiet_libraries(settings.debug)
+    wanted = "nano" if settings.model == "auto" else settings.model
     checks: list[Check] = []
     for part in (software, gpu, memory_and_disk, video, model_checks, settings_in_use, self_test):
         checks += _guarded(part, wanted)
@@ -130,18 +132,17 @@ def gpu(wanted: str) -> list[Check]:
 
 
 def memory_and_disk(wanted: str) -> list[Check]:
-    from huggingface_hub.constants import HF_HUB_CACHE
+    from fpsgen.models.catalog.cache import on_disk
+    from fpsgen.models.catalog.hub import hub_settings
 
     checks = []
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
         low = total < 4
         checks.append(Check("RAM", WARN if low else OK, f"{total:.0f} GB", "nano takes 1 GB" if low else ""))
-    from fpsgen.models.catalog.registry import on_disk
-
     spec = _spec(wanted)
     to_come = 0.0 if on_disk(spec) else spec.download_gb
-    for name, place, needed in (("model cache", Path(HF_HUB_CACHE), to_come), ("outputs", Path("outputs"), 0.1)):
+    for name, place, needed in (("model cache", hub_settings().cache, to_come), ("outputs", Path("outputs"), 0.1)):
         standing = place.absolute()
         while not standing.exists():
             standing = standing.parent
@@ -153,7 +154,7 @@ def memory_and_disk(wanted: str) -> list[Check]:
 
 
 def video(wanted: str) -> list[Check]:
-    from fpsgen.video import ffmpeg
+    from fpsgen.ffmpeg import ffmpeg
 
     path = ffmpeg()
     said = _run(path, "-hide_banner", "-version").splitlines()
@@ -165,10 +166,12 @@ def video(wanted: str) -> list[Check]:
 
 
 def model_checks(wanted: str) -> list[Check]:
-    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-
+    from fpsgen.models.catalog.cache import on_disk
     from fpsgen.models.catalog.folder import check_folder
-    from fpsgen.models.catalog.registry import models, on_disk
+    from fpsgen.models.catalog.hub import hub_settings
+    from fpsgen.models.catalog.registry import models
+
+    hub = hub_settings()
 
     checks = []
     for spec in models():
@@ -183,12 +186,12 @@ def model_checks(wanted: str) -> list[Check]:
             checks.append(Check(f"model {spec.name}", OK, str(folder)))
         except FpsgenError as error:
             checks.append(Check(f"model {spec.name}", FAIL if asked else WARN, error.message, error.remedy))
-    state = "HF_HUB_OFFLINE is set: nothing is fetched" if HF_HUB_OFFLINE else f"models come from {ENDPOINT}"
+    state = "HF_HUB_OFFLINE is set: nothing is fetched" if hub.offline else f"models come from {hub.shown}"
     return [*checks, Check("hub", OK, state)]
 
 
 def settings_in_use(wanted: str) -> list[Check]:
-    files = [str(path) for path in (Path(config.CONFIG_NAME), config.user_config_file()) if path.is_file()]
+    files = [str(path) for path in (Path(CONFIG_NAME), user_config_file()) if path.is_file()]
     names = sorted(name for name in os.environ if name.startswith("FPSGEN_"))
     return [Check("settings", OK, ", ".join([*files, *names]) or "none: all defaults")]
 
@@ -240,7 +243,7 @@ def _spec(name: str) -> Any:
     spec = next((spec for spec in models() if name in (spec.name, spec.source)), None)
     if spec is None:
         known = ", ".join(spec.name for spec in models())
-        raise FpsgenError(f"no model is named {config.show(name)!r}", f"choose from {known}", MODEL)
+        raise FpsgenError(f"no model is named {show(name)!r}", f"choose from {known}", MODEL)
     return spec
 
 

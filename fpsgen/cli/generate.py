@@ -2,102 +2,71 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-from fpsgen import config
-from fpsgen.cli import console, options
+import typer
+
+from fpsgen.cli.options import complete_files, examples, takes_settings
 from fpsgen.errors import USAGE, FpsgenError
+from fpsgen.settings.gather import gather
+from fpsgen.settings.table import VIDEO
 
-if TYPE_CHECKING:
-    from fpsgen.pipeline.request import GenerateRequest
+EXAMPLES = examples(
+    'fpsgen generate "a cat surfing"',
+    'fpsgen generate "a cat surfing" --res 720p --pull',
+    'fpsgen generate "a cat" -m wan2.1-1.3b --seconds 3 --seed 7 -o cat.mp4',
+    'fpsgen generate "a cat" --res 720p --dry-run',
+    "Variables: FPSGEN_MODEL, FPSGEN_STEPS ... for each option that files may set; FPSGEN_DEBUG=1; "
+    "FPSGEN_CONFIG names a settings file.",
+)
+
+Prompt = Annotated[
+    str | None,
+    typer.Argument(metavar="PROMPT", help='What the video shows, in quotes: "a cat surfing".', show_default=False),
+]
+Prompts = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="Many videos, as fpsgen batch FILE makes them.",
+        show_default=False,
+        rich_help_panel=VIDEO,
+        autocompletion=complete_files,
+    ),
+]
 
 
-def generate(
-    prompt: options.Prompt = None,
-    prompts: options.Prompts = None,
-    model: options.Model = None,
-    res: options.Res = None,
-    aspect: options.Aspect = None,
-    frames: options.Frames = None,
-    seconds: options.Seconds = None,
-    fps: options.Fps = None,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    shift: options.Shift = None,
-    negative: options.Negative = None,
-    seed: options.Seed = None,
-    method: options.Method = None,
-    schedule: options.Schedule = None,
-    strict: options.Strict = False,
-    output: options.Output = None,
-    overwrite: options.Overwrite = False,
-    no_metadata: options.NoMetadata = False,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    dry_run: options.DryRun = False,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    debug: options.Debug = False,
-) -> None:
+@takes_settings("generate")
+def generate(given: dict[str, Any], prompt: Prompt = None, prompts: Prompts = None) -> None:
     """Make one video from a prompt.
 
-    stdout: the path. stderr: progress. Exit codes: 2 usage, 4 input file, 5 model, 6 machine, 7 disk, 9 bad video.
+    stdout: the path. stderr: progress. Exit codes: 2 usage, 4 input file, 5 model, 6 machine, 7 disk, 8 network,
+    9 bad video or --strict.
     """
-    given = options.flags(locals())
     if prompts is not None:
         if prompt is not None:
             raise FpsgenError("a prompt and --prompts were both given", "give one of the two", USAGE)
-        from fpsgen.cli.batch import make
+        from fpsgen.cli.batch import make_batch
 
-        make(prompts, given, overwrite, as_json, quiet, dry_run, debug, "generate")
+        make_batch(prompts, given, "generate")
         return
     if prompt is None:
         raise FpsgenError("no prompt was given", 'for example fpsgen generate "a cat surfing"', USAGE)
-    settings = config.gather(given)
+    settings = gather(given)
 
-    from fpsgen.pipeline.request import plan
+    from fpsgen.cli.model_choice import choose_model
+    from fpsgen.pipeline.plan import check_prompt, check_schedule, plan
 
-    planned = plan(prompt, settings, overwrite)
-    if dry_run:
-        from fpsgen.cli import dry_run as dry
+    check_prompt(prompt)  # before a model is looked for, or fetched
+    check_schedule(settings.schedule)
+    planned = plan(prompt, settings, choose_model(settings))
+    if settings.dry_run:
+        from fpsgen.cli.dry_run import show
 
-        dry.show(planned, settings.warnings, as_json)
+        show(planned, settings)
         return
 
-    from fpsgen.cli import progress
-    from fpsgen.pipeline.events import Timing
+    from fpsgen.cli.one_video import make_video
 
-    request = planned.request
-    debug = console.debugging(debug)
-    console.quiet_libraries(debug)
-    with progress.choose(quiet) as events:
-        timing = Timing(events)
-        for text in settings.warnings:
-            timing.warn(text)
-        events.note("model", f"{request.model.name} ({planned.reason})")
-        events.note("video", describe(request))
-        with timing.stage("import"):
-            from fpsgen.pipeline.generate import run
-        with console.library_warnings(timing.warn, debug):
-            result = run(request, timing)
-        events.note("saved", summary(result.report))
-    if as_json:
-        console.print_json("generate", [result.as_json()], timing.warnings)
-    else:
-        print(result.path, flush=True)
-
-
-def describe(request: GenerateRequest) -> str:
-    """What is being made, on one line."""
-    seconds = request.frames / request.fps
-    size = f"{request.width}x{request.height}, {request.frames} frames ({seconds:.1f} s)"
-    return f"{size}, {request.steps} steps, guidance {request.guidance:g}, shift {request.shift:g}, seed {request.seed}"
-
-
-def summary(report: dict[str, Any]) -> str:
-    """What it took, on one line."""
-    memory = report["peak_memory"]
-    known = {where: memory[key] for key, where in (("rss_bytes", "RAM"), ("cuda_bytes", "GPU")) if memory[key]}
-    peak = ", ".join(f"{size / 1e9:.1f} GB {where}" for where, size in known.items())
-    density = "" if report["density"] is None else f", attention density {report['density']:.2f}"
-    return f"in {report['total_s']:.1f} s, peak {peak or 'unknown'}{density}"
+    make_video(planned.request, settings, planned.notes, "generate")

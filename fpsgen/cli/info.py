@@ -7,12 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from fpsgen import config
 from fpsgen.cli import console, options
-from fpsgen.config import show
+from fpsgen.cli.options import examples, takes_settings
+from fpsgen.settings.gather import gather
+
+INFO_EXAMPLES = examples("fpsgen info outputs/a-cat-surfing-7.mp4", "fpsgen info cat.json --json")
+REPLAY_EXAMPLES = examples("fpsgen replay outputs/a-cat-surfing-7.mp4", "fpsgen replay cat.mp4 -o again.mp4")
 
 File = Annotated[
-    str, typer.Argument(metavar="FILE", help="An MP4 that fpsgen made, or the JSON beside it.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="FILE",
+        help="An MP4 that fpsgen made, or the JSON beside it.",
+        show_default=False,
+        autocompletion=options.complete_files,
+    ),
 ]
 
 
@@ -30,49 +39,21 @@ def info(file: File, as_json: options.Json = False) -> None:
         print(f"{name:<{wide}}  {console.one_line(value, 2000)}".rstrip())
 
 
-def replay(
-    file: File,
-    output: options.Output = None,
-    overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    device: options.Device = None,
-    debug: options.Debug = False,
-) -> None:
+@takes_settings("replay")
+def replay(file: File, given: dict[str, Any]) -> None:
     """Make the same video again: the same bytes on the same machine and versions; what differs is named.
 
     stdout: the path. The original is never overwritten without --overwrite.
     """
     from fpsgen.pipeline.replay import load_recipe, request_from
 
-    settings = config.gather({"device": device, "output": output})
+    settings = gather(given)
     recipe, _ = load_recipe(Path(file))
-    device = None if settings.origin("device") == "default" else settings.device
-    request, differ = request_from(recipe, settings.output, overwrite, device)
+    request, differ = request_from(recipe, settings)
 
-    from fpsgen.cli import progress
-    from fpsgen.cli.generate import describe, summary
-    from fpsgen.pipeline.events import Timing
+    from fpsgen.cli.one_video import make_video
 
-    debug = console.debugging(debug)
-    console.quiet_libraries(debug)
-    with progress.choose(quiet) as events:
-        timing = Timing(events)
-        for text in (*settings.warnings, *differ):
-            timing.warn(text)
-        events.note("model", request.model.name)
-        events.note("video", describe(request))
-        with timing.stage("import"):
-            from fpsgen.pipeline.generate import run
-        with console.library_warnings(timing.warn, debug):
-            result = run(request, timing)
-        if result.recipe["device"] != recipe["device"]:
-            timing.warn(f"it was made on {show(recipe['device'])}, and now on {result.recipe['device']}")
-        events.note("saved", summary(result.report))
-    if as_json:
-        console.print_json("replay", [result.as_json()], timing.warnings)
-    else:
-        print(result.path, flush=True)
+    make_video(request, settings, tuple(differ), "replay", str(recipe.get("device")))
 
 
 def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,39 +1,55 @@
-"""`fpsgen models`: what there is, what is on disk; fetch, check, remove."""
+"""`fpsgen models`: what there is, what is on disk; show, fetch, check, remove."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Iterable
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fpsgen.cli import console, options
-from fpsgen.config import show
 from fpsgen.errors import MODEL, USAGE, FpsgenError
+from fpsgen.report.lines import amount, columns
+from fpsgen.text import show
+
+if TYPE_CHECKING:
+    from fpsgen.models.catalog.registry import ModelSpec
+    from fpsgen.models.catalog.vocabulary import Vocabulary
 
 app = typer.Typer(
     name="models",
-    help="List, fetch, check and remove models.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    help="List, show, fetch, check and remove models.",
+    cls=options.Group,
+    epilog=options.examples("fpsgen models list", "fpsgen models pull wan2.1-1.3b", "fpsgen models verify nano"),
+    context_settings=options.CONTEXT,
     pretty_exceptions_enable=False,
 )
 
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="nano, wan2.1-1.3b, wan2.1-14b, or OWNER/REPOSITORY.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="nano, wan2.1-1.3b, wan2.1-14b, OWNER/REPOSITORY, or a folder.",
+        show_default=False,
+        autocompletion=options.complete_models,
+    ),
 ]
 
 
-@app.command("list")
+@app.command("list", cls=options.Command, epilog=options.examples("fpsgen models list"))
 def list_models(as_json: options.Json = False) -> None:
     """List the models that fpsgen knows by name, and which of them are on this machine."""
-    from fpsgen.models.catalog.registry import models, on_disk
+    from fpsgen.models.catalog.cache import on_disk
+    from fpsgen.models.catalog.registry import models
 
     rows = []
     for spec in models():
         folder = on_disk(spec)
-        size = folder_size(folder) if folder else 0
         rows.append(
             {
                 "name": spec.name,
@@ -41,7 +57,7 @@ def list_models(as_json: options.Json = False) -> None:
                 "revision": spec.revision,
                 "parameters_b": spec.parameters,
                 "download_gb": spec.download_gb,
-                "bytes_on_disk": size,
+                "bytes_on_disk": folder_size(folder) if folder else 0,
                 "path": str(folder) if folder else None,
                 "min_memory_gb": spec.min_memory_gb,
                 "trained_schedule": spec.trained_schedule,
@@ -50,26 +66,82 @@ def list_models(as_json: options.Json = False) -> None:
             }
         )
     if as_json:
-        console.print_json("models", rows)
+        console.print_json("models list", rows)
         return
-    lines = [("name", "parameters", "download", "on disk", "GPU memory", "licence")]
+    lines = [["name", "parameters", "download", "on disk", "GPU memory", "licence"]]
     for row in rows:
         lines.append(
-            (
-                row["name"],
-                f"{row['parameters_b'] * 1e3:.0f} M" if row["parameters_b"] < 1 else f"{row['parameters_b']:g} B",
+            [
+                show(row["name"]),
+                _parameters(row["parameters_b"]),
                 f"{row['download_gb']:g} GB" if row["download_gb"] else "-",
                 amount(row["bytes_on_disk"]) if row["path"] else "no",
                 f"{row['min_memory_gb']:g} GB" if row["min_memory_gb"] else "none",
-                row["licence"],
-            )
+                show(row["licence"]),
+            ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print("\n".join(columns(lines)))
 
 
-@app.command()
+@app.command("show", cls=options.Command)
+def show_model(name: Name, as_json: options.Json = False) -> None:
+    """Show what is known of a model: licence, sizes, defaults, what it can do, and whether this machine can run it."""
+    from fpsgen.models.catalog.cache import bytes_to_fetch
+    from fpsgen.models.catalog.choice import choose
+    from fpsgen.models.catalog.machine import lacks, this_machine
+
+    choice = choose(name, missing_ok=True)
+    spec, geometry, vocabulary = choice.spec, choice.geometry, choice.vocabulary
+    lack = lacks(spec, this_machine())
+    row: dict[str, Any] = {field.name: getattr(spec, field.name) for field in fields(spec)} | {
+        "path": str(choice.folder) if choice.folder else None,
+        "bytes_to_fetch": bytes_to_fetch(spec),
+        "lacks": lack or None,
+        "scheduler": choice.pipeline.scheduler if choice.pipeline else None,
+        "geometry": asdict(geometry),
+        "vocabulary": None if vocabulary is None else asdict(vocabulary) | {"words": sorted(vocabulary.words)},
+    }
+    if as_json:
+        console.print_json("models show", [row])
+        return
+    size = f"{spec.width}x{spec.height}, {spec.frames} frames at {spec.fps} a second"
+    sampling = f"{spec.steps} steps, guidance {spec.guidance:g}, shift {spec.shift:g}"
+    disk = f"{choice.folder} ({amount(folder_size(choice.folder))})" if choice.folder else "no"
+    lines = [
+        ["name", spec.name],
+        ["what", spec.description],
+        ["licence", spec.licence],
+        ["source", spec.source + ("" if spec.embedded else f" at {spec.revision}")],
+        [
+            "on disk",
+            disk if choice.folder or not row["bytes_to_fetch"] else f"no; {amount(row['bytes_to_fetch'])} to fetch",
+        ],
+        ["parameters", _parameters(spec.parameters)],
+        ["machine", f"{lack}" if lack else "fits this one"],
+        ["default", f"{size}; {sampling}"],
+        *(
+            ["size", f"{label} {_sizes([size])}" + _noted(spec.notes.get(label))]
+            for label, size in spec.resolutions.items()
+        ),
+        ["makes", f"{_sizes(spec.trained_sizes)}; other sizes are scaled from these"]
+        if spec.trained_sizes
+        else ["makes", f"sides in multiples of {geometry.side} up to {geometry.positions * geometry.side}"],
+        ["lengths", f"{geometry.temporal}n+1 frames"],
+        ["prompt", f"the first {spec.max_sequence_length} tokens of it"],
+        ["schedule", "its own, which its weights were trained with" if spec.trained_schedule else "none of its own"],
+        *(
+            [["scheduler", f"{choice.pipeline.scheduler}" + _replaced(choice.replaced_scheduler)]]
+            if choice.pipeline
+            else []
+        ),
+        *([[kind, ", ".join(words)] for kind, words in _drawn(vocabulary)] if vocabulary else []),
+        ["negative", spec.negative_prompt or "(empty)"],
+    ]
+    for label, text in lines:
+        print(f"{label:<10}  {show(text, 2000)}")
+
+
+@app.command(cls=options.Command, epilog=options.examples("fpsgen models pull wan2.1-1.3b"))
 def pull(
     name: Name,
     revision: Annotated[
@@ -83,100 +155,104 @@ def pull(
 
     Exit codes: 5 not found or not intact, 7 disk, 8 network. HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE hold.
     """
-    from fpsgen.models.catalog.registry import on_disk
+    from fpsgen.models.catalog.cache import cached, on_disk
 
     spec, source = known(name)
     if spec is not None and spec.embedded:
         console.note(f"{spec.name} comes with fpsgen: nothing to fetch")
         _result("pull", {"name": name, "path": str(on_disk(spec)), "fetched_bytes": 0}, as_json)
         return
-    if spec is not None and Path(spec.source).expanduser().is_dir():
-        raise FpsgenError(f"{name} is the folder {spec.source}", "it needs no fetching", USAGE)
-    console.quiet_libraries(console.debugging(debug))
+    if spec is not None and os.path.isdir(os.path.expanduser(spec.source)):
+        raise FpsgenError(f"{name} is the folder {show(spec.source)}", "it needs no fetching", USAGE)
+    console.quiet_libraries(console.debugging(bool(debug)))
     wanted = revision or (spec.revision if spec is not None else "main")
     if _complete(source, wanted):
         console.note(f"{name} is on this machine already")
-        from fpsgen.models.catalog.registry import cached
-
         _result("pull", {"name": name, "path": str(cached(source, wanted)), "fetched_bytes": 0}, as_json)
         return
     from fpsgen.models.catalog.pull import pull as fetch
 
-    with Bytes(quiet, f"pull {source}") as told:
-        done = fetch(source, wanted, told)
+    with Bytes(bool(quiet), f"pull {source}") as progress:
+        done = fetch(source, wanted, progress)
     if not quiet:
         console.note(f"{done.files} files, {amount(done.size)}, of which {amount(done.fetched)} came now; all checked")
     row = {"name": name, "path": str(done.folder), "revision": done.revision, "fetched_bytes": done.fetched}
     _result("pull", row, as_json)
 
 
-@app.command()
+@app.command(cls=options.Command, epilog=options.examples("fpsgen models path nano"))
 def path(name: Name, as_json: options.Json = False) -> None:
     """Print the folder of a model that is on this machine (exit 5 if it is not)."""
-    from fpsgen.models.catalog.registry import resolve
+    from fpsgen.models.catalog.choice import choose
 
-    folder = resolve(name)[1]
-    _result("path", {"name": name, "path": str(folder)}, as_json)
+    _result("path", {"name": name, "path": str(choose(name).folder)}, as_json)
 
 
-@app.command()
+@app.command(cls=options.Command, epilog=options.examples("fpsgen models verify nano"))
 def verify(name: Name, as_json: options.Json = False, quiet: options.Quiet = False) -> None:
-    """Check every file of a model against its digest (exit 5 where one is wrong)."""
-    from fpsgen.models.catalog.registry import cached, missing, on_disk
-    from fpsgen.models.catalog.verify import verify_folder
+    """Check every file of a model, or of a model folder, against its digest (exit 5 where one is wrong)."""
+    from fpsgen.models.catalog.cache import cached, missing, on_disk
+    from fpsgen.models.catalog.verify import has_digests, verify_folder
 
-    spec, source = known(name)
-    folder = on_disk(spec) if spec is not None else cached(source, "main")
+    local = os.path.expanduser(name)
+    spec, source = (None, name) if os.path.isdir(local) else known(name)
+    folder = Path(local) if os.path.isdir(local) else on_disk(spec) if spec is not None else cached(source, "main")
     if folder is None:
         raise missing(name, spec)
-    with Bytes(quiet, f"verify {name}") as told:
-        wrong = verify_folder(folder, told)
+    with Bytes(bool(quiet), f"verify {name}") as progress:
+        wrong = verify_folder(folder, progress)
     if wrong:
         for text in wrong[1:]:
             console.note(f"also {text}")
-        remedy = "install fpsgen again" if spec and spec.embedded else f"fpsgen models rm {name}, then pull it again"
-        raise FpsgenError(f"{name} is not intact: {wrong[0]}", remedy, MODEL)
-    console.note(f"{name} is intact")
-    _result("verify", {"name": name, "path": str(folder)}, as_json)
+        remedy = f"fpsgen models rm {name}, then pull it again"
+        if os.path.isdir(local) or (spec is not None and spec.embedded):
+            remedy = "make or copy the folder again" if os.path.isdir(local) else "install fpsgen again"
+        raise FpsgenError(f"{show(name)} is not intact: {wrong[0]}", remedy, MODEL)
+    if has_digests(folder):
+        console.note(f"{name} is intact")
+    else:
+        console.note(f"{name} has no manifest: its structure is sound, its weights were compared with nothing")
+    _result("verify", {"name": name, "path": str(folder), "digests": has_digests(folder)}, as_json)
 
 
-@app.command()
+@app.command(cls=options.Command, epilog=options.examples("fpsgen models rm wan2.1-1.3b"))
 def rm(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.", show_default=False)] = False,
     as_json: options.Json = False,
 ) -> None:
     """Remove a model from the Hugging Face cache, all its revisions."""
-    from fpsgen.models.catalog.registry import missing
+    from fpsgen.models.catalog.cache import RepositoryCache, missing
+    from fpsgen.models.catalog.hub import hub_settings
 
     spec, source = known(name)
     if spec is not None and spec.embedded:
         raise FpsgenError(f"{name} is part of fpsgen and is not removed", "pip uninstall fpsgen takes it along", USAGE)
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        repos = [repo for repo in scan_cache_dir().repos if repo.repo_id == source and repo.repo_type == "model"]
-    except CacheNotFound:
-        repos = []
-    if not repos:
+    if spec is not None and os.path.isdir(os.path.expanduser(spec.source)):
+        raise FpsgenError(f"{name} is the folder {show(spec.source)}", "remove that yourself", USAGE)
+    store = RepositoryCache(hub_settings().cache, source)
+    if not os.path.lexists(store.folder):
         raise missing(name, spec)
-    size = repos[0].size_on_disk
-    console.note(f"{repos[0].repo_path}: {len(repos[0].revisions)} revision(s), {amount(size)}")
+    size = store.size()
+    console.note(f"{store.folder}: {amount(size)}")
     if not yes:
         if not sys.stdin.isatty():
             raise FpsgenError("nobody is there to be asked", "add --yes", USAGE)
-        if not typer.confirm("remove it?", err=True):
-            raise typer.Exit(1)
-    scan_cache_dir().delete_revisions(*(revision.commit_hash for revision in repos[0].revisions)).execute()
-    _result("rm", {"name": name, "path": str(repos[0].repo_path), "freed_bytes": size}, as_json)
+        if not console.ask("remove it?"):
+            console.note(f"{name} stays")
+            if as_json:
+                console.print_json("models rm", [])
+            return
+    freed = store.remove()
+    _result("rm", {"name": name, "path": str(store.folder), "freed_bytes": freed}, as_json)
 
 
-def known(name: str) -> tuple[Any, str]:
+def known(name: str) -> tuple[ModelSpec | None, str]:
     """(spec of a name of the registry or None, hub repository). Raises FpsgenError MODEL."""
-    from fpsgen.models.catalog.registry import HUB_ID, models
+    from fpsgen.models.catalog.cache import HUB_ID
+    from fpsgen.models.catalog.registry import find_spec, models
 
-    spec = next((spec for spec in models() if name in (spec.name, spec.source)), None)
+    spec = find_spec(name)
     if spec is not None:
         return spec, spec.source
     if HUB_ID.fullmatch(name):
@@ -186,30 +262,54 @@ def known(name: str) -> tuple[Any, str]:
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of the files of a model folder."""
+    from fpsgen.models.catalog.folder import model_files
 
-
-def amount(size: float) -> str:
-    """Bytes for a person."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size:.0f} bytes"
+    return sum(path.stat().st_size for path in model_files(folder) if path.exists())
 
 
 def _complete(source: str, revision: str) -> bool:
-    """Whether a pinned commit is whole on disk; a branch may have moved, unless nothing can be asked."""
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
+    """Whether a pinned commit is intact on disk; a branch may have moved, unless nothing can be asked."""
+    from fpsgen.models.catalog.cache import cached
     from fpsgen.models.catalog.folder import check_folder
-    from fpsgen.models.catalog.registry import cached
+    from fpsgen.models.catalog.hub import hub_settings
+    from fpsgen.models.catalog.verify import check_intact
 
     folder = cached(source, revision)
-    if folder is None or not (folder.name == revision or HF_HUB_OFFLINE):
+    if folder is None or not (folder.name == revision or hub_settings().offline):
         return False
     try:
         check_folder(folder)
+        check_intact(folder)
     except FpsgenError:
         return False
     return True
+
+
+def _parameters(count: float) -> str:
+    """Parameters, given in thousand millions."""
+    return f"{count * 1e3:.0f} M" if count < 1 else f"{count:g} B"
+
+
+def _sizes(sizes: Iterable[tuple[int, int]]) -> str:
+    return ", ".join(f"{width}x{height}" for width, height in sizes)
+
+
+def _noted(note: str | None) -> str:
+    return f" ({note})" if note else ""
+
+
+def _replaced(name: str | None) -> str:
+    return ", in whose place UniPCMultistepScheduler is used" if name else ""
+
+
+def _drawn(vocabulary: Vocabulary) -> list[tuple[str, tuple[str, ...]]]:
+    return [
+        ("draws", vocabulary.subjects),
+        ("colours", vocabulary.colours),
+        ("motions", vocabulary.motions),
+        ("places", vocabulary.backgrounds),
+    ]
 
 
 def _result(command: str, row: dict[str, Any], as_json: bool) -> None:

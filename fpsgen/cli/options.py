@@ -1,149 +1,152 @@
-"""The options of the commands that make videos. All are read as text; fpsgen/config.py parses every layer alike."""
+"""Command-line options from the table of settings. All are read as text; fpsgen/settings parses every layer alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from fpsgen.config import DTYPES, METHODS, PARSERS
+from fpsgen.settings.setting import Setting
+from fpsgen.settings.table import SETTINGS, preset_names
 
-_VIDEO, _QUALITY, _SPEED, _OUTPUT, _MACHINE = "Video", "Quality", "Acceleration", "Output", "Machine"
+CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
-def _text(
-    *names: str, panel: str, metavar: str, help: str, values: Callable[[], Iterable[str]] = tuple
-) -> typer.models.OptionInfo:
-    """values: what shell completion offers."""
+class _NoTypes:
+    """Switches have no type column in help: a switch says what it is."""
 
-    def complete(incomplete: str) -> list[str]:
-        return [value for value in values() if value.startswith(incomplete)]
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)  # pyright: ignore[reportAttributeAccessIssue]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
 
-    help = help.replace("[", "\\[")
-    return typer.Option(
-        *names, rich_help_panel=panel, metavar=metavar, help=help, show_default=False, autocompletion=complete
+
+class Command(_NoTypes, TyperCommand): ...
+
+
+class Group(_NoTypes, TyperGroup): ...
+
+
+def takes_settings(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command function an option for each setting that `command` takes.
+
+    The function gets them as `given`: text as typed, True or False for switches, nothing for what was not given.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        entries = [entry for entry in SETTINGS.values() if command in entry.commands]
+        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "given"]
+
+        @functools.wraps(function)
+        def wrapper(**values: Any) -> None:
+            given = {entry.name: values.pop(entry.name, None) for entry in entries}
+            function(**values, given={name: value for name, value in given.items() if value is not None})
+
+        kind = inspect.Parameter.KEYWORD_ONLY
+        added = [inspect.Parameter(e.name, kind, default=None, annotation=annotation(e)) for e in entries]
+        wrapper.__signature__ = inspect.Signature(  # pyright: ignore[reportAttributeAccessIssue]
+            [parameter.replace(kind=kind) for parameter in own] + added
+        )
+        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
+        return wrapper
+
+    return decorate
+
+
+def annotation(entry: Setting) -> Any:
+    """The type of a command's parameter that is this setting's option."""
+    names = [entry.option]
+    if entry.is_switch and (entry.layers or entry.default):  # set elsewhere, or on by itself: it can be unset
+        names = [f"{entry.option}/{entry.option.replace('--', '--no-', 1)}"]
+    if entry.short:
+        names.append(entry.short)
+    text = entry.help + (f" [{entry.unset}]" if entry.unset else "")
+    option = typer.Option(
+        *names,
+        rich_help_panel=entry.group,
+        metavar=entry.metavar,
+        help=text.replace("[", "\\["),
+        show_default=False,
+        autocompletion=None if entry.is_switch else _completion(entry),
+    )
+    return Annotated[bool | None if entry.is_switch else str | None, option]
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help. Use it as `epilog`."""
+    return "\n\n".join(["Examples:", *(line.replace("[", "\\[") for line in lines)])
+
+
+def complete_models(incomplete: str) -> list[str]:
+    """Names of models, and folders."""
+    from fpsgen.models.catalog.registry import models
+    from fpsgen.models.catalog.user_rows import AUTO
+
+    return _starting([AUTO, *(spec.name for spec in models())], incomplete) + (
+        _files(incomplete, ()) if incomplete else []
     )
 
 
-def _models() -> list[str]:
-    from fpsgen.models.catalog.registry import AUTO, models
+def complete_files(incomplete: str) -> list[str]:
+    """Files and folders that begin so."""
+    return _files(incomplete, ())
 
-    return [AUTO, *(spec.name for spec in models())]
+
+def _files(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Folders, and files with one of `suffixes` (any, if none are named), that begin so."""
+    folder, _, start = incomplete.rpartition("/")
+    place = Path(folder + "/" if "/" in incomplete else ".")
+    try:
+        found = sorted(path for path in place.iterdir() if path.name.startswith(start))
+    except OSError:
+        return []
+    names = [
+        path.name + "/" * path.is_dir() for path in found if path.is_dir() or not suffixes or path.suffix in suffixes
+    ]
+    return [f"{folder}/{name}" if "/" in incomplete else name for name in names if start or not name.startswith(".")]
 
 
-def _sizes() -> list[str]:
+def _starting(names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _sizes(incomplete: str) -> list[str]:
     from fpsgen.models.catalog.registry import shipped
 
-    return list(dict.fromkeys(size for spec in shipped() for size in spec.resolutions))
+    return _starting(dict.fromkeys(size for spec in shipped() for size in spec.resolutions), incomplete)
 
 
-def _schedules() -> list[str]:
-    from fpsgen.attention.schedule import PRESETS
-
-    return list(PRESETS)
+def _schedules(incomplete: str) -> list[str]:
+    return _starting(preset_names(), incomplete) + _files(incomplete, (".toml",))
 
 
-def switch(*names: str, panel: str, help: str) -> typer.models.OptionInfo:
-    return typer.Option(*names, rich_help_panel=panel, metavar="", help=help, show_default=False)
+_LISTS: dict[str, Callable[[str], list[str]]] = {
+    "models": complete_models,
+    "sizes": _sizes,
+    "schedules": _schedules,
+    "files": complete_files,
+}
 
 
-def flags(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a command's parameters those that are settings, for config.gather; switches that are off were not given."""
-    found = {key: value for key, value in given.items() if key in PARSERS}
-    return {**found, "strict": given["strict"] or None, "metadata": False if given["no_metadata"] else None}
+def _completion(entry: Setting) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        if callable(entry.complete):
+            return _starting(entry.complete(), incomplete)
+        return _LISTS[entry.complete](incomplete) if entry.complete else []
+
+    return complete
 
 
-Prompt = Annotated[
-    str | None, typer.Argument(help='What the video shows, in quotes: "a cat surfing".', show_default=False)
-]
-Prompts = Annotated[
-    str | None,
-    _text("--prompts", panel=_VIDEO, metavar="FILE", help="Many videos, as fpsgen batch FILE makes them."),
-]
-Model = Annotated[
-    str | None,
-    _text(
-        "--model",
-        "-m",
-        panel=_VIDEO,
-        metavar="NAME",
-        values=_models,
-        help="auto, nano, wan2.1-1.3b, wan2.1-14b, hub id or folder.",
-    ),
-]
-Res = Annotated[
-    str | None, _text("--res", panel=_VIDEO, metavar="SIZE", values=_sizes, help="480p, 720p or WIDTHxHEIGHT.")
-]
-Aspect = Annotated[
-    str | None,
-    _text(
-        "--aspect",
-        panel=_VIDEO,
-        metavar="W:H",
-        values=lambda: ("16:9", "9:16", "1:1", "4:3", "3:4"),
-        help="16:9, 9:16, 1:1, 4:3, 3:4 ... at that size.",
-    ),
-]
-Frames = Annotated[str | None, _text("--frames", panel=_VIDEO, metavar="N", help="Number of frames, 4n+1.")]
-Seconds = Annotated[
-    str | None, _text("--seconds", panel=_VIDEO, metavar="S", help="Length instead of --frames, to the nearest 4n+1.")
-]
-Fps = Annotated[str | None, _text("--fps", panel=_VIDEO, metavar="N", help="Frames a second of the file.")]
-Steps = Annotated[str | None, _text("--steps", panel=_QUALITY, metavar="N", help="Denoising steps.")]
-Guidance = Annotated[
-    str | None, _text("--guidance", panel=_QUALITY, metavar="X", help="Pull towards the prompt; 1 and less: none.")
-]
-Shift = Annotated[
-    str | None, _text("--shift", panel=_QUALITY, metavar="X", help="Flow shift; larger: more steps at high noise.")
-]
-Negative = Annotated[
-    str | None, _text("--negative", panel=_QUALITY, metavar="TEXT", help='What to avoid; "" for nothing.')
-]
-Seed = Annotated[str | None, _text("--seed", panel=_QUALITY, metavar="N", help="Same seed, same video. [drawn]")]
-Method = Annotated[
-    str | None,
-    _text(
-        "--method", panel=_SPEED, metavar="NAME", values=lambda: METHODS, help=f"{', '.join(METHODS)}. [as scheduled]"
-    ),
-]
-Schedule = Annotated[
-    str | None,
-    _text(
-        "--schedule",
-        panel=_SPEED,
-        metavar="NAME",
-        values=_schedules,
-        help="safe, balanced, paper or a file. [model's own, or safe]",
-    ),
-]
-Strict = Annotated[bool, switch("--strict", panel=_SPEED, help="Fail where anything falls back (exit 9).")]
-Output = Annotated[
-    str | None,
-    _text("--output", "-o", panel=_OUTPUT, metavar="PATH", help="An .mp4 file or a folder. [outputs/]"),
-]
-Folder = Annotated[
-    str | None, _text("--output", "-o", panel=_OUTPUT, metavar="FOLDER", help="Where the videos go. [outputs/]")
-]
-Overwrite = Annotated[bool, switch("--overwrite", panel=_OUTPUT, help="Replace the file if it exists.")]
-NoMetadata = Annotated[
-    bool, switch("--no-metadata", panel=_OUTPUT, help="No recipe in the MP4 and no JSON file beside it.")
-]
-Json = Annotated[bool, switch("--json", panel=_OUTPUT, help="One JSON object on stdout.")]
-Quiet = Annotated[bool, switch("--quiet", "-q", panel=_OUTPUT, help="Only the path.")]
-DryRun = Annotated[bool, switch("--dry-run", panel=_OUTPUT, help="Show every setting and where it is from; stop.")]
-Device = Annotated[
-    str | None,
-    _text(
-        "--device",
-        panel=_MACHINE,
-        metavar="NAME",
-        values=lambda: ("auto", "cpu", "cuda"),
-        help="auto, cpu, cuda or cuda:N.",
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    _text("--dtype", panel=_MACHINE, metavar="NAME", values=lambda: DTYPES, help=f"{', '.join(DTYPES)}. [bf16 on GPU]"),
-]
-Debug = Annotated[bool, switch("--debug", panel=_MACHINE, help="Tracebacks, and the libraries' own messages.")]
+Json = annotation(SETTINGS["json"])
+Quiet = annotation(SETTINGS["quiet"])
+Debug = annotation(SETTINGS["debug"])
+Output = annotation(SETTINGS["output"])
+Overwrite = annotation(SETTINGS["overwrite"])
+Device = annotation(SETTINGS["device"])

@@ -6,10 +6,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from fpsgen.cli import console
+from fpsgen.report.lines import clock
 
 
 class Quiet:
-    """Says nothing; also what the other two are made from. Satisfies fpsgen.pipeline.request.Events.
+    """Says nothing; also what the other two are made from. Satisfies fpsgen.pipeline.events.Events.
 
     brief: stages are shown while they run and leave no line behind.
     """
@@ -36,6 +37,10 @@ class Quiet:
 
     def note(self, name: str, text: str) -> None:
         pass
+
+    def job(self, place: str, prompt: str, rest: float | None) -> None:
+        """A job of several begins; from here on its stages leave no line behind. rest: seconds that all still take."""
+        self.brief = True
 
     def warn(self, text: str) -> None:
         pass
@@ -68,6 +73,10 @@ class Plain(Quiet):
     def note(self, name: str, text: str) -> None:
         console.note(f"{name:<8} {text}")
 
+    def job(self, place: str, prompt: str, rest: float | None) -> None:
+        super().job(place, prompt, rest)
+        self.note(place, console.one_line(prompt, 60) + (f", ETA of all {clock(rest)}" if rest else ""))
+
     def warn(self, text: str) -> None:
         console.warning(text)
 
@@ -94,6 +103,7 @@ class Drawn(Quiet):
         self._task: Any = None
         self._spent = 0.0
         self._pace = ""
+        self._job = ""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -106,7 +116,7 @@ class Drawn(Quiet):
 
     def stage_start(self, name: str, note: str = "") -> None:
         self._spent, self._pace = 0.0, ""
-        self._task = self._progress.add_task(name, total=None, note=note)
+        self._task = self._progress.add_task(name, total=None, note=self._job or note)
 
     def stage_end(self, name: str, seconds: float) -> None:
         self._progress.remove_task(self._task)
@@ -117,11 +127,15 @@ class Drawn(Quiet):
         self._spent += seconds
         done = index + 1
         self._pace = f", {total} steps, {self._spent / done:.2f} s/it"
-        text = f"{done}/{total} {pace(done, total, self._spent)}  {note}"
+        text = f"{done}/{total} {pace(done, total, self._spent)}  {self._job or note}"
         self._progress.update(self._task, total=total, completed=done, note=text)
 
     def note(self, name: str, text: str) -> None:
         self._print(f"{name:<8} {text}")
+
+    def job(self, place: str, prompt: str, rest: float | None) -> None:
+        super().job(place, prompt, rest)
+        self._job = f"{place} {console.one_line(prompt, 40)}" + (f", all {clock(rest)}" if rest else "")
 
     def warn(self, text: str) -> None:
         self._print(f"warning: {text}")
@@ -139,10 +153,3 @@ def pace(done: int, total: int, spent: float) -> str:
     """Seconds for a step so far, and the time that the rest will take."""
     each = spent / done
     return f"{each:.2f} s/it ETA {clock(each * (total - done))}"
-
-
-def clock(seconds: float) -> str:
-    """A duration as 05:12, or 1:05:12 from an hour on."""
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"

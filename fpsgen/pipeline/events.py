@@ -1,4 +1,4 @@
-"""Where time and memory went. Needs no torch, so that importing torch can be timed too."""
+"""What work reports while it runs, and where time and memory went. Needs no torch: its import is timed too."""
 
 from __future__ import annotations
 
@@ -6,8 +6,21 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-from fpsgen.pipeline.request import Events
+from fpsgen.signals import check_stop
+
+
+class Events(Protocol):
+    """Who is told of the work while it runs. Times are in seconds."""
+
+    def stage_start(self, name: str, note: str = "") -> None: ...
+
+    def stage_end(self, name: str, seconds: float) -> None: ...
+
+    def step(self, index: int, total: int, seconds: float, note: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
 
 
 class Timing:
@@ -23,7 +36,8 @@ class Timing:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the block as one stage."""
+        """Time the block as one stage. A signal that came meanwhile ends the work here."""
+        check_stop()
         self.running = name
         self.events.stage_start(name)
         self._last = start = time.monotonic()
@@ -32,7 +46,8 @@ class Timing:
         self.events.stage_end(name, self.stages[name])
 
     def step(self, index: int, total: int, note: str) -> None:
-        """A denoising step has ended."""
+        """A denoising step has ended. A signal that came meanwhile ends the work here."""
+        check_stop()
         now = time.monotonic()
         self.steps.append(now - self._last)
         self._last = now

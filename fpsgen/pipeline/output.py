@@ -8,8 +8,8 @@ import shutil
 import unicodedata
 from pathlib import Path
 
-from fpsgen.config import show
 from fpsgen.errors import DISK, USAGE, FpsgenError
+from fpsgen.text import show
 
 OUTPUT_FOLDER = "outputs"
 _SUFFIX = ".mp4"

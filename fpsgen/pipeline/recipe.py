@@ -1,4 +1,7 @@
-"""The recipe: everything that decides what a video looks like, and nothing that changes from run to run."""
+"""The recipe: everything that decides what a video looks like, and nothing that changes from run to run.
+
+Which settings it holds is said in the table of settings.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,28 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fpsgen import __version__
-from fpsgen.pipeline.request import GenerateRequest
+from fpsgen.pipeline.plan import scaling_note
+from fpsgen.pipeline.request import GenerateRequest, deciding_names, json_ready
 
 RECIPE_SCHEMA = "fpsgen.recipe/1"
 _PACKAGES = ("torch", "triton", "diffusers", "transformers")
 
 
 def build_recipe(request: GenerateRequest, run: dict[str, Any]) -> dict[str, Any]:
-    """JSON-ready. run: what only the loaded model told (device, dtypes, scheduler, schedule)."""
-    return {
-        "schema": RECIPE_SCHEMA,
-        "prompt": request.prompt,
-        "negative": request.negative,
-        "seed": request.seed,
-        "noise": "cpu",  # drawn by torch's CPU generator whatever the device
-        "model": {
-            "name": request.model.name,
-            "source": request.model.source,
-            "revision": request.model.revision,
-        },
-        "width": request.width,
-        "height": request.height,
-        "frames": request.frames,
-        "fps": request.fps,
-        "steps": request.steps,
-        "guidance": request.guidance,
-        "shift": request.shift,
-        "max_sequence_length": request.max_sequence_length,
-        "strict": request.strict,
-        **run,
-        "versions": versions(),
-    }
+    """JSON-ready. run: what only the loaded model told (device, dtypes, scheduler, schedule), in place of what was
+    asked for.
+    """
+    values = request.values()
+    names = [*deciding_names("recipe"), "max_sequence_length"]
+    recipe = {"schema": RECIPE_SCHEMA} | {name: json_ready(values[name]) for name in names}
+    if recipe["scaled_to"] is None:
+        del recipe["scaled_to"]
+    else:
+        recipe["scaled"] = scaling_note(request)
+    if request.model.replaced_scheduler:
+        recipe["scheduler_replaced"] = request.model.replaced_scheduler
+    recipe["noise"] = "cpu"  # drawn by torch's CPU generator whatever the device
+    return recipe | run | {"versions": versions()}
 
 
 def versions() -> dict[str, str]:

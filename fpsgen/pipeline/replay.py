@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from fpsgen.attention.schedule import Schedule
-from fpsgen.config import show
 from fpsgen.errors import BAD_INPUT, MODEL, FpsgenError
-from fpsgen.models.catalog.registry import HUB_ID, ModelSpec, models, resolve
+from fpsgen.models.catalog.cache import HUB_ID
+from fpsgen.models.catalog.choice import ModelChoice, choose
+from fpsgen.models.catalog.registry import models
 from fpsgen.pipeline.output import resolve_output, sidecar
+from fpsgen.pipeline.plan import check_prompt
 from fpsgen.pipeline.recipe import RECIPE_SCHEMA, versions
-from fpsgen.pipeline.request import GenerateRequest
+from fpsgen.pipeline.request import GenerateRequest, request_from_values
+from fpsgen.pipeline.size import resolve_frames
+from fpsgen.settings.gather import Settings, refusal
+from fpsgen.settings.table import SETTINGS
+from fpsgen.text import show
 from fpsgen.video import read_recipe
 
-_KINDS = {
-    **dict.fromkeys(("prompt", "negative", "method", "device", "dtype"), str),
-    **dict.fromkeys(("seed", "width", "height", "frames", "fps", "steps", "max_sequence_length"), int),
-    **dict.fromkeys(("guidance", "shift"), (int, float)),
-    **dict.fromkeys(("model", "schedule", "versions"), dict),
-    "strict": bool,
-}
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+_REMEDY = "name an MP4 as fpsgen wrote it"
 
 
 def load_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -36,7 +36,7 @@ def load_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     try:
         data = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
         data = data if isinstance(data, dict) else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         data = {}
     recipe = data.get("recipe") if beside == path else read_recipe(path)
     if not isinstance(recipe, dict):
@@ -48,64 +48,120 @@ def load_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     return recipe, data.get("report") if data.get("recipe") == recipe else None
 
 
-def request_from(
-    recipe: dict[str, Any], output: str | None, overwrite: bool, device: str | None
-) -> tuple[GenerateRequest, list[str]]:
+def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRequest, list[str]]:
     """The request, and what differs from when the video was made, so that the new one may differ too.
 
-    output: as for `generate`. device: as for `generate`; None takes the recipe's kind. Raises FpsgenError: BAD_INPUT
-    for a recipe that is not whole, MODEL, DISK, USAGE.
+    settings: where the new video goes, and the device; unset takes the recipe's kind of device. Every value is judged
+    as the command line judges it. Raises FpsgenError: BAD_INPUT for a recipe that is not whole, MODEL, DISK, USAGE.
     """
-    for key, kind in _KINDS.items():
-        if not isinstance(recipe.get(key), kind):
-            raise FpsgenError(f"the recipe has no usable {key}", "name an MP4 as fpsgen wrote it", BAD_INPUT)
+    values: dict[str, Any] = {}
+    own_form = {"dtype": _DTYPES.get(str(recipe.get("dtype")), "auto"), "method": _method(recipe)}
+    for entry in SETTINGS.values():
+        if not entry.recipe or entry.name == "schedule":
+            continue
+        found = own_form.get(entry.name, recipe.get(entry.name))
+        if found is None:
+            if entry.model_default or (entry.default is None and entry.name not in own_form):
+                raise _unusable(entry.name)
+            values[entry.name] = entry.default  # an option that came later than the recipe
+            continue
+        try:
+            values[entry.name] = entry.read(found)
+        except ValueError:
+            raise refusal(entry, found, f"{entry.name} of the recipe", BAD_INPUT) from None
+    values |= _picture(recipe, values["frames"])
+    values["prompt"] = _prompt(recipe)
+    values["schedule"] = _schedule(recipe)
+    choice, differ = _model(recipe.get("model"))
+    path, numbered = resolve_output(settings.output, values["prompt"], values["seed"], settings.overwrite)
+    asked = settings.origin("device") != "default"
+    device = settings.device if asked else "cpu" if recipe.get("device") == "cpu" else "cuda"
+    values |= {"path": path, "numbered": numbered, "overwrite": settings.overwrite, "metadata": True, "device": device}
+    return request_from_values(values, choice), differ + _other_versions(recipe.get("versions"))
+
+
+def _method(recipe: dict[str, Any]) -> Any:
+    method = recipe.get("method")
+    if not isinstance(method, str):
+        raise _unusable("method")
+    return None if method == "as scheduled" else method
+
+
+def _prompt(recipe: dict[str, Any]) -> str:
+    text = recipe.get("prompt")
+    if not isinstance(text, str):
+        raise _unusable("prompt")
     try:
-        schedule = Schedule.from_toml(recipe["schedule"]["toml"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise FpsgenError(f"the recipe's schedule cannot be read: {error}", "name another MP4", BAD_INPUT) from error
-    spec, folder, differ = _model(recipe["model"])
-    path, numbered = resolve_output(output, recipe["prompt"], recipe["seed"], overwrite)
-    request = GenerateRequest(
-        prompt=recipe["prompt"],
-        negative=recipe["negative"],
-        model=spec,
-        model_path=folder,
-        width=recipe["width"],
-        height=recipe["height"],
-        frames=recipe["frames"],
-        fps=recipe["fps"],
-        steps=recipe["steps"],
-        guidance=float(recipe["guidance"]),
-        shift=float(recipe["shift"]),
-        seed=recipe["seed"],
-        max_sequence_length=recipe["max_sequence_length"],
-        method=None if recipe["method"] == "as scheduled" else recipe["method"],
-        schedule=schedule,
-        strict=recipe["strict"],
-        device=device or ("cpu" if recipe["device"] == "cpu" else "cuda"),
-        dtype=_DTYPES.get(recipe["dtype"], "auto"),
-        output=path,
-        numbered=numbered,
-        overwrite=overwrite,
-        metadata=True,
-    )
+        return check_prompt(text)
+    except FpsgenError as error:
+        raise FpsgenError(f"recipe: {error.message}", _REMEDY, BAD_INPUT) from None
+
+
+def _picture(recipe: dict[str, Any], frames: int) -> dict[str, Any]:
+    """Sizes and lengths that no option sets alone."""
+    found: dict[str, Any] = {"scaled_to": None}
+    for name, low, high in (("width", 16, 8192), ("height", 16, 8192), ("max_sequence_length", 1, 1 << 16)):
+        found[name] = _whole(recipe.get(name), name, low, high)
+    if recipe.get("scaled_to") is not None:
+        size = recipe["scaled_to"]
+        if not isinstance(size, list) or len(size) != 2:
+            raise _unusable("scaled_to")
+        found["scaled_to"] = tuple(_whole(side, "scaled_to", 16, 8192) for side in size)
+    try:
+        resolve_frames(frames, None, 1, frames)
+    except FpsgenError as error:
+        raise FpsgenError(f"recipe: {error.message}", _REMEDY, BAD_INPUT) from None
+    return found
+
+
+def _whole(value: Any, name: str, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise _unusable(name)
+    return value
+
+
+def _schedule(recipe: dict[str, Any]) -> Schedule:
+    try:
+        return Schedule.from_toml(recipe["schedule"]["toml"])
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        what = f"the recipe's schedule cannot be read: {show(error)}"
+        raise FpsgenError(what, "name another MP4", BAD_INPUT) from error
+
+
+def _other_versions(recorded: Any) -> list[str]:
+    if not isinstance(recorded, dict):
+        raise _unusable("versions")
     now = versions()
-    for name, was in recipe["versions"].items():
-        if now.get(name) != was:
-            differ.append(f"{name} was {show(was)} and is {now.get(name, 'not installed')}")
-    return request, differ
+    return [
+        f"{show(name)} was {show(was)} and is {now.get(name, 'not installed')}"
+        for name, was in recorded.items()
+        if now.get(name) != was
+    ]
 
 
-def _model(wanted: dict[str, Any]) -> tuple[ModelSpec, Path, list[str]]:
+def _unusable(name: str) -> FpsgenError:
+    return FpsgenError(f"the recipe has no usable {name}", _REMEDY, BAD_INPUT)
+
+
+def _model(wanted: Any) -> tuple[ModelChoice, list[str]]:
     """The recipe's model on this machine, and how it may differ."""
-    name, source, revision = (str(wanted.get(key)) for key in ("name", "source", "revision"))
+    if not isinstance(wanted, dict) or not all(isinstance(wanted.get(k), str) for k in ("name", "source", "revision")):
+        raise _unusable("model")
+    name, source, revision = (wanted[key] for key in ("name", "source", "revision"))
     known = next((spec for spec in models() if spec.name == name and spec.source == source), None)
-    if known is None and not Path(source).is_dir() and not HUB_ID.fullmatch(source):
+    if known is None and not HUB_ID.fullmatch(source) and not _is_folder(source):
         what = f"the model of this video, {show(source)}, is not on this machine"
         raise FpsgenError(what, "put the folder back, or make the video anew with fpsgen generate", MODEL)
-    spec, folder, _ = resolve(name if known is not None else source)
+    choice = choose(name if known is not None else source)
     if revision == "local":
-        return spec, folder, ["its model is a local folder, which may have changed since"]
-    now = spec.revision if spec.embedded else folder.name
+        return choice, ["its model is a local folder, which may have changed since"]
+    now = choice.spec.revision if choice.spec.embedded or choice.folder is None else choice.folder.name
     pinned = revision if revision != "main" else now
-    return spec, folder, [] if now == pinned else [f"the model was at {revision[:12]} and is at {now[:12]}"]
+    return choice, [] if now == pinned else [f"the model was at {show(revision[:12])} and is at {now[:12]}"]
+
+
+def _is_folder(source: str) -> bool:
+    try:
+        return Path(source).is_dir()
+    except (OSError, ValueError):
+        return False

@@ -1,169 +1,153 @@
-"""What will be made, decided in full before torch is imported."""
+"""One video as it was asked for, with nothing left open but what only the loaded model can tell."""
 
 from __future__ import annotations
 
-import secrets
-from dataclasses import dataclass, fields
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any
 
-from fpsgen.attention.schedule import PRESETS, Schedule
-from fpsgen.config import Settings, clean_text, show
-from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
-from fpsgen.models.catalog.registry import ModelSpec, resolve
-from fpsgen.pipeline.output import resolve_output
-from fpsgen.pipeline.size import resolve_frames, resolve_size
-
-T = TypeVar("T")
-
-MAX_PROMPT = 10_000  # characters; the text encoders read 512 tokens
-
-
-class Events(Protocol):
-    """What `generate.run` tells while it works. Times are in seconds."""
-
-    def stage_start(self, name: str, note: str = "") -> None: ...
-
-    def stage_end(self, name: str, seconds: float) -> None: ...
-
-    def step(self, index: int, total: int, seconds: float, note: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
+from fpsgen.attention.schedule import Schedule
+from fpsgen.models.catalog.choice import ModelChoice
+from fpsgen.settings.table import SETTINGS
 
 
 @dataclass(frozen=True)
-class GenerateRequest:
-    """One video, with nothing left open but what only the loaded model can tell."""
+class Prompt:
+    """text, negative: on one line each. max_sequence_length: tokens that the text encoder is given."""
 
-    prompt: str
+    text: str
     negative: str
-    model: ModelSpec
-    model_path: Path
-    width: int  # pixels
+    max_sequence_length: int
+
+
+@dataclass(frozen=True)
+class Video:
+    """Pixels as the model makes them. scaled_to: (width, height) of the file where it differs. fps: of the file."""
+
+    width: int
     height: int
+    scaled_to: tuple[int, int] | None
     frames: int
     fps: int
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.fps
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How noise becomes latents. shift: flow shift of the scheduler. seed: of torch's CPU generator."""
+
     steps: int
     guidance: float
     shift: float
     seed: int
-    max_sequence_length: int
-    method: str | None  # None: as the schedule says
-    schedule: str | Schedule | None  # a preset's name, a TOML file or the thing; None: the checkpoint's own, or "safe"
+
+
+@dataclass(frozen=True)
+class Attention:
+    """method: None is as the schedule says. schedule: a preset's name, or the thing; None is the checkpoint's own, or
+    "safe". strict: any deviation is an error.
+    """
+
+    method: str | None
+    schedule: str | Schedule | None
     strict: bool
-    device: str  # "auto", "cpu", "cuda", "cuda:N"
-    dtype: str  # "auto", "bf16", "fp16", "fp32"
-    output: Path
-    numbered: bool  # the output's name may get -2, -3 ... if it is taken meanwhile
+
+
+@dataclass(frozen=True)
+class Machine:
+    """device: "auto", "cpu", "cuda", "cuda:N". dtype: "auto", "bf16", "fp16", "fp32"."""
+
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """numbered: the path may get -2, -3 ... if it is taken meanwhile. metadata: recipe in the MP4, and a sidecar."""
+
+    path: Path
+    numbered: bool
     overwrite: bool
     metadata: bool
 
 
+_PARTS = {
+    "prompt": Prompt,
+    "video": Video,
+    "sampling": Sampling,
+    "attention": Attention,
+    "machine": Machine,
+    "output": Output,
+}
+_FLAT_NAMES = {"text": "prompt"}  # where a field's name alone would say too little
+BEFORE_SETTINGS = ("prompt",)  # decides the video and is an argument, not a setting
+
+
 @dataclass(frozen=True)
-class Plan:
-    """A request, why its model was chosen, and the layer that each value comes from."""
+class GenerateRequest:
+    """One video. more: values of settings that none of the parts has a field for, by name."""
 
-    request: GenerateRequest
-    reason: str
-    origins: dict[str, str]
+    prompt: Prompt
+    model: ModelChoice
+    video: Video
+    sampling: Sampling
+    attention: Attention
+    machine: Machine
+    output: Output
+    more: tuple[tuple[str, Any], ...] = ()
 
+    def values(self) -> dict[str, Any]:
+        """All values by name, flat, as recipes and plans name them."""
+        found: dict[str, Any] = {}
+        for name, kind in _PARTS.items():
+            part = getattr(self, name)
+            found |= {_FLAT_NAMES.get(f.name, f.name): getattr(part, f.name) for f in dataclasses.fields(kind)}
+        spec = self.model.spec
+        found["model"] = {"name": spec.name, "source": spec.source, "revision": spec.revision}
+        return found | dict(self.more)
 
-def plan(
-    prompt: str, settings: Settings, overwrite: bool = False, chosen: tuple[ModelSpec, Path, str] | None = None
-) -> Plan:
-    """Settle everything that was left open: model, size, length, seed, name.
+    def deciding(self) -> dict[str, Any]:
+        """JSON-ready: all that decides what the video looks like. Device, folder and file name are not among it."""
+        values = self.values()
+        return {name: json_ready(values[name]) for name in deciding_names("key")}
 
-    chosen: the model if it is settled already, as models.registry.resolve gives it.
-    Raises FpsgenError: USAGE for values that do not go together, MODEL when the model is not there, BAD_INPUT for a
-    schedule that cannot be read, DISK when the output cannot be written.
-    """
-    prompt = check_prompt(prompt)
-    schedule = _check_schedule(settings.schedule)
-    spec, path, reason = chosen or resolve(settings.model)
-    width, height = resolve_size(settings.res, settings.aspect, (spec.width, spec.height), spec.resolutions, spec.name)
-    fps = _first(settings.fps, spec.fps)
-    seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
-    output, numbered = resolve_output(settings.output, prompt, seed, overwrite)
-    request = GenerateRequest(
-        prompt=prompt,
-        negative=_first(settings.negative, spec.negative_prompt),
-        model=spec,
-        model_path=Path(path),
-        width=width,
-        height=height,
-        frames=resolve_frames(settings.frames, settings.seconds, fps, spec.frames),
-        fps=fps,
-        steps=_first(settings.steps, spec.steps),
-        guidance=_first(settings.guidance, spec.guidance),
-        shift=_first(settings.shift, spec.shift),
-        seed=seed,
-        max_sequence_length=spec.max_sequence_length,
-        method=settings.method,
-        schedule=schedule,
-        strict=settings.strict,
-        device=settings.device,
-        dtype=settings.dtype,
-        output=output,
-        numbered=numbered,
-        overwrite=overwrite,
-        metadata=settings.metadata,
-    )
-    return Plan(request, reason, _origins(settings, spec))
+    def replace(self, **parts: Mapping[str, Any]) -> GenerateRequest:
+        """The same with other values in some parts: request.replace(sampling={"seed": 3})."""
+        changed = {name: dataclasses.replace(getattr(self, name), **values) for name, values in parts.items()}
+        return dataclasses.replace(self, **changed)
 
 
-def check_prompt(prompt: str) -> str:
-    """The prompt on one line. Raises FpsgenError USAGE for an empty, endless or unprintable one."""
-    try:
-        text = clean_text(prompt)
-    except ValueError:
-        message = f"the prompt holds control characters: {show(prompt, 60)!r}"
-        raise FpsgenError(message, "type it again as plain text", USAGE) from None
-    if not text:
-        raise FpsgenError("the prompt is empty", 'for example fpsgen generate "a cat surfing"', USAGE)
-    if len(text) > MAX_PROMPT:
-        message = f"the prompt has {len(text)} characters, more than {MAX_PROMPT}"
-        raise FpsgenError(message, "shorten it; the models read some 300 words", USAGE)
-    return text
+def request_from_values(values: Mapping[str, Any], model: ModelChoice) -> GenerateRequest:
+    """A request from flat values, as `GenerateRequest.values` names them; settings without a field go into `more`."""
+    parts: dict[str, Any] = {}
+    taken: set[str] = set()
+    for name, kind in _PARTS.items():
+        names = {field.name: _FLAT_NAMES.get(field.name, field.name) for field in dataclasses.fields(kind)}
+        parts[name] = kind(**{field: values[flat] for field, flat in names.items()})
+        taken |= set(names.values())
+    more = tuple((name, value) for name, value in values.items() if name not in taken)
+    return GenerateRequest(model=model, more=more, **parts)
 
 
-def _check_schedule(name: str | None) -> str | None:
-    if name is None or name in PRESETS:
-        return name
-    path = Path(name)
-    if path.suffix == ".toml" and path.is_file():
-        try:
-            Schedule.from_file(path)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            message = f"schedule {show(name)} cannot be used: {show(error, 200)}"
-            raise FpsgenError(message, f"mend it, or take a preset: {', '.join(PRESETS)}", BAD_INPUT) from error
-        return name
-    if path.suffix == ".toml" or path.exists():
-        what = "is not a TOML file" if path.exists() else "does not exist"
-        raise FpsgenError(f"schedule {show(name)} {what}", f"or take a preset: {', '.join(PRESETS)}", BAD_INPUT)
-    raise FpsgenError(f"no schedule is named {show(name)}", f"choose from {', '.join(PRESETS)}, or name a file", USAGE)
+def deciding_names(part_of: str) -> list[str]:
+    """Names of the values in a recipe ("recipe") or in a job's key ("key"), from the table of settings."""
+    names: Iterable[str] = [
+        name
+        for entry in SETTINGS.values()
+        for name in (*entry.becomes, *([entry.name] if getattr(entry, part_of) else ()))
+    ]
+    return list(dict.fromkeys((*BEFORE_SETTINGS, *names)))
 
 
-def _origins(settings: Settings, spec: ModelSpec) -> dict[str, str]:
-    own = f"default of {spec.name}"
-    partners = {
-        "width": ("res", "aspect"),
-        "height": ("res", "aspect"),
-        "frames": ("frames", "seconds"),
-        "model_path": ("model",),
-        "numbered": ("output",),
-    }
-    plain = {"prompt": "argument", "overwrite": "flag", "max_sequence_length": own}
-    built_in = {"model", "model_path", "method", "strict", "device", "dtype", "output", "numbered", "metadata"}
-    origins = {}
-    for field in fields(GenerateRequest):
-        origin = settings.origin(*partners.get(field.name, (field.name,)))
-        if origin == "default" and field.name == "seed":
-            origin = "drawn"
-        elif origin == "default" and field.name not in built_in:
-            origin = own
-        origins[field.name] = plain.get(field.name, origin)
-    return origins
-
-
-def _first(value: T | None, default: T) -> T:
-    return default if value is None else value
+def json_ready(value: Any) -> Any:
+    """A value as JSON has it: schedules as TOML, tuples as lists, paths as text."""
+    if isinstance(value, Schedule):
+        return value.to_toml()
+    if isinstance(value, tuple):
+        return [json_ready(part) for part in value]
+    return str(value) if isinstance(value, Path) else value

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fpsgen.errors import USAGE, FpsgenError
 
-SIDE = 16  # the VAE halves a side three times, the patches once more
+SIDE = 16  # pixels a token in Wan: the VAE halves a side three times, the patches once more
 TIME = 4  # the VAE keeps the first frame and joins each four that follow
 
 
@@ -17,16 +17,17 @@ def resolve_size(
     default: tuple[int, int],
     named: Mapping[str, tuple[int, int]],
     model: str,
+    multiple: int = SIDE,
 ) -> tuple[int, int]:
-    """(width, height) in pixels.
+    """(width, height) in pixels, both multiples of `multiple`.
 
     res: a name from `named`, a size, or None for `default`. aspect: width to height, keeps about the area of `res`.
     Raises FpsgenError USAGE with the nearest size that works.
     """
     if isinstance(res, tuple):
-        near = (_nearest(res[0], SIDE), _nearest(res[1], SIDE))
+        near = (_nearest(res[0], multiple), _nearest(res[1], multiple))
         if near != res:
-            message = f"size {res[0]}x{res[1]} does not suit the model: both sides must be multiples of {SIDE}"
+            message = f"size {res[0]}x{res[1]} does not suit the model: both sides must be multiples of {multiple}"
             raise FpsgenError(message, f"nearest: --res {near[0]}x{near[1]}", USAGE)
         return res
     if res is not None and res not in named:
@@ -35,34 +36,43 @@ def resolve_size(
             f"model {model} has no resolution named {res}", f"choose from {known}, or give WIDTHxHEIGHT", USAGE
         )
     width, height = named[res] if res is not None else default
-    return fit_aspect(width, height, aspect) if aspect else (width, height)
+    return fit_aspect(width, height, aspect, multiple) if aspect else (width, height)
 
 
-def fit_aspect(width: int, height: int, aspect: tuple[int, int]) -> tuple[int, int]:
+def nearest_trained(size: tuple[int, int], trained: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The size of `trained` nearest in shape to `size`, the largest of equals; `size` itself if `trained` is empty."""
+
+    def distance(own: tuple[int, int]) -> tuple[float, int]:
+        return abs(math.log(own[0] / own[1] * size[1] / size[0])), -own[0] * own[1]
+
+    return min(trained, key=distance) if trained and size not in trained else size
+
+
+def fit_aspect(width: int, height: int, aspect: tuple[int, int], multiple: int = SIDE) -> tuple[int, int]:
     """The size nearest to `aspect` with about the area of width x height; the given size or its transpose if alike."""
     ratio = aspect[0] / aspect[1]
     for own in ((width, height), (height, width)):
         if abs(own[0] / own[1] / ratio - 1) < 0.03:
             return own
-    short = _nearest(math.sqrt(width * height / max(ratio, 1 / ratio)), SIDE)
-    long = _nearest(short * max(ratio, 1 / ratio), SIDE)
+    short = _nearest(math.sqrt(width * height / max(ratio, 1 / ratio)), multiple)
+    long = _nearest(short * max(ratio, 1 / ratio), multiple)
     return (long, short) if ratio > 1 else (short, long)
 
 
-def resolve_frames(frames: int | None, seconds: float | None, fps: int, default: int) -> int:
-    """Number of frames, 4n+1. `seconds` is rounded to the nearest length that exists; `frames` must be one.
+def resolve_frames(frames: int | None, seconds: float | None, fps: int, default: int, period: int = TIME) -> int:
+    """Number of frames, n*period + 1. `seconds` is rounded to the nearest length that exists; `frames` must be one.
 
     Raises FpsgenError USAGE naming the nearest.
     """
     if seconds is not None:
-        return TIME * max(0, round((seconds * fps - 1) / TIME)) + 1
+        return period * max(0, round((seconds * fps - 1) / period)) + 1
     if frames is None:
         return default
-    if frames % TIME != 1:
-        below = (frames - 1) // TIME * TIME + 1
-        near = [n for n in sorted((below, below + TIME), key=lambda n: abs(n - frames)) if n >= 1]
+    if (frames - 1) % period:
+        below = (frames - 1) // period * period + 1
+        near = [n for n in sorted((below, below + period), key=lambda n: abs(n - frames)) if n >= 1]
         remedy = f"nearest: --frames {near[0]}" + (f" (or {near[1]})" if len(near) > 1 else "")
-        raise FpsgenError(f"{frames} frames do not suit the model: it makes 4n+1 of them", remedy, USAGE)
+        raise FpsgenError(f"{frames} frames do not suit the model: it makes {period}n+1 of them", remedy, USAGE)
     return frames
 
 

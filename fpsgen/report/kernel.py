@@ -1,4 +1,5 @@
-"""Rows of `fpsgen bench kernel` as a table: `python -m fpsgen.report.kernel kernel.jsonl ... > figures/name.json`.
+"""Rows of `fpsgen bench kernel` as text, and as a table of the documents:
+`python -m fpsgen.report.kernel kernel.jsonl ... > figures/name.json`.
 
 Every row keeps what was measured and gains the texts of its cells. A peer that is not there is left out: the table says
 what was measured, the bench says what was missing.
@@ -10,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from fpsgen.report.lines import columns
 
 COLUMNS = {
     "what": "Shape",
@@ -29,6 +32,32 @@ COLUMNS = {
 def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What figures.render takes."""
     return {"columns": COLUMNS, "rows": [row | _cells(row) for row in rows if "missing" not in row]}
+
+
+def lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows as text, a block for each shape."""
+    shown = [f"{rows[0]['device']}, commit {rows[0]['commit'] or 'unknown'}"]
+    shown.append("TFLOP/s of kept pairs of real tokens; attend: without quantization; host: CPU time of a call, us")
+    for name in dict.fromkeys(map(_group, rows)):
+        block = [[name, "density", "ms", "p10-p90", "TFLOP/s", "error", "attend", "host"]]
+        for row in rows:
+            if _group(row) != name:
+                continue
+            if "missing" in row:
+                block.append([row["method"], row["missing"], *[""] * 6])
+                continue
+            spread = f"{row['p10_ms']:.3f}-{row['p90_ms']:.3f}"
+            figures = [f"{row['density']:.1%}", f"{row['median_ms']:.3f}", spread, f"{row['tflops']:.0f}"]
+            host = f"{row['host_us']:.0f}" if row["host_us"] is not None else ""
+            rest = [f"{row['relative_error']:.1e}", _number(row, "attend_tflops", 0), host]
+            block.append([row["method"], *figures, *rest])
+        shown += columns(block)
+    return shown
+
+
+def _group(row: dict[str, Any]) -> str:
+    tiles = "" if row["tiles"] == "fit" else " tiles {}x{}x{}".format(*row["tiles"])
+    return f"{row['shape']}{tiles}, {row['heads']} heads" + (f", batch {row['batch']}" if row["batch"] > 1 else "")
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
@@ -53,5 +82,5 @@ def _number(row: dict[str, Any], key: str, digits: int) -> str:
 
 
 if __name__ == "__main__":
-    lines = [line for name in sys.argv[1:] for line in Path(name).read_text(encoding="utf-8").splitlines()]
-    print(json.dumps(table([json.loads(line) for line in lines]), indent=1))
+    texts = [line for name in sys.argv[1:] for line in Path(name).read_text(encoding="utf-8").splitlines()]
+    print(json.dumps(table([json.loads(text) for text in texts]), indent=1))

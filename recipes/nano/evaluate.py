@@ -27,6 +27,7 @@ from torch import Tensor
 
 import fpsgen
 from fpsgen.attention.schedule import Schedule
+from fpsgen.evaluate.metrics import decibels
 from fpsgen.models.patch.apply import apply
 from fpsgen.models.patch.schedule_choice import ScheduleWarning
 from fpsgen.models.wan.load import load
@@ -68,7 +69,7 @@ def unseen(count: int, seed: int = 1) -> list[world.Scene]:
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """dB per clip for clips [B, 3, T, H, W] in [-1, 1]."""
     error = torch.stack([(x.float() - y.float()).square().mean() for x, y in zip(a, b, strict=True)])
-    return 10 * torch.log10(4 / error.clamp_min(1e-10))
+    return torch.from_numpy(decibels(error.clamp_min(1e-10).cpu(), 2.0)).float()
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ the autoencoder in fp16 (it runs in fp32). The whole folder must stay at or unde
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5EncoderModel
 
 from fpsgen.attention.schedule import Schedule
-from recipes.nano import denoiser
+from fpsgen.files import write_text
+from fpsgen.models.catalog.manifest import write_manifest
+from fpsgen.models.catalog.vocabulary import VOCABULARY
+from recipes.nano import captions, denoiser, world
 
 LIMIT = 16_000_000
 
@@ -39,10 +43,24 @@ def release(vae: Path, pipeline: Path, out: Path, schedule: Schedule | None) -> 
     for config in out.rglob("*config.json"):
         lines = [line for line in config.read_text().splitlines() if '"_name_or_path"' not in line]
         config.write_text("\n".join(lines) + "\n")
+    write_vocabulary(out)
+    write_manifest(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if size > LIMIT:
         raise ValueError(f"{out} has {size} bytes, over {LIMIT}")
     return size
+
+
+def write_vocabulary(out: Path) -> Path:
+    """Write what the model draws and every word that its captions hold, in the words of `captions.plain`."""
+    table = {
+        "subjects": list(world.SUBJECTS),
+        "colours": list(world.COLOURS),
+        "motions": [captions.VERBS[motion][0][0] for motion in world.MOTIONS],
+        "backgrounds": [captions.PLACES[place][0] for place in captions.PLACES],
+        "words": captions.vocabulary(),
+    }
+    return write_text(json.dumps(table, indent=1) + "\n", out / VOCABULARY, overwrite=True)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fpsgen.evaluate.metrics import decibels
 from recipes.nano import autoencoder, world
 from recipes.nano.meter import Meter, score
 from recipes.nano.optim import Optimizers, schedule
@@ -77,7 +78,7 @@ def loss_parts(vae, video: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[
 
 def psnr(error: Tensor | float) -> float:
     """Peak signal-to-noise ratio in dB for videos in [-1, 1] from their mean squared error."""
-    return round(10 * math.log10(4 / float(error)), 2)
+    return round(float(decibels(float(error), 2.0)), 2)
 
 
 @torch.no_grad()

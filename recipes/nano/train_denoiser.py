@@ -82,7 +82,7 @@ class Windows:
 
     def draw(self, count: int, device: torch.device):
         low, high = self.rng.choices(self.windows, self.mass)[0]
-        context = self.handle.at((low + min(high, 1.0)) / 2) if self.handle else nullcontext()
+        context = self.handle.fixed_sigma((low + min(high, 1.0)) / 2) if self.handle else nullcontext()
         return context, draw_sigmas(count, device, low, high)
 
 

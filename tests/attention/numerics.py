@@ -85,9 +85,10 @@ def truth(q, k, v, layout: BlockLayout, lists: TileLists, fp8: bool, granularity
     scores = Scores(q, k, v, layout, granularity) if fp8 else None
     q, k, v = (x.double().transpose(1, 2) for x in (scores.inputs if scores else (q, k, v)))
     batch, heads, _, dim = q.shape
-    start = [0, *layout.tiling.sizes().long().cumsum(0).tolist()]
+    start = [0, *layout.tile_sizes.cumsum(0).tolist()]
     tiles = range(len(start) - 1) if tiles is None else tiles
     span = [torch.arange(start[u], start[u + 1], device=q.device) for u in range(len(start) - 1)]
+    unit = [0, *layout.unit_sizes.cumsum(0).tolist()]
     outs, exacts, lses, slacks, sways = [], [], [], [], []
     groups = lists.counts.shape[0]
     for u in tiles:
@@ -96,10 +97,10 @@ def truth(q, k, v, layout: BlockLayout, lists: TileLists, fp8: bool, granularity
         exact, lse = torch.zeros_like(rows), torch.full_like(rows[..., 0], -math.inf)
         slack, sway = torch.zeros_like(rows[..., 0]), torch.zeros_like(rows[..., 0])
         for g in range(groups):
-            keys = [span[j] for j in lists.indices[g, u, : int(lists.counts[g, u])].tolist()]
-            if not keys:
+            units = lists.indices[g, u, : int(lists.counts[g, u])].tolist()
+            if not units:
                 continue
-            index = torch.cat(keys)
+            index = torch.cat([torch.arange(unit[j], unit[j + 1], device=q.device) for j in units])
             for b in range(batch):
                 for h in range(heads):
                     if (b * heads + h) % groups != g:

@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 
-from fpsgen.attention.plan import METHODS, AttentionPlan
+from fpsgen.attention.methods import METHODS
+from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.profile import Profile
 from fpsgen.attention.schedule import (
     PRESETS,
-    SCHEDULE_METHODS,
-    Profile,
     Schedule,
     flow_sigma,
     preset,
@@ -50,6 +50,13 @@ def test_windows_must_cover_sigma_once(windows, words):
         {"method": "fp4"},
         {"method": "bf16", "window": (3, 3, 3)},
         {"method": "fps", "window": (2, 3, 3)},
+        {"method": "fps", "window": (1.5, 3, 3)},  # shares lie in (0, 1]
+        {"method": "fps", "window": (0.0, 3, 3)},
+        {"method": "fps", "window": (-0.5, 3, 3)},
+        {"method": "fps", "window": (float("nan"), 3, 3)},
+        {"method": "fps", "window": (True, 3, 3)},
+        {"method": "fp8", "density": 0.2},
+        {"method": "fps", "density": 0.2, "window": (3, 3, 3)},
         {"method": "fps", "tile": (0, 1, 1)},
         {"method": "fps", "granularity": 0},
         {"method": "sta", "smooth_k": True},
@@ -71,7 +78,9 @@ def test_presets_survive_toml(name, tmp_path):
 
 def test_toml_keeps_every_field():
     odd = Profile('q"\\\n', "fps", tile=(6, 8, 8), window=(3, 0, 0.25), granularity=3, smooth_k=True)
-    schedule = Schedule("mine", (odd,), ((0.0, 1.0, odd.name),), dense_layers=(3, 1), trained=True)
+    stated = Profile("b", "sta", tile="paper", density=0.3)
+    windows = ((0.5, 1.0, odd.name), (0.0, 0.5, "b"))
+    schedule = Schedule("mine", (odd, stated), windows, dense_layers=(3, 1), trained=True)
     assert Schedule.from_toml(schedule.to_toml()) == schedule
     assert schedule.dense_layers == (1, 3)
 
@@ -105,8 +114,96 @@ def test_methods_of_the_ablation():
         schedule.with_method("svg")
 
 
-def test_schedule_methods_are_the_method_table():
-    assert set(SCHEDULE_METHODS) == set(METHODS)
+def test_methods_keep_what_they_have_a_use_for():
+    """A method takes out only what it does not have: fp8 keeps granularity, K smoothing and the tile."""
+    fine = Profile("a", "fps", tile=(6, 8, 8), window=(3, 3, 3), granularity=4, smooth_k=True)
+    stated = Profile("b", "fps", density=0.2, granularity=4)
+    schedule = Schedule("s", (fine, stated), ((0.5, 1.0, "a"), (0.0, 0.5, "b")), dense_layers=(1,), trained=True)
+    adapted = {name: schedule.with_method(name) for name in METHODS}
+    assert adapted["fp8"].profiles == (
+        Profile("a", "fp8", tile=(6, 8, 8), granularity=4, smooth_k=True),
+        Profile("b", "fp8", tile="blocks", granularity=4),
+    )
+    plain = replace(fine, method="sta", granularity=1, smooth_k=False)
+    assert adapted["sta"].profiles == (plain, Profile("b", "sta", density=0.2))
+    assert adapted["bf16"].profiles == (Profile("a", "bf16", tile=(6, 8, 8)), Profile("b", "bf16", tile="blocks"))
+    assert adapted["fps"] is schedule
+    assert all(s.trained and s.dense_layers == (1,) for s in adapted.values())
+
+
+def test_a_schedule_is_trained_only_where_it_says_so():
+    text = preset("paper").to_toml()
+    assert not Schedule.from_toml(text.replace("trained = false\n", "")).trained
+    assert not Schedule.from_toml(text).trained
+    assert Schedule.from_toml(text.replace("trained = false", "trained = true")).trained
+
+
+def test_tiles_of_a_schedule_are_those_that_order_tokens():
+    assert [schedule.tiles for schedule in PRESETS.values()] == [("blocks",)] * len(PRESETS)
+    mixed = Schedule("s", (A, Profile("b", "bf16", tile="paper")), ((0.5, 1.0, "a"), (0.0, 0.5, "b")))
+    assert mixed.tiles == ("fit",)
+    assert Schedule("s", (Profile("b", "bf16"),), ((0.0, 1.0, "b"),)).tiles == ()
+
+
+GOOD = preset("paper").to_toml()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("trained = false", 'trained = "false"'),
+        ("trained = false", "trained = 0"),
+        ('name = "paper"', "name = 1"),
+        ('name = "paper"', 'name = ["paper"]'),
+        ("dense_layers = []", 'dense_layers = ["0"]'),
+        ("dense_layers = []", "dense_layers = [0.0]"),
+        ("dense_layers = []", "dense_layers = [true]"),
+        ("dense_layers = []", "dense_layers = 3"),
+        ("low = 0.0\n", 'low = "0.0"\n'),
+        ("low = 0.0\n", "low = false\n"),
+        ("low = 0.0\n", "low = nan\n"),
+        ("high = 1.0\n", "high = inf\n"),
+        ('profile = "early"', "profile = 3"),
+        ('name = "early"', "name = 3"),
+        ('method = "fps"', "method = 3"),
+        ('method = "fps"', 'method = ["fps"]'),
+        ("granularity = 8", 'granularity = "8"'),
+        ("granularity = 8", "granularity = true"),
+        ("density = 0.12", 'density = "0.12"'),
+        ("density = 0.12", "density = true"),
+        ("density = 0.12", "density = 0.0"),
+        ("density = 0.12", "density = 1.5"),
+        ("density = 0.12", "density = nan"),
+        ("density = 0.12", "density = 0.12\nwindow = [3, 3, 3]"),
+        ("density = 0.12", "density = 0.12\noptions = 3"),
+        ("density = 0.12", "density = 0.12\noptions = { topk = 0.5 }"),
+        ('tile = "blocks"', "tile = 3"),
+        ('tile = "blocks"', 'tile = [1, 2, "3"]'),
+        ('tile = "blocks"', 'tile = "bocks"'),
+    ],
+)
+def test_wrong_types_in_a_file_are_refused_in_two_lines(old, new):
+    assert old in GOOD
+    with pytest.raises(ValueError) as caught:
+        Schedule.from_toml(GOOD.replace(old, new, 1))
+    assert str(caught.value).count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name = 's'\nprofiles = []\nwindows = 3",
+        "name = 's'\nprofiles = 3\nwindows = []",
+        "name = 's'\nprofiles = [3]\nwindows = []",
+        "name = 's'\nprofiles = []\nwindows = [3]",
+        GOOD + '\n[[windows]]\nlow = 0.0\nhigh = 0.5706521739130435\nprofile = "late"\n',
+        GOOD + '\n[[profiles]]\nname = "late"\nmethod = "bf16"\n',
+    ],
+)
+def test_wrong_shapes_of_a_file_are_refused_in_two_lines(text):
+    with pytest.raises(ValueError) as caught:
+        Schedule.from_toml(text)
+    assert str(caught.value).count("\n") == 1
 
 
 @pytest.mark.parametrize(("steps", "shift"), [(50, 5.0), (20, 3.0), (7, 1.0)])
@@ -130,5 +227,5 @@ def test_fraction_ends():
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_profiles_make_plans_on_any_grid(name, grid):
     for p in preset(name).profiles:
-        plan = AttentionPlan(grid, p.tile, p.window, p.granularity, p.method)
-        assert 0 < plan.density <= 1
+        plan = AttentionPlan.of(p, grid)
+        assert plan.density == pytest.approx(p.resolve(grid)[3]) and 0 < plan.density <= 1

@@ -43,8 +43,8 @@ def test_makes_every_line_once_and_skips_what_is_done(fpsgen, tiny, monkeypatch)
     loads = []
     from fpsgen.pipeline import loaded_model as opened
 
-    real = opened.open_model
-    monkeypatch.setattr(opened, "open_model", lambda *a, **k: loads.append(1) or real(*a, **k))
+    real = opened.load_model
+    monkeypatch.setattr(opened, "load_model", lambda *a, **k: loads.append(1) or real(*a, **k))
     file = write("\ufeffa cat", "", "# a comment", "a dog\r", "a cat")
     assert tiny(file) == 0, fpsgen.err
     paths = [Path(line) for line in fpsgen.lines]
@@ -157,14 +157,14 @@ def test_files_that_are_none(fpsgen, tiny):
 
 
 def test_one_failure_stops_nobody_else(fpsgen, tiny, monkeypatch):
-    from fpsgen.pipeline import generate
+    from fpsgen.pipeline import run as generate
 
     real = generate.run
 
     def run(request, *rest):
-        if request.prompt == "a dog":
+        if request.prompt.text == "a dog":
             raise FpsgenError("the frames are constant", "change the seed", NUMERIC)
-        if request.prompt == "a bug":
+        if request.prompt.text == "a bug":
             raise ZeroDivisionError("planted")
         return real(request, *rest)
 
@@ -179,12 +179,12 @@ def test_one_failure_stops_nobody_else(fpsgen, tiny, monkeypatch):
 
 
 def test_an_interrupt_keeps_what_is_done(fpsgen, tiny, monkeypatch):
-    from fpsgen.pipeline import generate
+    from fpsgen.pipeline import run as generate
 
     real = generate.run
 
     def run(request, *rest):
-        if request.prompt == "a dog":
+        if request.prompt.text == "a dog":
             raise KeyboardInterrupt
         return real(request, *rest)
 
@@ -209,8 +209,8 @@ def test_models_are_loaded_one_after_the_other(fpsgen, tiny, tiny_dir, tmp_path,
     other = tmp_path / "other"
     shutil.copytree(tiny_dir, other)
     loads = []
-    real = opened.open_model
-    monkeypatch.setattr(opened, "open_model", lambda r, *a: loads.append(r.model_path.name) or real(r, *a))
+    real = opened.load_model
+    monkeypatch.setattr(opened, "load_model", lambda r, *a: loads.append(r.model.folder.name) or real(r, *a))
     lines = [
         json.dumps({"prompt": p, **({"model": str(other)} if i else {})}) for p, i in (("a", 0), ("b", 1), ("c", 0))
     ]

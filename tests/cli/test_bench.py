@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from fpsgen.bench import ablations, end_to_end, power
+from fpsgen.bench import ablations, power
 from fpsgen.bench import kernel as kernel_bench
+from fpsgen.bench.plan import methods_to_run
 from fpsgen.evaluate.metrics import psnr, ssim
-from fpsgen.pipeline import generate
+from fpsgen.pipeline import run as generate
 from fpsgen.video import read_frames, read_recipe
 
 SMALL = ("--res", "32x32", "--frames", "5", "--steps", "3", "--seed", "3", "--schedule", "paper")
@@ -40,19 +41,26 @@ def test_rows_page_and_table(fpsgen, bench):
         assert row["speedup_denoise"] == pytest.approx(ratio, rel=0.02)
         assert sum(profile["steps"] for profile in row["profiles"]) == 3
         assert all("times" not in profile for profile in row["profiles"])
-    assert rows[0]["kernels"] == {"sdpa": 12} and "reference" in rows[1]["kernels"]
+    assert rows[0]["kernels"] == {"sdpa": 12} and "cpu" in rows[1]["kernels"]
     assert rows[0]["density"] == rows[1]["density"] == 1 and rows[2]["density"] == rows[3]["density"]
     assert rows[0]["psnr_db"] is None and all(5 < rows[i]["psnr_db"] < 100 for i in (1, 3))
     assert rows[2]["psnr_db"] is None and rows[2]["ssim"] == 1  # one tile: sta keeps everything, so the same video
 
     videos = [read_frames(row["video"])[0] for row in rows]
     assert all(read_recipe(row["video"])["seed"] == 3 for row in rows)
-    assert np.median(psnr(videos[3], videos[0])) > 40  # the same noise, so nearly the same video
+    assert (
+        np.median(psnr(videos[3], videos[0])) > 35
+    )  # the same noise, so nearly the same video (another seed: below 15)
+    assert (
+        all(0 <= row["vmaf"] <= 100 and row["xpsnr_db"] > 10 for row in (rows[1], rows[3])) and rows[0]["vmaf"] is None
+    )
+    assert all(len(row["steps_s"]) == 3 and row["flicker"] > 0 for row in rows)
 
     page = Path(fpsgen.lines[-1]).read_text()
-    assert page.count("<video") == 4 and page.count('src="data:video/mp4;base64,') == 4 and "<svg" in page
+    assert page.count("<video") == 6 and page.count('src="data:video/mp4;base64,') == 4 and page.count("<svg") == 2
+    assert f"{rows[3]['speedup_denoise']:.2f}x" in page and "fpsgen bench" in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page) and "://" not in page  # nothing leaves the page
-    assert "CPU: these are times" in page and any("CPU: times" in line for line in fpsgen.lines)
+    assert "CPU: times" in page and any("CPU: times" in line for line in fpsgen.lines)
     assert all(len(line) <= 80 for line in fpsgen.lines if line[:4] in ("    ", "bf16", "fp8 ", "sta ", "fps "))
     again = bench("--compare", "bf16")
     assert len(again) == 6 and Path(again[-1]["video"]).parent != Path(rows[0]["video"]).parent  # appended, beside
@@ -69,7 +77,8 @@ def test_the_baseline_is_really_the_other_method(bench, monkeypatch):
 
     monkeypatch.setattr(generate, "apply", apply)
     bench("--compare", "bf16")
-    assert asked == [("bf16", True), (None, True)] * 2  # warm-up, then measured
+    assert asked[:2] == [("bf16", True), (None, True)]  # warm-up
+    assert sorted(asked[2:], key=str) == sorted(asked[:2], key=str)  # measured, in any order
 
 
 def test_random_weights_measure_speed_alone(fpsgen):
@@ -159,5 +168,5 @@ def test_metrics_against_their_definitions():
 
 
 def test_methods_to_run():
-    assert end_to_end.methods_to_run(("sta", "bf16", "sta", "fps")) == ["bf16", "sta", "fps"]
-    assert end_to_end.methods_to_run(("fp8",)) == ["fp8", "fps"]
+    assert methods_to_run(("sta", "bf16", "sta", "fps")) == ["bf16", "sta", "fps"]
+    assert methods_to_run(("fp8",)) == ["fp8", "fps"]

@@ -35,7 +35,7 @@ def test_info_shows_recipe_and_report(fpsgen, made):
     shown = dict(line.split("  ", 1) for line in fpsgen.lines if not line.startswith(" "))
     shown = {key: value.strip() for key, value in shown.items()}
     assert shown["prompt"] == "a cat" and shown["seed"] == "3" and "32x32, 5 frames" in shown["size"]
-    assert "denoise" in shown["took"] and "reference" in shown["attention"] and "paper" in shown["schedule"]
+    assert "denoise" in shown["took"] and "cpu" in shown["attention"] and "paper" in shown["schedule"]
     assert any("sigma" in line and "fps" in line for line in fpsgen.lines)
     assert fpsgen("info", made, "--json") == 0
     result = fpsgen.json["results"][0]

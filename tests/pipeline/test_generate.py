@@ -8,18 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from fpsgen.cli.progress import Quiet
-from fpsgen.config import Settings
 from fpsgen.errors import INTERRUPTED, NUMERIC, TERMINATED, FpsgenError
-from fpsgen.pipeline import generate
+from fpsgen.pipeline import run as generate
 from fpsgen.pipeline.events import Timing
-from fpsgen.pipeline.request import GenerateRequest, plan
+from fpsgen.pipeline.plan import plan
+from fpsgen.pipeline.request import GenerateRequest
+from fpsgen.settings.gather import Settings
 from fpsgen.video import count_frames, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ def request_for(tmp_path, tiny_dir, monkeypatch):
 
     def make(**changes) -> GenerateRequest:
         asked = {"res": (64, 48), "frames": 5, "fps": 8, "steps": 3, "guidance": 2.0, "seed": 7} | changes
-        return plan("a cat surfing", Settings(model=str(tiny_dir), **asked)).request
+        return plan("a cat surfing", Settings({"model": str(tiny_dir), **asked})).request
 
     return make
 
@@ -107,7 +107,7 @@ def test_without_guidance_the_negative_prompt_is_not_read(request_for):
 
 
 def read_frames(path: Path) -> bytes:
-    from fpsgen.video import ffmpeg
+    from fpsgen.ffmpeg import ffmpeg
 
     command = [ffmpeg(), "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     return subprocess.run(command, capture_output=True, check=True).stdout
@@ -128,7 +128,7 @@ def test_no_metadata(request_for):
 
 
 def test_a_prompt_longer_than_the_model_reads_is_said(request_for):
-    _, events = make(replace(request_for(), prompt="a cat " * 50))
+    _, events = make(request_for().replace(prompt={"text": "a cat " * 50}))
     assert any("prompt has" in text and "tokens" in text for text in events.warnings)
 
 

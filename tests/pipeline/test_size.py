@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from fpsgen.errors import USAGE, FpsgenError
-from fpsgen.pipeline.size import fit_aspect, resolve_frames, resolve_size, token_grid
+from fpsgen.pipeline.size import fit_aspect, nearest_trained, resolve_frames, resolve_size, token_grid
 
 NAMED = {"480p": (832, 480), "720p": (1280, 720)}
 
@@ -82,3 +82,11 @@ def test_lengths_that_do_not_fit_name_the_nearest(frames, near):
 def test_token_grid():
     assert token_grid(81, 720, 1280) == (21, 45, 80)
     assert token_grid(81, 480, 832) == (21, 30, 52)
+
+
+def test_sizes_are_scaled_from_the_trained_size_nearest_in_shape():
+    trained = ((256, 144), (256, 160))
+    assert nearest_trained((1280, 720), trained) == (256, 144)
+    assert nearest_trained((1280, 800), trained) == (256, 160)
+    assert nearest_trained((256, 160), trained) == (256, 160)
+    assert nearest_trained((640, 384), ()) == (640, 384)

@@ -38,7 +38,10 @@ def checkout(tmp_path):
     (tmp_path / "README.md").write_text(EMPTY)
     (tmp_path / "CHANGELOG.md").write_text("nothing\n")
     (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "README.md").write_text("nothing\n")
+    (tmp_path / "docs").mkdir()
+    for name in DOCUMENTS:
+        if name.startswith("docs/"):
+            (tmp_path / name).write_text("nothing\n")
     return tmp_path
 
 

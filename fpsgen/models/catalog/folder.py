@@ -1,99 +1,169 @@
-"""What a pipeline folder holds, judged from its small files alone: no torch, no diffusers."""
+"""What a pipeline folder holds, judged from its small files alone: no torch, no diffusers.
+
+A folder is data. Classes come from closed lists, and what would make a library fetch or run code is refused.
+"""
 
 from __future__ import annotations
 
-import json
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fpsgen.errors import MODEL, FpsgenError
+from fpsgen.fields import fields
+from fpsgen.files import read_json as read_json_file
+from fpsgen.models.catalog.configs import CONFIGS, KEPT_SCHEDULERS, PARTS, check_fit, refuse_code
+from fpsgen.text import show
 
+INDEX = "model_index.json"  # a hub snapshot without it is not whole
+MANIFEST = "manifest.json"
+EXTRAS = ("schedule.toml", "vocabulary.json", MANIFEST)  # beside model_index.json
 PIPELINE = "WanPipeline"
-PARTS = {  # component -> (library, classes)
-    "transformer": ("diffusers", ("WanTransformer3DModel",)),
-    "vae": ("diffusers", ("AutoencoderKLWan",)),
-    "text_encoder": ("transformers", ("UMT5EncoderModel",)),
-    "tokenizer": ("transformers", ()),  # any of that library
-    "scheduler": ("diffusers", ()),
-}
 WEIGHTED = ("transformer", "vae", "text_encoder")
+STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?", re.ASCII)
+_SMALL = re.compile(r"\w[\w-]*(\.[\w-]+)*\.(json|model|txt)", re.ASCII)
+_LIMIT = 32 << 20  # bytes of a JSON file; a tokenizer.json has 17 MB
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from `path`. Raises FpsgenError MODEL naming the file."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise broken(path.parent, f"{path.name} is missing") from None
-    except (OSError, ValueError) as error:
-        raise broken(path.parent, f"{path.name} cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise broken(path.parent, f"{path.name} is not a JSON object")
-    return data
+@dataclass(frozen=True)
+class PipelineFolder:
+    """A folder that was judged. configs: by part, with the values that its class takes, defaults filled in; weights:
+    by part. scheduler, tokenizer: names of their classes.
+    """
+
+    folder: Path
+    configs: dict[str, dict[str, Any]]
+    weights: dict[str, tuple[Path, ...]]
+    scheduler: str
+    tokenizer: str
+    expand_timesteps: bool  # a timestep per token, as Wan2.2 5B takes it
+
+    @property
+    def replaced_scheduler(self) -> str | None:
+        """The class of the folder's scheduler, if it cannot predict flow and UniPC takes its place."""
+        return None if self.scheduler in KEPT_SCHEDULERS else self.scheduler
+
+    def __hash__(self) -> int:
+        return hash(self.folder)
 
 
-def broken(folder: Path, what: str) -> FpsgenError:
-    """The error for a model folder that cannot be used."""
-    return FpsgenError(
-        f"the model in {folder} is not intact: {what}", "fetch it again, or choose another with --model", MODEL
-    )
-
-
-def check_folder(folder: str | Path) -> dict[str, Any]:
-    """Check that `folder` is a whole text-to-video Wan pipeline with safetensors weights; returns its model_index.
-
-    Judged: class and components (nothing but diffusers' and transformers' own classes), configurations, and that
-    every weight file exists, shards included. Raises FpsgenError MODEL saying what is wrong.
+def check_folder(folder: str | Path) -> PipelineFolder:
+    """Judge a text-to-video Wan pipeline with safetensors weights: its classes, its configurations and whether they
+    fit together, and that every file is there, shards included. Raises FpsgenError MODEL saying what is wrong.
     """
     folder = Path(folder)
-    index = read_json(folder / "model_index.json")
+    index = read_json(folder / INDEX, f"{INDEX} of {folder}")
+    scheduler, tokenizer = check_index(index, str(folder))
+    configs = {}
+    for part in PARTS:
+        name = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(part, "config.json")
+        what = f"{part}/{name} of {folder}"
+        table = read_json(folder / part / name, what)
+        refuse_code(table, what)
+        configs[part] = fields(table, CONFIGS[part], what, MODEL, more=True, example=_REMEDY)
+        if part == "scheduler":
+            configs[part] |= {"config": table}
+    check_fit(configs, folder)
+    weights = {part: weight_files(folder / part) for part in WEIGHTED}
+    for part in PARTS:
+        if (folder / part / "adapter_config.json").exists():
+            raise broken(folder, f"{part} holds an adapter (adapter_config.json), which fpsgen does not load")
+    if not any((folder / "tokenizer" / name).is_file() for name in TOKENIZER_FILES):
+        raise broken(folder, "the tokenizer's files are missing")
+    return PipelineFolder(folder, configs, weights, scheduler, tokenizer, index.get("expand_timesteps") is True)
+
+
+def check_index(index: dict[str, Any], what: str) -> tuple[str, str]:
+    """The classes of scheduler and tokenizer that a model_index.json names; all parts must be of the closed lists.
+    what: the folder or repository. Raises FpsgenError MODEL.
+    """
     kind = index.get("_class_name")
     if kind != PIPELINE:
-        raise FpsgenError(
-            f"{folder} holds a {kind}, not a {PIPELINE}", "choose a text-to-video Wan2.1 model with --model", MODEL
-        )
+        remedy = "choose a text-to-video Wan2.1 model with --model"
+        raise FpsgenError(f"{show(what)} holds a {show(kind, 60)}, not a {PIPELINE}", remedy, MODEL)
+    refuse_code(index, f"{INDEX} of {what}")
     for part, (library, classes) in PARTS.items():
         entry = index.get(part)
         if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(name, str) for name in entry):
-            raise broken(folder, f"model_index.json names no {part}")
-        if entry[0] != library or (classes and entry[1] not in classes):
+            raise broken(what, f"{INDEX} names no {part}")
+        if entry[0] != library or entry[1] not in classes:
+            named = show(".".join(entry), 80)
             raise FpsgenError(
-                f"{folder} has {entry[0]}.{entry[1]} as {part}; only {library}'s own classes are loaded",
-                "choose a Wan2.1 model in diffusers' format with --model",
+                f"{show(what)} has {named} as {part}, which is not a class that fpsgen loads",
+                f"choose a Wan2.1 model in diffusers' format; {part} is {library}.{classes[0]} there",
                 MODEL,
             )
     for part, entry in index.items():
         if isinstance(entry, list) and part not in PARTS and entry[:1] != [None]:
+            named = show(".".join(map(str, entry)), 80)
             raise FpsgenError(
-                f"{folder} has the component {part} ({'.'.join(map(str, entry))}), which fpsgen does not handle",
+                f"{show(what)} has the component {show(part, 60)} ({named}), which fpsgen does not handle",
                 "choose a text-to-video Wan2.1 model with --model",
                 MODEL,
             )
-    for part in WEIGHTED:
-        read_json(folder / part / "config.json")
-        weight_files(folder / part)
-    read_json(folder / "scheduler" / "scheduler_config.json")
-    read_json(folder / "tokenizer" / "tokenizer_config.json")
-    if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-        raise broken(folder, "the tokenizer's files are missing")
-    return index
+    return index["scheduler"][1], index["tokenizer"][1]
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of one component. Raises FpsgenError MODEL if one is missing or only pickles are there."""
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    if indices:
-        names = sorted(set(read_json(indices[0]).get("weight_map", {}).values()))
-        if any(os.path.basename(name) != name for name in names):
-            raise broken(folder, f"{indices[0].name} points outside the folder")
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing or not names:
-            raise broken(folder, f"{len(missing)} of {len(names)} weight files are missing, first {missing[:1]}")
-        return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
-        what = f"{folder.name} has pickled weights only ({pickled[0].name})" if pickled else "it has no weights"
-        raise broken(folder, what if pickled else f"{folder.name} has no weights")
-    return files
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of one part. Raises FpsgenError MODEL if one is missing or only pickles are there."""
+    stem = STEMS[folder.name]
+    whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if whole.is_file() and index.is_file():
+        raise broken(folder.parent, f"{folder.name} has both {whole.name} and {index.name}")
+    if whole.is_file():
+        return (whole,)
+    if not index.is_file():
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES) if folder.is_dir() else []
+        what = f"pickled weights only ({show(pickled[0], 60)})" if pickled else f"no {whole.name}"
+        raise broken(folder.parent, f"{folder.name} has {what}")
+    table = read_json(index, f"{folder.name}/{index.name} of {folder.parent}").get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
+        raise broken(folder.parent, f"{index.name} has no weight_map")
+    names = sorted(set(table.values()))
+    if any(os.path.basename(name) != name or not name.endswith(".safetensors") for name in names):
+        raise broken(folder.parent, f"{index.name} points outside {folder.name}")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        what = f"{len(missing)} of {len(names)} weight files are missing, first {show(missing[0], 80)}"
+        raise broken(folder.parent, what)
+    return tuple(folder / name for name in names)
+
+
+def wanted(name: str) -> bool:
+    """Whether fpsgen reads this file of a pipeline, by its path in it."""
+    part, _, file = name.rpartition("/")
+    if not part:
+        return file == INDEX or file in EXTRAS
+    if part in WEIGHTED:
+        return file == "config.json" or bool(_WEIGHTS.fullmatch(file))
+    return part in PARTS and bool(_SMALL.fullmatch(file))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Files of a pipeline folder that are read, sorted; links whose target is gone are among them."""
+    found = [folder / name for name in (INDEX, *EXTRAS)]
+    for part in PARTS:
+        if (folder / part).is_dir():
+            found += sorted((folder / part).iterdir())
+    return [path for path in found if path.is_file() or path.is_symlink()]
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The object in a JSON file of a model. Raises FpsgenError MODEL."""
+    try:
+        return read_json_file(path, _LIMIT, what, MODEL)
+    except FpsgenError as error:
+        raise FpsgenError(error.message, _REMEDY, MODEL) from error
+
+
+def broken(folder: Path | str, what: str) -> FpsgenError:
+    """The error for a model folder that cannot be used."""
+    return FpsgenError(f"the model in {show(folder)} is not intact: {what}", _REMEDY, MODEL)
+
+
+_REMEDY = "fetch it again, or choose another with --model"

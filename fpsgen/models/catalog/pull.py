@@ -1,28 +1,43 @@
 """Fetch a model into the Hugging Face cache: only what fpsgen loads, every file checked, usable only when whole.
 
-huggingface_hub does the transfer (HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean there, and an
-interrupted transfer resumes); model_index.json, by which a model counts as being there, comes last.
+A transfer that was cut short goes on where it stopped, also in another run and after a kill: what has come lies in
+blobs/DIGEST.incomplete. model_index.json, by which a model counts as being there, is read first and linked last.
 """
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fpsgen.errors import DISK, MODEL, NETWORK, FpsgenError
-from fpsgen.models.catalog.folder import PARTS, WEIGHTED, check_folder
-from fpsgen.models.catalog.registry import cached
-from fpsgen.models.catalog.verify import mismatch
-from fpsgen.video import write_text
+from fpsgen.errors import DISK, MODEL, NETWORK, USAGE, FpsgenError
+from fpsgen.files import sync
+from fpsgen.models.catalog.cache import REVISION, RepositoryCache, free_disk
+from fpsgen.models.catalog.folder import INDEX, WEIGHTED, check_folder, check_index, read_json, wanted
+from fpsgen.models.catalog.hub import (
+    STALLED,
+    STALLED_SECONDS,
+    HubSettings,
+    RemoteFile,
+    file_address,
+    hub_settings,
+    is_digest,
+    read_listing,
+    request,
+)
+from fpsgen.models.catalog.verify import mark_intact, mismatch
+from fpsgen.text import show
 
-INDEX = "model_index.json"
-_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
-_SMALL = re.compile(r"[\w.-]+\.(json|model|txt)")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _ROOM = 1 << 26  # bytes that must stay free
+_ATTEMPTS = 3  # in a row that bring less than _PROGRESS bytes
+_PROGRESS = 1 << 20
+_PAUSE = 1.0  # seconds between them
+
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -36,148 +51,181 @@ class Pulled:
     fetched: int
 
 
-def pull(
-    repository: str,
-    revision: str,
-    told: Callable[[str, int, int], None],
-    note: Callable[[str], None] = lambda text: None,
-) -> Pulled:
+def pull(repository: str, revision: str, progress: Progress = lambda name, done, total: None) -> Pulled:
     """Fetch what is missing of a hub repository at a branch, tag or commit.
 
-    told(file, done, total): bytes over all files, as they come. Raises FpsgenError: NETWORK (no connection, offline),
-    MODEL (no such repository, gated, not a Wan pipeline, a file that is not what the hub says), DISK.
+    progress(file, done, total): bytes over all files, as they come. Raises FpsgenError: NETWORK (no connection,
+    offline), MODEL (no such repository, gated, not a Wan pipeline, a file that is not what the hub says), DISK, LOCKED.
     """
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    with_advice = _Advice(repository, revision)
-    with with_advice:
-        found = HfApi().model_info(repository, revision=revision, files_metadata=True)
-    commit = str(found.sha)
-    siblings = {file.rfilename: file for file in found.siblings or [] if _wanted(file.rfilename)}
-    if INDEX not in siblings:
-        raise FpsgenError(
-            f"{repository} has no {INDEX}: it is no diffusers pipeline",
-            "choose a Wan2.1 model in diffusers' format, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-            MODEL,
-        )
-    sizes = {name: int(file.size or 0) for name, file in siblings.items()}
-    present = {name: path for name in siblings if (path := _present(repository, commit, name, sizes[name]))}
-    missing = [name for name in sorted(siblings, key=lambda name: (name == INDEX, name)) if name not in present]
-    total, start = sum(sizes.values()), sum(sizes[name] for name in present)
-    _check_room(Path(HF_HUB_CACHE), total - start)
-    done = start
-    for name in missing:
-        note(name)
-        bar = _bar(lambda count, name=name, base=done: told(name, base + count, total))
-        with with_advice:
-            path = Path(hf_hub_download(repository, name, revision=commit, tqdm_class=bar))
-        wrong = mismatch(path, _digest(siblings[name]))
-        if wrong:
-            path.resolve().unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-            raise FpsgenError(
-                f"{name} of {repository} came out wrong: {wrong}", "it was removed; pull again to fetch it again", MODEL
-            )
-        done += sizes[name]
-        told(name, done, total)
+    hub = hub_settings()
+    store = RepositoryCache(hub.cache, repository)
+    if not REVISION.fullmatch(revision):
+        raise FpsgenError(f"{show(revision)!r} is no revision", "name a branch, tag or commit", USAGE)
+    commit, listed = read_listing(hub, repository, revision)
+    files = _wanted_files(hub, repository, listed)
+    for file in files:
+        store.snapshot_path(commit, file.name)
+        store.blob(file.digest)
+    here = {file: path for file in files if (path := _present(store, commit, file))}
+    total, done = sum(file.size for file in files), sum(file.size for file in here)
+    _check_room(hub, total - done)
+    came = 0
+    for file in files:
+        if file not in here:
+            report = _counting(progress, file.name, done, total)
+            came += _fetch(hub, store, repository, commit, file, report)
+            here[file] = store.blob(file.digest)
+            done += file.size
+            progress(file.name, done, total)
+        if file.name == INDEX:
+            check_index(read_json(here[file], f"{INDEX} of {repository}"), repository)
+    for file in reversed(files):
+        if here[file] == store.blob(file.digest):
+            store.link(commit, file.name, file.digest)
     if commit != revision:
-        _point(Path(HF_HUB_CACHE), repository, revision, commit)
-    folder = cached(repository, commit)
+        store.remember(revision, commit)
+    folder = store.snapshot(commit)
     if folder is None:
         raise FpsgenError(f"{repository} is not in the cache after all", "pull again", MODEL)
     check_folder(folder)
-    return Pulled(folder, commit, len(siblings), total, total - start)
+    mark_intact(folder)
+    return Pulled(folder, commit, len(files), total, came)
 
 
-def _wanted(name: str) -> bool:
-    """Whether fpsgen reads this file of a pipeline."""
-    part, _, file = name.rpartition("/")
-    if not part:
-        return file in (INDEX, "schedule.toml")
-    if part in WEIGHTED:
-        return file == "config.json" or bool(_WEIGHTS.fullmatch(file))
-    return part in PARTS and bool(_SMALL.fullmatch(file))
+def _counting(progress: Progress, name: str, before: int, total: int) -> Callable[[int], None]:
+    return lambda count: progress(name, before + count, total)
 
 
-def _present(repository: str, commit: str, name: str, size: int) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
+def _wanted_files(hub: HubSettings, repository: str, listed: list[RemoteFile]) -> list[RemoteFile]:
+    """What fpsgen reads of a pipeline, model_index.json first. Raises FpsgenError MODEL for what is no Wan pipeline
+    with safetensors weights, or where a digest is none.
+    """
+    found = {file.name: file for file in listed if wanted(file.name)}
+    names = {file.name for file in listed}
+    if INDEX not in found:
+        remedy = "choose a Wan2.1 model in diffusers' format, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+        raise FpsgenError(f"{repository} has no {INDEX}: it is no diffusers pipeline", remedy, MODEL)
+    for part in WEIGHTED:
+        if not any(name.startswith(f"{part}/") and name.endswith(".safetensors") for name in found):
+            pickled = sorted(name for name in names if name.startswith(f"{part}/") and name.endswith(_PICKLES))
+            what = f"{part} as a pickle only ({pickled[0]}), which can run code" if pickled else f"no weights of {part}"
+            raise FpsgenError(f"{repository} has {show(what)}", "choose a model whose weights are safetensors", MODEL)
+    for file in found.values():
+        if not is_digest(file.digest):
+            what = f"{hub.shown} gives {show(file.digest, 60)!r} as the digest of {file.name} of {repository}"
+            raise FpsgenError(what, "set HF_ENDPOINT to another server, or unset it", MODEL)
+    return sorted(found.values(), key=lambda file: (file.name != INDEX, file.size, file.name))
 
-    path = try_to_load_from_cache(repository, name, revision=commit)
-    return Path(path) if isinstance(path, str) and Path(path).stat().st_size == size else None
+
+def _present(store: RepositoryCache, commit: str, file: RemoteFile) -> Path | None:
+    """Where a file is, if it is what it should be; one that is not is removed."""
+    for path in (store.blob(file.digest), store.snapshot_path(commit, file.name)):
+        if path.is_file() and not path.is_symlink():
+            if path.stat().st_size == file.size and not mismatch(path, file.digest):
+                return path
+            path.unlink()
+    return None
 
 
-def _digest(file: Any) -> str:
-    """What the hub says of a file: sha256 for large ones, else git's blob id."""
-    return str(file.lfs.sha256 if file.lfs else file.blob_id or "")
+def _fetch(
+    hub: HubSettings,
+    store: RepositoryCache,
+    repository: str,
+    commit: str,
+    file: RemoteFile,
+    progress: Callable[[int], None],
+) -> int:
+    """Bring one blob in and return the bytes that came. Raises FpsgenError."""
+    what = f"{file.name} of {repository}"
+    address = file_address(hub, repository, commit, file.name)
+    blob = store.blob(file.digest)
+    came, wrong = 0, ""
+    try:
+        with store.locked(file.digest, f"another run is fetching {what}"):
+            partial = store.partial(file.digest, file.size)
+            resumed = _size(partial) > 0
+            for _ in range(1 + resumed):  # once more from the start, if what an earlier run left was wrong
+                came += _receive(hub, address, what, file.size, partial, progress)
+                wrong = mismatch(partial, file.digest)
+                if not wrong:
+                    sync(partial)
+                    os.replace(partial, blob)
+                    sync(blob.parent)
+                    return came
+                partial.unlink()
+    except OSError as error:
+        what = f"{what} cannot be written: {show(error.strerror or error)}"
+        raise FpsgenError(what, "free some space, or set HF_HOME to a larger disk", DISK) from error
+    raise FpsgenError(f"{what} came out wrong: {wrong}", "it was removed; pull again to fetch it again", MODEL)
 
 
-def _point(cache: Path, repository: str, revision: str, commit: str) -> None:
-    """Let the cache know which commit a branch or tag was (as huggingface_hub writes it)."""
-    path = cache / f"models--{repository.replace('/', '--')}" / "refs" / revision
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(commit, path)
+def _receive(
+    hub: HubSettings, address: str, what: str, size: int, partial: Path, progress: Callable[[int], None]
+) -> int:
+    """Append what is missing of a file to `partial`; transfers that break off are taken up again. Returns the bytes
+    that came. Raises FpsgenError NETWORK, MODEL; OSError.
+    """
+    came = failures = 0
+    while True:
+        before = _size(partial)
+        try:
+            _receive_once(hub, address, what, size, partial, progress)
+            return came + _size(partial) - before
+        except FpsgenError as error:
+            brought = max(0, _size(partial) - before)
+            came, failures = came + brought, 0 if brought >= _PROGRESS else failures + 1
+            if error.code != NETWORK or hub.offline or failures >= _ATTEMPTS:
+                raise
+            time.sleep(_PAUSE)
 
 
-def _check_room(cache: Path, needed: int) -> None:
-    place = cache
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+def _receive_once(
+    hub: HubSettings, address: str, what: str, size: int, partial: Path, progress: Callable[[int], None]
+) -> None:
+    have = _size(partial)
+    progress(have)
+    if have == size and size:
+        return
+    with request(hub, address, what, have) as response, partial.open("ab") as file:
+        if have and (response.status_code != 206 or not _begins_at(response, have)):
+            file.truncate(0)  # the server sends it from the start, or has no such part
+            have = 0
+        if response.status_code == 416:
+            raise _broken_off(hub, what, "it has no such part")
+        since, counted = time.monotonic(), 0
+        for part in response.iter_bytes():
+            if have + len(part) > size:
+                raise FpsgenError(f"{hub.shown} sends more of {what} than it said", "pull again later", MODEL)
+            file.write(part)
+            file.flush()
+            have += len(part)
+            counted += len(part)
+            progress(have)
+            now = time.monotonic()
+            if now - since > STALLED_SECONDS:
+                if counted < STALLED * (now - since):
+                    raise _broken_off(hub, what, "it has all but stopped")
+                since, counted = now, 0
+        if have < size:
+            raise _broken_off(hub, what, f"it ended after {have} of {size} bytes")
+
+
+def _begins_at(response: object, start: int) -> bool:
+    given = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))  # pyright: ignore
+    return given is not None and int(given[1]) == start
+
+
+def _broken_off(hub: HubSettings, what: str, why: str) -> FpsgenError:
+    remedy = "check the connection, then pull again: it goes on where it stopped"
+    return FpsgenError(f"the transfer of {what} from {hub.shown} broke off: {why}", remedy, NETWORK)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _check_room(hub: HubSettings, needed: int) -> None:
+    free = free_disk() if needed else 0
     if needed and free < needed + _ROOM:
-        what = f"{needed / 1e9:.1f} GB are to come, and {cache} has {free / 1e9:.1f} GB left"
+        what = f"{needed / 1e9:.1f} GB are to come, and {hub.cache} has {free / 1e9:.1f} GB left"
         raise FpsgenError(what, "free some space, or set HF_HOME to a larger disk", DISK)
-
-
-def _bar(told: Callable[[int], None]) -> Any:
-    """A class that takes the place of tqdm's for one file and passes its count on."""
-    from tqdm.auto import tqdm
-
-    class Bar(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self._count = int(kwargs.get("initial") or 0)
-            kwargs.pop("name", None)
-            super().__init__(*args, **{**kwargs, "disable": True})
-            told(self._count)
-
-        def update(self, n: float | None = 1) -> bool | None:
-            self._count += int(n or 0)
-            told(self._count)
-            return None
-
-    return Bar
-
-
-class _Advice:
-    """Turns what huggingface_hub raises within the block into two lines and a code."""
-
-    def __init__(self, repository: str, revision: str) -> None:
-        self._repository, self._revision = repository, revision
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, FpsgenError):
-            raise self._explain(error) from error
-
-    def _explain(self, error: Exception) -> FpsgenError:
-        from huggingface_hub import errors as hub
-        from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-
-        name = self._repository
-        if isinstance(error, hub.GatedRepoError):
-            remedy = f"accept its terms at {ENDPOINT}/{name}, then: hf auth login (or set HF_TOKEN)"
-            return FpsgenError(f"{name} is gated", remedy, MODEL)
-        if isinstance(error, hub.RevisionNotFoundError):
-            return FpsgenError(f"{name} has no revision {self._revision!r}", "name a branch, tag or commit", MODEL)
-        if isinstance(error, hub.RepositoryNotFoundError):
-            remedy = "check the name; for a private one: hf auth login (or set HF_TOKEN)"
-            return FpsgenError(f"{name} was not found at {ENDPOINT}", remedy, MODEL)
-        if HF_HUB_OFFLINE or isinstance(error, hub.OfflineModeIsEnabled):
-            what = f"{name} is not on this machine, and HF_HUB_OFFLINE is set"
-            return FpsgenError(what, "unset HF_HUB_OFFLINE, or copy the Hugging Face cache of another machine", NETWORK)
-        if isinstance(error, OSError) and error.errno in (28, 122):  # no space, quota
-            return FpsgenError(f"the disk is full: {error.strerror}", "free some space, or set HF_HOME", DISK)
-        text = " ".join(str(error).split())[:160] or type(error).__name__
-        remedy = "check the connection (or HF_ENDPOINT), then pull again: it goes on where it stopped"
-        return FpsgenError(f"{ENDPOINT} did not answer as it should: {text}", remedy, NETWORK)

@@ -1,56 +1,78 @@
-"""Is what lies on disk what was fetched? In the Hugging Face cache the name of a file's blob is its digest."""
+"""Is what lies on disk what was fetched, or what came with fpsgen?
+
+A manifest says what each file should be; in the Hugging Face cache the name of a file's blob is its digest. A full
+check costs a second per 2 GB, so it is done once, and a stamp of every file (size, times, inode) is kept in the user's
+cache folder: a file whose stamp differs is checked again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import platformdirs
+
 from fpsgen.errors import FpsgenError
-from fpsgen.models.catalog.folder import check_folder
+from fpsgen.files import make_folder, read_json, write_text
+from fpsgen.models.catalog.folder import MANIFEST, broken, check_folder, model_files, wanted
+from fpsgen.models.catalog.manifest import read_manifest
 
+Progress = Callable[[str, int, int], None]
 _CHUNK = 1 << 22
+_STAMP = "fpsgen.stamp/1"
 
 
-def verify_folder(folder: Path, told: Callable[[str, int, int], None]) -> list[str]:
-    """What is wrong with a model folder, file by file; empty if nothing is.
+def verify_folder(folder: Path, progress: Progress = lambda name, done, total: None) -> list[str]:
+    """What is wrong with a model folder, file by file; empty if nothing is. progress(file, done, total): bytes.
 
-    Files of the hub's cache are hashed against the digest in their blob's name; safetensors elsewhere are checked to
-    be as long as their header says. told(file, done, total): bytes.
+    Every file is compared with its digest, in the manifest or in the blob's name; where there is neither, the folder
+    is judged by its structure alone.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
-    total = sum(path.stat().st_size for path in files if path.exists())
-    wrong, done = [], 0
-    for path in files:
-        name = path.relative_to(folder).as_posix()
-        if not path.exists():
-            wrong.append(f"{name}: its blob is missing")
-            continue
-        told(name, done, total)
-        blob = path.resolve().name if path.is_symlink() else ""
-        problem = mismatch(path, blob) if blob else _short(path)
-        if problem:
-            wrong.append(f"{name}: {problem}")
-        done += path.stat().st_size
-        told(name, done, total)
+    before = _stats(folder)
+    wrong = _compare(folder, progress)
     try:
         check_folder(folder)
     except FpsgenError as error:
         wrong.append(error.message)
+    if not wrong and _digests(folder):
+        _write_stamp(folder, before)
     return wrong
+
+
+def check_intact(folder: Path) -> None:
+    """Raise FpsgenError MODEL unless every file of the folder is what its digest says. Milliseconds, unless a file
+    changed since the last full check.
+    """
+    before = _stats(folder)
+    with suppress(FpsgenError):
+        if read_json(_stamp_file(folder), 1 << 22, "the stamp").get("files") == before:
+            return
+    wrong = _compare(folder)
+    if wrong:
+        raise broken(folder, wrong[0])
+    if _digests(folder):
+        _write_stamp(folder, before)
+
+
+def mark_intact(folder: Path) -> None:
+    """Note that every file of a folder was compared with its digest just now."""
+    _write_stamp(folder, _stats(folder))
+
+
+def has_digests(folder: Path) -> bool:
+    """Whether anything says what the files of this folder should be."""
+    return bool(_digests(folder))
 
 
 def mismatch(path: Path, digest: str) -> str:
     """How a file differs from its digest (64 hex digits: sha256; 40: git blob id), "" where it does not."""
-    if re.fullmatch(r"[0-9a-f]{64}", digest):
+    if len(digest) == 64:
         found = hashlib.sha256()
-    elif re.fullmatch(r"[0-9a-f]{40}", digest):
-        found = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     else:
-        return f"no digest is known for it ({digest[:20]!r})"
+        found = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             found.update(chunk)
@@ -58,17 +80,86 @@ def mismatch(path: Path, digest: str) -> str:
     return "" if got == digest else f"its digest is {got[:12]}..., not {digest[:12]}..."
 
 
-def _short(path: Path) -> str:
-    """What is wrong with the length of a safetensors file, "" for others."""
-    if path.suffix != ".safetensors":
-        return ""
-    size = path.stat().st_size
+def _compare(folder: Path, progress: Progress = lambda name, done, total: None) -> list[str]:
+    """What is wrong, file by file, by the digests that are known."""
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if length < size else {}
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        wanted = 8 + length + max(ends)
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
-        return "it is no safetensors file"
-    return "" if wanted == size else f"it has {size} bytes, not {wanted}"
+        digests, manifest = _digests(folder), read_manifest(folder) or {}
+    except FpsgenError as error:
+        return [error.message]
+    files = {path.relative_to(folder).as_posix(): path for path in model_files(folder)}
+    total = sum(path.stat().st_size for path in files.values() if path.exists())
+    wrong = [f"{name}: it is missing" for name in digests if name not in files]
+    done = 0
+    for name, path in files.items():
+        if not path.exists():
+            wrong.append(f"{name}: its blob is missing")
+            continue
+        progress(name, done, total)
+        problem, size = "", path.stat().st_size
+        if name in manifest and size != manifest[name][0]:
+            problem = f"it has {size} bytes, not {manifest[name][0]}"
+        elif name in digests:
+            problem = mismatch(path, digests[name])
+        elif digests and wanted(name) and name != MANIFEST:
+            problem = "no digest is known for it"
+        if not problem and path.suffix == ".safetensors":
+            problem = _malformed(path)
+        if problem:
+            wrong.append(f"{name}: {problem}")
+        done += size
+        progress(name, done, total)
+    return wrong
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Name -> digest of the files that have one. Raises FpsgenError MODEL for a manifest that cannot be read."""
+    digests = {name: digest for name, (_, digest) in (read_manifest(folder) or {}).items()}
+    for path in model_files(folder):
+        blob = path.resolve()
+        if path.is_symlink() and blob.parent.name == "blobs" and len(blob.name) in (40, 64):
+            digests.setdefault(path.relative_to(folder).as_posix(), blob.name)
+    return digests
+
+
+def _malformed(path: Path) -> str:
+    """What is wrong with the layout of a safetensors file: its header, its length."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            return ""
+    except (SafetensorError, OSError, ValueError) as error:
+        return f"it is no whole safetensors file ({str(error).splitlines()[0][:100]})"
+
+
+def _stats(folder: Path) -> dict[str, list[int]]:
+    """Name -> size, time of change, time of change of its inode, inode; links followed."""
+    found = {}
+    for path in model_files(folder):
+        with suppress(OSError):
+            facts = path.stat()
+            found[path.relative_to(folder).as_posix()] = [
+                facts.st_size,
+                facts.st_mtime_ns,
+                facts.st_ctime_ns,
+                facts.st_ino,
+            ]
+    return found
+
+
+def _write_stamp(folder: Path, before: dict[str, list[int]]) -> None:
+    """Keep that the folder is intact, unless a file changed while it was read; a cache that cannot be written costs
+    time, no more.
+    """
+    if _stats(folder) != before:
+        return
+    path = _stamp_file(folder)
+    body = {"schema": _STAMP, "folder": str(folder.resolve()), "files": before}
+    with suppress(FpsgenError):
+        make_folder(path.parent)
+        write_text(json.dumps(body), path, overwrite=True)
+
+
+def _stamp_file(folder: Path) -> Path:
+    name = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return platformdirs.user_cache_path("fpsgen") / "intact" / f"{name}.json"

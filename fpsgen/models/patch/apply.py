@@ -1,13 +1,14 @@
 """fpsgen.apply: give a diffusers Wan pipeline FPSAttention, from outside, and take it away again.
 
-Installed on a transformer: one diffusers hook on its forward (hook.py), one torch hook on its rope module, one
-processor on each block's self-attention. Nothing is stored in classes or modules of ours: all state hangs on the
-Handle, so pipelines in one process do not disturb each other. Source of the method: arXiv 2506.04648, section 3.
+Installed on a transformer: one diffusers hook on its forward (forward_state.py) and a stack of patches (stack.py), of
+which attention is one (attention.py). Nothing is stored in classes or modules of ours: all state hangs on the Handle,
+so pipelines in one process do not disturb each other. Source of the method: arXiv 2506.04648, section 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,19 +17,20 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.hooks import HookRegistry
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from diffusers.utils.torch_utils import unwrap_module
 
 from fpsgen.attention.schedule import Schedule
-from fpsgen.errors import ENVIRONMENT, USAGE, FpsgenError
-from fpsgen.models.patch.attention import FpsAttnProcessor
-from fpsgen.models.patch.hook import ForwardHook, Run
-from fpsgen.models.patch.run_record import Recorder
+from fpsgen.errors import USAGE, FpsgenError
+from fpsgen.models.patch.attention import AttentionPatch, active_backend
+from fpsgen.models.patch.forward_state import ForwardHook, refuse_parallelism
+from fpsgen.models.patch.noise_level import NoiseLevels
+from fpsgen.models.patch.run_record import ATTENTION
 from fpsgen.models.patch.schedule_choice import checkpoint_schedule, resolve_schedule
-from fpsgen.models.patch.timer import AttentionClock
+from fpsgen.models.patch.stack import Patch, Run, install, undo
+from fpsgen.models.patch.summary import summary
+from fpsgen.models.patch.timer import Timer
 
 HOOK = "fpsgen"
-TRAIN_TIMESTEPS = 1000  # of a bare transformer; a pipeline's scheduler says its own
 
 
 def apply(
@@ -36,42 +38,49 @@ def apply(
     schedule: Schedule | str | Path | None = None,
     method: str | None = None,
     strict: bool = False,
+    patches: Sequence[Patch] = (),
 ) -> Handle:
     """Patch a WanPipeline, or a bare WanTransformer3DModel, in place; returns the handle that undoes it.
 
     schedule: a Schedule, a preset ("safe", "balanced", "paper"), a TOML file, or None for the checkpoint's own
-    (schedule.toml in the folder it was loaded from), else "safe". method: run it all as "bf16", "fp8", "sta" or "fps".
-    strict: a deviation from the schedule raises FpsgenError NUMERIC instead of being reported.
+    (schedule.toml in the folder it was loaded from), else "safe". method: run it all as this method. strict: a
+    deviation from what was asked for raises FpsgenError NUMERIC instead of being reported. patches: more of them, put
+    on after attention.
 
     Goes together with classifier-free guidance, LoRA, fuse_qkv_projections, compile_repeated_blocks, offloading,
-    layerwise casting and gradient checkpointing, before or after. Raises FpsgenError for what it does not handle:
-    other models, context or tensor parallelism, custom attention processors, a second apply. Warns (ScheduleWarning)
-    where schedule and weights do not belong together.
+    layerwise casting, gradient checkpointing and two threads on one transformer, before or after. Raises FpsgenError
+    for what it does not handle: other models, context or tensor parallelism, custom attention processors, a second
+    apply. Warns (ScheduleWarning) where schedule and weights do not belong together.
     """
     transformers = _transformers(pipe)
     for transformer in transformers:
         _check(transformer)
-    chosen = resolve_schedule(schedule, method, checkpoint_schedule(pipe))
+    run = Run(resolve_schedule(schedule, method, checkpoint_schedule(pipe)), method, strict)
     layers = max(len(transformer.blocks) for transformer in transformers)
-    recorder = Recorder(layers, frozenset(layer for layer in chosen.dense_layers if layer < layers))
-    run = Run(chosen, method, strict, recorder)
-    beyond = [layer for layer in chosen.dense_layers if layer >= layers]
+    beyond = [layer for layer in run.schedule.dense_layers if layer >= layers]
     if beyond:
-        run.deviation("no_such_layer", beyond, f"dense_layers {beyond} are beyond the model's {layers} layers")
-    scheduler = getattr(pipe, "scheduler", None)
-    train_timesteps = TRAIN_TIMESTEPS if scheduler is None else int(scheduler.config.num_train_timesteps)
-    return Handle(run, [_Patch(transformer, run, train_timesteps) for transformer in transformers])
+        what = f"dense_layers {beyond} are beyond the model's {layers} layers"
+        run.deviation(ATTENTION, "no_such_layer", beyond, what, in_loop=False)
+    scheduler = _scheduler_of(pipe)
+    handle = Handle(run)
+    try:
+        for number, transformer in enumerate(transformers):
+            handle._stacks.append(_Stack(transformer, run, number, [AttentionPatch(), *patches], scheduler))
+    except BaseException:
+        handle.remove()
+        raise
+    return handle
 
 
 class Handle:
-    """What `apply` did. A context manager: leaving it removes the patch.
+    """What `apply` did. A context manager: leaving it removes the patches. print(handle) tells what ran.
 
     schedule: the schedule that runs, method already applied. method: what was asked for, or None.
     """
 
-    def __init__(self, run: Run, patches: list[_Patch]) -> None:
+    def __init__(self, run: Run) -> None:
         self._run = run
-        self._patches = patches
+        self._stacks: list[_Stack] = []
 
     @property
     def schedule(self) -> Schedule:
@@ -86,46 +95,66 @@ class Handle:
 
         With gradient checkpointing, run the backward passes first: they call the blocks again.
         """
-        while self._patches:
-            self._patches.pop().remove()
+        while self._stacks:
+            self._stacks.pop().remove()
 
     def report(self) -> dict[str, Any]:
-        """What ran in the latest denoising loop, in JSON's types.
+        """What ran in the latest denoising loop (of this thread, if it ran one), in JSON's types.
 
-        steps: one row per step (or, outside a loop, per profile, with index None): index, sigma, profile, method,
-        kernel and density (mean over layers), calls, tile and window in force, counted ("run", or "planned" where
-        compiled code ran and calls follow from the plan), and layers: groups with kernel, density, calls and the
-        reason where they are dense: dense_layer, dense_by_schedule, method_bf16, method_fp8 or window_covers_grid.
-        layers_dense, fallbacks (deviations from the schedule), kernels {name: calls}, grid (T, H, W) in tokens.
+        steps: one row per step and transformer (or, outside a loop, per profile, with index None): index, sigma,
+        profile, method, kernel and density (mean over layers) of attention, calls, tile and window in force, counted
+        ("run", or "planned" where compiled code ran and calls follow from the plan), and layers: groups with component,
+        layers, parts (modules within a layer), kernel, density, calls and the reason where they do not run as asked.
+        Reasons of attention: dense_layer, dense_by_schedule, method_bf16, method_fp8, window_covers_grid.
+        density: mean over steps. fallbacks: deviations from what was asked for. components {component: {kernel:
+        calls}}; kernels: those of attention. grid (T, H, W) in tokens. layers_dense. attention_backend: the one chosen
+        for diffusers, which dense 16-bit layers heed, or None.
         """
-        return {"schedule": self.schedule.name, "asked_method": self.method, **self._run.recorder.as_dict()}
+        backend = active_backend()
+        return {
+            "schedule": self.schedule.name,
+            "asked_method": self.method,
+            "attention_backend": None if backend is None else backend.value,
+            "layers_dense": list(self.schedule.dense_layers),
+            **self._run.record.as_dict(),
+        }
+
+    def summary(self) -> str:
+        """The report in a few lines, for people."""
+        return summary(self.report())
+
+    def latest_step(self) -> dict[str, Any] | None:
+        """Index, sigma, profile, method and planned density of the step that runs or ran last; None before the first.
+        Never waits for the device, so it serves a progress bar.
+        """
+        return self._run.record.latest_step()
 
     def clear_report(self) -> None:
         """Forget what ran; a new denoising loop does so on its own."""
-        self._run.recorder.clear()
+        self._run.record.clear()
 
     @contextmanager
-    def at(self, sigma: float) -> Iterator[Handle]:
-        """Meanwhile, forwards run by the profile of this noise level in [0, 1], whatever their timesteps (training)."""
+    def fixed_sigma(self, sigma: float) -> Iterator[Handle]:
+        """Meanwhile, forwards of this thread run by the profile of this noise level in [0, 1], whatever their timesteps
+        (training).
+        """
         self._run.schedule.profile_at(sigma)
-        before, self._run.sigma = self._run.sigma, float(sigma)
+        of_thread = self._run.of_thread
+        before, of_thread.fixed_sigma = of_thread.fixed_sigma, float(sigma)
         try:
             yield self
         finally:
-            self._run.sigma = before
+            of_thread.fixed_sigma = before
 
     @contextmanager
-    def clock(self) -> Iterator[AttentionClock]:
-        """Meanwhile, the time of every self-attention call is measured."""
-        clock = AttentionClock()
-        processors = [processor for patch in self._patches for processor in patch.hook.processors]
-        for processor in processors:
-            processor.clock = clock
+    def timer(self) -> Iterator[Timer]:
+        """Meanwhile, the time of every call of a patched component is measured, in all threads."""
+        before, timer = self._run.timer, Timer()
+        self._run.timer = timer
         try:
-            yield clock
+            yield timer
         finally:
-            for processor in processors:
-                processor.clock = None
+            self._run.timer = before
 
     def __enter__(self) -> Handle:
         return self
@@ -135,33 +164,31 @@ class Handle:
     ) -> None:
         self.remove()
 
+    def __str__(self) -> str:
+        return self.summary()
 
-class _Patch:
-    """What is installed on one transformer, and how to undo it."""
+    def __repr__(self) -> str:
+        count = len(self._stacks)
+        state = f"{count} transformer{'s' if count > 1 else ''} patched" if count else "removed"
+        return f"<fpsgen Handle: schedule {self.schedule.name!r}, {state}>"
 
-    def __init__(self, transformer: Any, run: Run, train_timesteps: int) -> None:
+
+class _Stack:
+    """The hook and the patches on one transformer, and how to undo them."""
+
+    def __init__(
+        self, transformer: Any, run: Run, number: int, patches: Sequence[Patch], scheduler: Callable[[], Any]
+    ) -> None:
         self.transformer = transformer
-        self.before = [block.attn1.processor for block in transformer.blocks]
         self.had_forward = "forward" in transformer.__dict__
         self.had_registry = "_diffusers_hook" in transformer.__dict__
-        processors = [
-            FpsAttnProcessor(layer, layer in run.recorder.dense_layers, run.recorder.count, old._attention_backend)
-            for layer, old in enumerate(self.before)
-        ]
-        self.hook = ForwardHook(run, transformer, processors, train_timesteps)
-        registry = HookRegistry.check_if_exists_or_initialize(transformer)
-        registry.register_hook(self.hook, HOOK)
+        self.installed = install(transformer, run, patches)
+        self.hook = ForwardHook(run, transformer, number, self.installed, NoiseLevels(run, scheduler))
+        HookRegistry.check_if_exists_or_initialize(transformer).register_hook(self.hook, HOOK)
         self.forward = transformer.__dict__["forward"]
-        self.rope = transformer.rope.register_forward_hook(self.hook.rope_hook)  # pyright: ignore
-        for block, processor in zip(transformer.blocks, processors, strict=True):
-            block.attn1.set_processor(processor)
 
     def remove(self) -> None:
-        for block, ours, old in zip(self.transformer.blocks, self.hook.processors, self.before, strict=True):
-            if block.attn1.processor is ours:
-                old._attention_backend = ours._attention_backend  # set_attention_backend may have been called meanwhile
-                block.attn1.set_processor(old)
-        self.rope.remove()
+        undo(self.installed)
         own = self.transformer.__dict__
         registry: HookRegistry = own["_diffusers_hook"]
         outermost = own.get("forward")
@@ -192,6 +219,16 @@ def _transformers(pipe: Any) -> list[Any]:
     return found
 
 
+def _scheduler_of(pipe: Any) -> Callable[[], Any]:
+    """Returns the pipeline's scheduler as it is at the time of the call; None for a bare transformer. The pipeline is
+    not kept alive.
+    """
+    if isinstance(pipe, torch.nn.Module):
+        return lambda: None
+    reference = weakref.ref(pipe)
+    return lambda: getattr(reference(), "scheduler", None)
+
+
 def _check(transformer: Any) -> None:
     """Raise FpsgenError, by name, for what cannot be patched."""
     registry = transformer.__dict__.get("_diffusers_hook")
@@ -199,17 +236,4 @@ def _check(transformer: Any) -> None:
         raise FpsgenError(
             "this transformer has fpsgen's attention already", "call remove() on the first handle before", USAGE
         )
-    if getattr(transformer, "_parallel_config", None) is not None:
-        raise FpsgenError(
-            "diffusers' context or tensor parallelism is on, which fpsgen's attention does not handle yet",
-            "load the transformer without enable_parallelism",
-            ENVIRONMENT,
-        )
-    for layer, block in enumerate(transformer.blocks):
-        kind = type(block.attn1.processor)
-        if kind is not WanAttnProcessor:
-            raise FpsgenError(
-                f"layer {layer} has the attention processor {kind.__name__}, which fpsgen would replace",
-                "set diffusers' own first: transformer.set_attn_processor(WanAttnProcessor())",
-                USAGE,
-            )
+    refuse_parallelism(transformer)

@@ -1,156 +1,262 @@
-"""What ran: per denoising step and layer the kernel, the density that was achieved, and why it was dense where it was.
+"""What ran: per denoising step, component and layer the kernel, the density, and why it is not what was asked for.
 
-A record is kept per step of the latest denoising loop; forwards outside a loop (training) are added up per profile, so
-a report never grows with the length of a run.
+A record keeps the steps of one denoising loop for each thread. Forwards outside a loop (training) are added up per
+profile, so a record never grows with the length of a run. Counts and densities that lie on a device are summed there
+and read when a report is made: recording never waits for the device.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.schedule import Profile
 
+Size3 = tuple[int, int, int]
+Key = tuple[str, int, str]  # component, layer, part
+ATTENTION = "attention"
+DENSE_LAYER = "dense_layer"  # the reason of layers that a schedule keeps dense at every step
+
 
 @dataclass(frozen=True)
-class Layers:
-    """What one kind of layer runs in a step. reason: why it is dense, or None where it is not."""
+class LayerRun:
+    """How one layer, or one part of it, runs in a forward.
 
-    plan: AttentionPlan
+    layer: number of the block. kernel: name of what computes it. reason: why that is not what was asked for, or None.
+    density: share of token pairs that attention keeps; None for what is not attention, and where only the device knows.
+    part: module within the block, such as "attn1.to_q"; "" for the whole.
+    """
+
+    layer: int
     kernel: str
-    reason: str | None
+    reason: str | None = None
+    density: float | None = None
+    part: str = ""
+
+
+class Position(NamedTuple):
+    """Where in a denoising loop a forward is.
+
+    index: number of the step, None outside a loop. branch: "cond", "uncond", or "" where nobody says. sigma: noise
+    level in [0, 1]. lowest: the least of a batch whose samples have noise levels of their own, else equal to sigma.
+    loop: an object that stands for the loop by its identity, or None.
+    """
+
+    index: int | None
+    branch: str
+    sigma: float
+    lowest: float
+    loop: Any = None
 
 
 @dataclass
 class Step:
-    """One denoising step, or all forwards of one profile outside a loop (index None)."""
+    """One denoising step of one transformer, or all its forwards by one profile outside a loop (index None)."""
 
     index: int | None
     sigma: float
     profile: Profile
-    sparse: Layers
-    dense: Layers
-    calls: list[int]  # per layer
+    plan: AttentionPlan
+    runs: dict[str, tuple[LayerRun, ...]]  # by component
+    calls: Counter[Key] = field(default_factory=Counter)
     branches: set[str] = field(default_factory=set)
     planned: bool = False  # some calls ran in compiled code, where they are not counted but follow from the plan
+    kept: dict[int, torch.Tensor] = field(default_factory=dict)  # by layer: [sum of densities, calls], on the device
 
 
-class Recorder:
-    """Counts per step. dense_layers: those that run Step.dense."""
+@dataclass
+class Loop:
+    """The steps of one denoising loop."""
 
-    def __init__(self, layers: int, dense_layers: frozenset[int]) -> None:
-        self.layers = layers
-        self.dense_layers = dense_layers
-        self.steps: dict[tuple[int | None, str], Step] = {}
-        self.fallbacks: dict[str, dict[str, Any]] = {}
-        self.grid: tuple[int, int, int] | None = None
-        self._now: Step | None = None
-        self._seen = [0] * layers
+    steps: dict[tuple[Any, ...], Step] = field(default_factory=dict)
+    fallbacks: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    identity: Any = None
+
+    def is_over(self, position: Position) -> bool:
+        """Whether a forward at `position` belongs to another loop: its index goes back, its branch comes again in the
+        same step, or the identity of the loop differs.
+        """
+        last = next(reversed(self.steps.values()), None)
+        if position.index is None or last is None:
+            return False
+        if last.index is None or position.index < last.index:
+            return True
+        if self.identity is not None and position.loop is not None and self.identity is not position.loop:
+            return True
+        return position.index == last.index and bool(position.branch) and position.branch in last.branches
+
+
+class _OfThread(threading.local):
+    loop: Loop | None = None
+
+
+class RunRecord:
+    """What ran, on all transformers of one handle. Each thread has a loop of its own."""
+
+    def __init__(self) -> None:
+        self.fallbacks: dict[tuple[str, str], dict[str, Any]] = {}  # those of no loop, found by apply
+        self._lock = threading.Lock()
+        self._of_thread = _OfThread()
+        self._latest = Loop()
 
     def clear(self) -> None:
-        """Forget what ran so far."""
-        self.steps, self.fallbacks, self._now = {}, {}, None
+        """Forget the loops of this thread, and the latest of any."""
+        with self._lock:
+            self._of_thread.loop = self._latest = Loop()
 
     def begin(
-        self, index: int | None, branch: str, sigma: float, profile: Profile, sparse: Layers, dense: Layers
-    ) -> None:
-        """A forward starts. A step index that goes back, or comes again with the same branch, is a new loop."""
-        last = next(reversed(self.steps.values()), None)
-        if index is not None and last is not None:
-            back = last.index is None or index < last.index or (index == last.index and branch in last.branches)
-            if back:
-                self.clear()
-        key = (index, profile.name)
-        step = self.steps.get(key)
-        if step is None or (step.sparse.plan, step.sparse.kernel) != (sparse.plan, sparse.kernel):
-            step = self.steps[key] = Step(index, sigma, profile, sparse, dense, [0] * self.layers)
-        step.sigma = sigma
-        step.branches.add(branch)
-        self._now, self.grid = step, sparse.plan.grid
-        self._seen = [0] * self.layers
+        self, position: Position, transformer: int, profile: Profile, plan: AttentionPlan, runs: dict[str, Any]
+    ) -> Step:
+        """The step that a forward belongs to. transformer: its number in the pipeline. runs: LayerRuns by component."""
+        with self._lock:
+            loop = self._of_thread.loop
+            if loop is None or loop.is_over(position):
+                loop = self._of_thread.loop = Loop()
+            self._latest = loop
+            if position.loop is not None:
+                loop.identity = position.loop
+            key = (position.index, profile.name, plan.grid, transformer)
+            step = loop.steps.get(key)
+            if step is None or step.runs != runs:
+                step = loop.steps[key] = Step(position.index, position.sigma, profile, plan, runs)
+            step.sigma = position.sigma
+            step.branches.add(position.branch)
+            return step
 
-    def count(self, layer: int) -> None:
-        """Attention of `layer` was called (eager); nothing outside a forward, as in a checkpoint's recomputation."""
-        if self._now is not None:
-            self._seen[layer] += 1
-
-    def end(self, compiled: list[bool], cached: bool) -> list[int]:
-        """The forward is over. compiled: per layer; cached: a cache is on. Returns the layers that were skipped by it.
-
-        Calls in compiled code cannot be counted; without a cache every layer runs once, so they are taken as planned.
+    def end(
+        self,
+        step: Step,
+        calls: Counter[Key],
+        kept: Sequence[tuple[int, torch.Tensor]],
+        compiled: Sequence[bool],
+        cached: bool,
+    ) -> dict[str, list[int]]:
+        """A forward is over. calls: those that were seen. kept: (layer, density) of online methods, on the device.
+        compiled: per layer; calls there cannot be seen and are taken from the plan. cached: a step cache is on, which
+        may skip layers. Returns the layers that did not run, by component.
         """
-        step, self._now = self._now, None
+        with self._lock:
+            whole = not (calls or cached)  # nothing was seen: the transformer is compiled as a whole
+            missing: dict[str, list[int]] = {}
+            for component, runs in step.runs.items():
+                for run in runs:
+                    key = (component, run.layer, run.part)
+                    planned = not calls[key] and (compiled[run.layer] or whole)
+                    step.planned |= planned
+                    step.calls[key] += 1 if planned else calls[key]
+                    if not calls[key] and not planned and run.layer not in missing.setdefault(component, []):
+                        missing[component].append(run.layer)
+            for layer, density in kept:
+                entry = torch.stack((density.double(), torch.ones_like(density, dtype=torch.float64)))
+                step.kept[layer] = step.kept[layer] + entry if layer in step.kept else entry
+            return {component: layers for component, layers in missing.items() if layers}
+
+    def fallback(self, component: str, reason: str, layers: Sequence[int], detail: str, in_loop: bool = True) -> None:
+        """Note a deviation from the schedule once per component and reason, with the number of times it was met."""
+        with self._lock:
+            loop = self._of_thread.loop
+            rows = loop.fallbacks if in_loop and loop is not None else self.fallbacks
+            new = {"component": component, "reason": reason, "detail": detail, "layers": [], "count": 0}
+            row = rows.setdefault((component, reason), new)
+            row["layers"] = sorted({*row["layers"], *layers})
+            row["count"] += 1
+
+    def latest_step(self) -> dict[str, Any] | None:
+        """The step that ran last, of this thread if it ran any, without what only the device knows."""
+        with self._lock:
+            step = next(reversed(self._shown().steps.values()), None)
         if step is None:
-            return []
-        whole = not cached and not any(self._seen)  # the transformer is compiled as a whole
-        skipped = []
-        for layer, seen in enumerate(self._seen):
-            planned = seen == 0 and (whole or compiled[layer])
-            step.planned |= planned
-            step.calls[layer] += 1 if planned else seen
-            if not seen and not planned:
-                skipped.append(layer)
-        return skipped
-
-    def fallback(self, reason: str, layers: list[int], detail: str) -> None:
-        """Note a deviation from the schedule once per reason, with the number of times it was met."""
-        row = self.fallbacks.setdefault(reason, {"reason": reason, "detail": detail, "layers": layers, "count": 0})
-        row["layers"] = sorted({*row["layers"], *layers})
-        row["count"] += 1
-
-    def as_dict(self) -> dict[str, Any]:
-        """steps, layers_dense, fallbacks, kernels and grid, in JSON's types."""
-        kernels: dict[str, int] = {}
-        steps = []
-        for step in self.steps.values():
-            groups = []
-            for kind, dense in ((step.sparse, False), (step.dense, True)):
-                layers = [layer for layer in range(self.layers) if (layer in self.dense_layers) == dense]
-                calls = sum(step.calls[layer] for layer in layers)
-                if layers:
-                    groups.append((kind, layers, calls))
-                    kernels[kind.kernel] = kernels.get(kind.kernel, 0) + calls
-            steps.append(_row(step, groups))
+            return None
         return {
-            "steps": steps,
-            "layers_dense": sorted(self.dense_layers),
-            "fallbacks": list(self.fallbacks.values()),
-            "kernels": {name: calls for name, calls in kernels.items() if calls},
-            "grid": list(self.grid) if self.grid else None,
+            "index": step.index,
+            "sigma": step.sigma,
+            "profile": step.profile.name,
+            "method": step.profile.method,
+            "density": _mean(run.density for run in step.runs[ATTENTION]),
         }
 
+    def as_dict(self) -> dict[str, Any]:
+        """steps, density, fallbacks, components, kernels and grid, in JSON's types. Reads what lies on the device."""
+        with self._lock:
+            loop = self._shown()
+            measured = _read_densities(loop)
+            rows = [_row(step, measured.get(id(step), {})) for step in loop.steps.values()]
+            grid = next((list(step.plan.grid) for step in reversed(loop.steps.values())), None)
+            fallbacks = [dict(row) for row in (*self.fallbacks.values(), *loop.fallbacks.values())]
+        components: dict[str, Counter[str]] = {}
+        for row in rows:
+            for group in row["layers"]:
+                components.setdefault(group["component"], Counter())[group["kernel"]] += group["calls"]
+        called = {component: dict(+kernels) for component, kernels in components.items()}
+        return {
+            "steps": rows,
+            "density": _mean(row["density"] for row in rows),
+            "fallbacks": fallbacks,
+            "components": called,
+            "kernels": called.get(ATTENTION, {}),
+            "grid": grid,
+        }
 
-def _row(step: Step, groups: list[tuple[Layers, list[int], int]]) -> dict[str, Any]:
-    total = sum(len(layers) for _, layers, _ in groups)
+    def _shown(self) -> Loop:
+        return self._of_thread.loop or self._latest
+
+
+def _read_densities(loop: Loop) -> dict[int, dict[int, float]]:
+    """{id of step: {layer: mean density}} of what lies on devices, one transfer for each device."""
+    found: dict[int, dict[int, float]] = {}
+    entries = [(id(step), layer, entry) for step in loop.steps.values() for layer, entry in step.kept.items()]
+    for device in {entry.device for _, _, entry in entries}:
+        here = [(step, layer, entry) for step, layer, entry in entries if entry.device == device]
+        sums = torch.stack([entry for _, _, entry in here]).tolist()
+        for (step, layer, _), (total, calls) in zip(here, sums, strict=True):
+            found.setdefault(step, {})[layer] = total / calls
+    return found
+
+
+def _row(step: Step, measured: dict[int, float]) -> dict[str, Any]:
+    """One step in JSON's types. measured: densities by layer that were counted on the device.
+
+    Layers that follow the profile come before those that are dense at every step.
+    """
+    attention = sorted(step.runs[ATTENTION], key=lambda run: run.reason == DENSE_LAYER)
+    groups = []
+    for component, runs in step.runs.items():
+        alike: dict[tuple[Any, ...], list[LayerRun]] = {}
+        for run in attention if component == ATTENTION else runs:
+            density = measured.get(run.layer, run.density) if component == ATTENTION else None
+            alike.setdefault((run.kernel, run.reason, density), []).append(run)
+        for (kernel, reason, density), members in alike.items():
+            group = {
+                "component": component,
+                "layers": sorted({run.layer for run in members}),
+                "kernel": kernel,
+                "density": density,
+                "reason": reason,
+                "calls": sum(step.calls[component, run.layer, run.part] for run in members),
+            }
+            parts = sorted({run.part for run in members if run.part})
+            groups.append(group | ({"parts": parts} if parts else {}))
     return {
         "index": step.index,
         "sigma": round(step.sigma, 6),
         "profile": step.profile.name,
         "method": step.profile.method,
-        "kernel": groups[0][0].kernel,
-        "density": sum(kind.plan.density * len(layers) for kind, layers, _ in groups) / total,
-        "calls": sum(calls for _, _, calls in groups),
+        "kernel": attention[0].kernel,
+        "density": _mean(measured.get(run.layer, run.density) for run in attention),
+        "calls": sum(calls for (component, _, _), calls in step.calls.items() if component == ATTENTION),
         "counted": "planned" if step.planned else "run",
-        "tile": list(step.sparse.plan.tile),
-        "window": list(step.sparse.plan.window),
-        "layers": [
-            {
-                "layers": layers,
-                "kernel": kind.kernel,
-                "density": kind.plan.density,
-                "reason": kind.reason,
-                "calls": calls,
-            }
-            for kind, layers, calls in groups
-        ],
+        "tile": list(step.plan.tile),
+        "window": list(step.plan.window),
+        "layers": groups,
     }
 
 
-def dense_reason(profile: Profile, plan: AttentionPlan, method: str | None) -> str | None:
-    """Why a layer that follows the profile is dense, or None. method: what the user asked to run everything as."""
-    if not plan.dense:
-        return None
-    if method in ("bf16", "fp8"):
-        return f"method_{method}"
-    return "dense_by_schedule" if profile.window == "all" else "window_covers_grid"
+def _mean(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,82 +1,174 @@
-"""Load a Wan pipeline from disk, with what people get wrong set right: fp32 VAE, flow scheduler, safetensors only."""
+"""Load a Wan pipeline from disk: safetensors only, each tensor accounted for, fp32 VAE, flow scheduler.
+
+A model folder is data. Its classes and values come from closed lists (catalog.folder), nothing in it is run, and the
+network is not used, whatever the environment says.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
+import transformers
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from safetensors import SafetensorError, safe_open
+from transformers import UMT5Config, UMT5EncoderModel
 
 from fpsgen.errors import ENVIRONMENT, FpsgenError
-from fpsgen.models.catalog.folder import WEIGHTED, broken, check_folder, weight_files
-from fpsgen.models.catalog.registry import resolve
+from fpsgen.models.catalog.choice import ModelChoice, choose
+from fpsgen.models.catalog.folder import WEIGHTED, PipelineFolder, broken, check_folder
+from fpsgen.models.catalog.verify import check_intact
+from fpsgen.models.wan.scheduler import make_scheduler
+from fpsgen.text import show
 
 TIED = {"encoder.embed_tokens.weight", "shared.weight"}  # one tensor under two names; files hold either
+DECODER = re.compile(r"(decoder\.|lm_head\.).*")  # of a whole UMT5; the pipeline uses the encoder
+DTYPES = ("F32", "F16", "BF16", "F64")
+_SCALE = re.compile(r"[._](scale_(weight|input)|(weight|input)_scale(_inv|_2)?|scaled_fp8)$")
+_FP8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0")
 
 
-def load(source: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> WanPipeline:
+def load(
+    source: ModelChoice | str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> WanPipeline:
     """A WanPipeline on `device`, in eval mode; transformer and text encoder in `dtype`, the VAE in fp32.
 
-    source: a pipeline folder, a name of the registry, or a hub id that is in the cache. Nothing is downloaded. Weights
-    come from safetensors only and are checked to be whole: a tensor that the files lack is an error, not a random
-    number. Raises FpsgenError: MODEL, or ENVIRONMENT where memory does not suffice.
+    source: a model that was chosen, a pipeline folder, a name of the registry, or a hub id that is in the cache.
+    Nothing is downloaded. Every file is compared with its digest where one is known (once, see verify.check_intact);
+    tensors that the files lack, and tensors that the model does not take, are errors.
+    Raises FpsgenError: MODEL, or ENVIRONMENT where memory does not suffice.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        check_folder(folder)
-    else:
-        _, folder, _ = resolve(str(source))
-    with _quiet():
+    pipeline = _judged(source)
+    folder = pipeline.folder
+    check_intact(folder)
+    held = {part: _tensors(pipeline, part) for part in WEIGHTED}
+    if pipeline.replaced_scheduler:
+        text = f"UniPCMultistepScheduler takes the place of the model's {pipeline.replaced_scheduler}"
+        warnings.warn(f"{text}, which cannot predict flow", stacklevel=2)
+    with _quiet(), _offline():
         try:
-            pipe = WanPipeline.from_pretrained(
-                folder, dtype={"default": dtype, "vae": torch.float32}, use_safetensors=True, local_files_only=True
-            )
+            pipe = _assemble(pipeline, dtype)
         except torch.OutOfMemoryError:
             raise
         except MemoryError as error:
             raise FpsgenError(
-                f"memory does not suffice to load {folder}", "choose a smaller model with --model", ENVIRONMENT
+                f"memory does not suffice to load {show(folder)}", "choose a smaller model with --model", ENVIRONMENT
             ) from error
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise broken(folder, str(error).strip().split("\n")[0] or type(error).__name__) from error
-    _check_whole(pipe, folder)
-    pipe.scheduler = flow_scheduler(pipe.scheduler)
+        except FpsgenError:
+            raise
+        except Exception as error:  # whatever the libraries raise for a file that they cannot use
+            raise broken(folder, show(error, 200) or type(error).__name__) from error
+    for part in WEIGHTED:
+        module = getattr(pipe, part)
+        _check_names(part, set(module.state_dict()), held[part], folder)
+        module.eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
+    pipe = pipe.to(device)
     for part in WEIGHTED:
-        getattr(pipe, part).eval().requires_grad_(False)
-    return pipe.to(device)
+        _check_values(part, getattr(pipe, part).parameters(), folder)
+    return pipe
 
 
-def flow_scheduler(scheduler: Any, shift: float | None = None) -> Any:
-    """The scheduler, made to predict flow. Wan's is UniPC, whose from_config silently drops the flow settings when it
-    is given another scheduler's: they are set explicitly here. shift: flow shift, None keeps the scheduler's own.
-    """
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        return scheduler if shift is None else type(scheduler).from_config(scheduler.config, shift=shift)
-    config = scheduler.config
-    kind = type(scheduler) if "flow_shift" in config else UniPCMultistepScheduler
-    shift = config.get("flow_shift", config.get("shift", 3.0)) if shift is None else shift
-    return kind.from_config(config, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+def _judged(source: ModelChoice | str | Path) -> PipelineFolder:
+    if not isinstance(source, ModelChoice):
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            return check_folder(folder)
+        source = choose(str(source))
+    if source.pipeline is None:
+        raise ValueError(f"{source.spec.name} is not on this machine")
+    return source.pipeline
 
 
-def _check_whole(pipe: WanPipeline, folder: Path) -> None:
-    """Every tensor of the model must be in the files: from_pretrained only logs what is missing."""
-    for part in WEIGHTED:
-        found: set[str] = set()
-        for path in weight_files(folder / part):
-            try:
-                with safe_open(path, framework="pt") as file:
-                    found |= set(file.keys())
-            except (OSError, SafetensorError) as error:
-                raise broken(folder, f"{path.name}: {error}") from error
-        wanted = set(getattr(pipe, part).state_dict())
-        missing = sorted(wanted - found - (TIED if found & TIED else set()))
-        if missing:
-            raise broken(folder, f"{part} lacks {len(missing)} tensors, first {missing[0]}")
+def _assemble(pipeline: PipelineFolder, dtype: torch.dtype) -> WanPipeline:
+    """The parts, each by the class that fpsgen knows for it."""
+    folder, configs = pipeline.folder, pipeline.configs
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    text = {key: value for key, value in configs["text_encoder"].items() if key != "model_type"}
+    pipe = WanPipeline(
+        transformer=WanTransformer3DModel.from_pretrained(str(folder / "transformer"), dtype=dtype, **options),
+        vae=AutoencoderKLWan.from_pretrained(str(folder / "vae"), dtype=torch.float32, **options),
+        text_encoder=UMT5EncoderModel.from_pretrained(
+            str(folder / "text_encoder"), config=UMT5Config(**text), dtype=dtype, **options
+        ),
+        tokenizer=getattr(transformers, pipeline.tokenizer).from_pretrained(
+            str(folder / "tokenizer"), local_files_only=True
+        ),
+        scheduler=make_scheduler(pipeline),
+        expand_timesteps=pipeline.expand_timesteps,
+    )
+    if len(pipe.tokenizer) > text["vocab_size"]:
+        size = text["vocab_size"]
+        raise broken(folder, f"the tokenizer has {len(pipe.tokenizer)} tokens, the text encoder {size} of them")
+    pipe.register_to_config(_name_or_path=str(folder))
+    return pipe
+
+
+def _tensors(pipeline: PipelineFolder, part: str) -> set[str]:
+    """Names of the tensors in a part's files. Raises FpsgenError MODEL for kinds that are no weights."""
+    found: dict[str, str] = {}
+    for path in pipeline.weights[part]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dictionary
+                    if name in found:
+                        raise broken(pipeline.folder, f"{part} has the tensor {show(name, 80)} in two files")
+                    found[name] = file.get_slice(name).get_dtype()
+        except (OSError, SafetensorError) as error:
+            raise broken(pipeline.folder, f"{part}/{path.name}: {show(error)}") from error
+    fp8 = [name for name, dtype in found.items() if dtype in _FP8]
+    if fp8:
+        scales = [name for name in found if _SCALE.search(name)]
+        beside = f" and {len(scales)} scales ({show(scales[0], 60)})" if scales else ""
+        what = f"{part} is an FP8 file, not supported yet: {len(fp8)} FP8 tensors ({show(fp8[0], 80)}){beside}"
+        error = broken(pipeline.folder, what)
+        raise FpsgenError(error.message, "choose a model with 16-bit or 32-bit weights", error.code)
+    other = [name for name, dtype in found.items() if dtype not in DTYPES]
+    if other:
+        what = f"{len(other)} tensors of {part} are {found[other[0]]}, not {', '.join(DTYPES)}"
+        raise broken(pipeline.folder, f"{what}, first {show(other[0], 80)}")
+    return set(found)
+
+
+def _check_names(part: str, model: set[str], files: set[str], folder: Path) -> None:
+    """Model and files must hold the same tensors: from_pretrained only logs what is missing, and what is too much."""
+    tied = TIED if part == "text_encoder" and files & TIED else set()
+    missing = sorted(model - files - tied)
+    if missing:
+        raise broken(folder, f"{part} lacks {len(missing)} tensors, first {missing[0]}")
+    extra = sorted(files - model - tied)
+    if part == "text_encoder":
+        extra = [name for name in extra if not DECODER.fullmatch(name)]
+    if extra:
+        what = f"{part} has {len(extra)} tensors that the model does not take, first {show(extra[0], 80)}"
+        raise broken(folder, what)
+
+
+@torch.no_grad()
+def _check_values(part: str, weights: Iterable[torch.Tensor], folder: Path) -> None:
+    """A part whose weights are all zero was not written; one number that is not finite spoils every frame."""
+    extremes = torch.stack([torch.stack(weight.aminmax()).float() for weight in weights])
+    if not bool(extremes.isfinite().all()):
+        raise broken(folder, f"{part} has weights that are not finite")
+    if not bool(extremes.any()):
+        raise broken(folder, f"the weights of {part} are all zero")
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Nothing within the block reaches the hub: as if HF_HUB_OFFLINE were set."""
+    from huggingface_hub import constants
+
+    was, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was
 
 
 @contextmanager

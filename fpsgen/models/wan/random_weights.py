@@ -9,14 +9,9 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
 from fpsgen.errors import USAGE, FpsgenError
-from fpsgen.models.catalog.folder import read_json
-from fpsgen.models.catalog.registry import ModelSpec, on_disk
-
-# sizes of the published checkpoints' transformer/config.json
-SHAPES = {
-    "wan2.1-1.3b": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
-    "wan2.1-14b": {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
-}
+from fpsgen.models.catalog.cache import on_disk
+from fpsgen.models.catalog.folder import check_folder
+from fpsgen.models.catalog.registry import ModelSpec
 
 
 def random_pipeline(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> WanPipeline:
@@ -24,14 +19,14 @@ def random_pipeline(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -
 
     The (small) VAE is there for its geometry and is never run. Raises FpsgenError USAGE for a model of unknown shape.
     """
-    folder = on_disk(spec)
-    config: dict[str, Any] = dict(SHAPES.get(spec.name, {}))
-    if not config and folder is not None:
+    config: dict[str, Any] = dict(spec.transformer)
+    folder = None if config else on_disk(spec)
+    if folder is not None:
         known = inspect.signature(WanTransformer3DModel.__init__).parameters
-        stored = read_json(folder / "transformer" / "config.json")
+        stored = check_folder(folder).configs["transformer"]
         config = {key: value for key, value in stored.items() if key in known}
     if not config:
-        raise FpsgenError(f"the shape of {spec.name} is not known", f"choose from {', '.join(SHAPES)} or nano", USAGE)
+        raise FpsgenError(f"the shape of {spec.name} is not known", "fetch it first, or choose another", USAGE)
     before = torch.get_default_dtype()
     torch.manual_seed(0)
     try:

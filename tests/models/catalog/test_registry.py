@@ -11,8 +11,13 @@ import pytest
 
 from fpsgen.assets import weights_dir
 from fpsgen.errors import MODEL, FpsgenError
-from fpsgen.models.catalog import registry
-from fpsgen.models.catalog.registry import cached, describe, models, read_registry, resolve
+from fpsgen.models.catalog import cache, registry
+from fpsgen.models.catalog.cache import cached
+from fpsgen.models.catalog.choice import choose
+from fpsgen.models.catalog.machine import Machine, lacks
+from fpsgen.models.catalog.registry import models, read_registry
+
+CPU = Machine((), 16.0)
 
 
 @pytest.fixture
@@ -37,13 +42,14 @@ def embedded(tmp_path, monkeypatch, tiny_dir):
     """The registry with the tiny model in nano's place."""
     shutil.copy(weights_dir() / "registry.toml", tmp_path)
     shutil.copytree(tiny_dir, tmp_path / "nano")
-    monkeypatch.setattr(registry, "weights_dir", lambda: tmp_path)
+    for module in (registry, cache):
+        monkeypatch.setattr(module, "weights_dir", lambda: tmp_path)
     return tmp_path / "nano"
 
 
 def failure(name: str) -> FpsgenError:
     with pytest.raises(FpsgenError) as caught:
-        resolve(name)
+        choose(name)
     assert caught.value.code == MODEL and "\n" not in caught.value.message and "\n" not in caught.value.remedy
     return caught.value
 
@@ -69,40 +75,59 @@ def test_rows_with_wrong_keys_are_refused(tmp_path):
         read_registry(tmp_path / "r.toml")
 
 
+def gpu(*memory: float) -> Machine:
+    return Machine(memory, 64.0)
+
+
 def test_auto_is_nano_on_a_machine_without_others(hub, embedded):
-    spec, folder, reason = resolve("auto")
-    assert (spec.name, folder) == ("nano", embedded)
-    assert "wan2.1-14b is not on disk; wan2.1-1.3b is not on disk" in reason
-    assert resolve("nano")[1:] == (embedded, "chosen by name")
+    choice = choose("auto", machine=gpu(80))
+    assert (choice.spec.name, choice.folder) == ("nano", embedded)
+    assert "wan2.1-14b is not on disk; wan2.1-1.3b is not on disk" in choice.reason
+    assert [(passed.spec.name, passed.fetchable) for passed in choice.passed] == [
+        ("wan2.1-14b", True),
+        ("wan2.1-1.3b", True),
+    ]
+    choice = choose("auto", machine=CPU)
+    assert choice.spec.name == "nano" and not any(passed.fetchable for passed in choice.passed)
+    assert "wan2.1-1.3b needs a CUDA GPU" in choice.reason
+    assert (choose("nano").folder, choose("nano").reason) == (embedded, "chosen by name")
 
 
-def test_auto_takes_the_best_that_fits(hub, embedded, monkeypatch):
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_auto_takes_the_best_that_fits(hub, embedded):
     small, large = models()[1:]
     folders = {spec.name: hub(spec.source) for spec in (small, large)}
-    spec, folder, reason = resolve("auto")
-    assert spec.name == "nano" and folder == embedded and "wan2.1-1.3b needs a CUDA GPU" in reason
-    for room, expected in ((20, "nano"), (30, small.name), (90, large.name)):
-        monkeypatch.setattr(registry, "_lacks", lambda spec, room=room: "is large" * (spec.min_memory_gb > room))
-        spec, folder, reason = resolve("auto")
-        assert spec.name == expected and folder == folders.get(expected, embedded)
+    for machine, expected in ((CPU, "nano"), (gpu(20), "nano"), (gpu(30), small.name), (gpu(90), large.name)):
+        choice = choose("auto", machine=machine)
+        assert choice.spec.name == expected and choice.folder == folders.get(expected, embedded)
     (folders[large.name] / "vae" / "config.json").unlink()
-    spec, _, reason = resolve("auto")
-    assert spec.name == small.name and "wan2.1-14b is not usable" in reason and "config.json" in reason
+    choice = choose("auto", machine=gpu(90))
+    assert choice.spec.name == small.name and "wan2.1-14b is not usable" in choice.reason
+    assert "vae/config.json" in choice.reason and not choice.passed[0].fetchable
 
 
-def test_the_gpus_memory_decides(monkeypatch):
-    import torch
+def test_auto_takes_a_model_that_makes_the_size(hub, embedded):
+    small = models()[1]
+    hub(small.source)
+    assert choose("auto", "720p", machine=gpu(30)).spec.name == small.name
+    assert choose("auto", (640, 640), machine=gpu(30)).spec.name == small.name
+    for size in ("160p", (1000, 1000), (20000, 16)):
+        choice = choose("auto", size, machine=gpu(30))
+        assert choice.spec.name == "nano" and "wan2.1-1.3b does not make" in choice.reason
+    assert choose("auto", "4320p", machine=gpu(30)).spec.name == "nano"  # which is scaled
 
-    class Gpu:
-        total_memory = 48e9
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Gpu)
-    assert [registry._lacks(spec) for spec in models()] == ["", "", "needs 70 GB of GPU memory, not 48"]
+def test_the_gpu_that_will_be_used_decides():
+    small, large = models()[1:]
+    for machine in (gpu(12, 80), gpu(80, 12)):
+        assert lacks(large, machine) == lacks(large, machine, "cuda") == ""  # the largest one
+    assert gpu(12, 80, 80).largest_gpu() == 1 and CPU.largest_gpu() == 0
+    assert lacks(large, gpu(12, 80), "cuda:1") == ""
+    assert lacks(large, gpu(12, 80), "cuda:0") == "needs 70 GB of GPU memory, not 12"
+    assert (
+        lacks(large, gpu(12, 80), "cpu") == lacks(large, CPU) == lacks(large, gpu(80), "cuda:7") == "needs a CUDA GPU"
+    )
+    assert [lacks(spec, gpu(48)) for spec in models()] == ["", "", "needs 70 GB of GPU memory, not 48"]
+    assert lacks(small, gpu(16)) == "needs 24 GB of GPU memory, not 16"
 
 
 def test_a_missing_model_names_the_command_that_fetches_it(hub):
@@ -117,28 +142,46 @@ def test_a_missing_model_names_the_command_that_fetches_it(hub):
 
 def test_a_missing_embedded_model(tmp_path, monkeypatch, hub):
     shutil.copy(weights_dir() / "registry.toml", tmp_path)
-    monkeypatch.setattr(registry, "weights_dir", lambda: tmp_path)
+    for module in (registry, cache):
+        monkeypatch.setattr(module, "weights_dir", lambda: tmp_path)
     assert "install fpsgen again" in failure("nano").remedy
-    assert "nano is missing" in failure("auto").message
+    assert "nano is not on disk" in failure("auto").message
+
+
+def test_a_missing_model_can_be_planned(hub):
+    small = models()[1]
+    choice = choose(small.name, missing_ok=True)
+    assert (choice.folder, choice.spec, choice.geometry) == (None, small, small.geometry)
+    other = choose("someone/else", missing_ok=True)
+    assert other.folder is None and other.spec.source == "someone/else" and other.spec.revision == "main"
+    assert cache.bytes_to_fetch(small) == 28_900_000_000
+    blob = cache.RepositoryCache(cache.hub_settings().cache, small.source).blob("c" * 64)
+    blob.parent.mkdir(parents=True)
+    blob.with_name("x.incomplete").write_bytes(b"x" * 1_000_000)
+    assert cache.bytes_to_fetch(small) == 28_899_000_000
+    hub(small.source)
+    assert cache.bytes_to_fetch(small) == 0 and cache.bytes_to_fetch(models()[0]) == 0
 
 
 def test_the_pinned_commit_comes_first(hub):
     small = models()[1]
     latest = hub(small.source)
-    assert resolve(small.name)[1] == latest  # another commit than the pinned one is better than none
+    assert choose(small.name).folder == latest  # another commit than the pinned one is better than none
     pinned = hub(small.source, small.revision, "pinned")
-    assert resolve(small.name)[1] == resolve(small.source)[1] == pinned
+    assert choose(small.name).folder == choose(small.source).folder == pinned
     assert cached(small.source, "main") == latest
 
 
 def test_repositories_and_folders(hub, tiny_dir, tmp_path, monkeypatch):
     folder = hub("someone/tiny-wan")
-    spec, found, reason = resolve("someone/tiny-wan")
-    assert found == folder and spec.source == "someone/tiny-wan" and spec.revision == "b" * 40 and reason
-    spec, found, reason = resolve(str(tiny_dir))
-    assert (spec.name, found, spec.trained_schedule) == ("tiny", tiny_dir, False) and "folder" in reason
+    choice = choose("someone/tiny-wan")
+    spec, reason = choice.spec, choice.reason
+    assert choice.folder == folder and spec.source == "someone/tiny-wan" and spec.revision == "b" * 40 and reason
+    choice = choose(str(tiny_dir))
+    assert (choice.spec.name, choice.folder, choice.spec.trained_schedule) == ("tiny", tiny_dir, False)
+    assert "folder" in choice.reason
     monkeypatch.chdir(tiny_dir.parent)
-    assert resolve("tiny")[1] == resolve("./tiny")[1] == tiny_dir
+    assert choose("tiny").folder == choose("./tiny").folder == tiny_dir
     for name in ("./nowhere", "", "nan0", "a/b/c", "../x", "http://127.0.0.1:9/x", str(tiny_dir / "model_index.json")):
         assert "choose from auto, nano" in failure(name).remedy
 
@@ -150,7 +193,7 @@ def test_a_folder_takes_the_defaults_of_its_size(tiny_dir, tmp_path):
     for heads, like in ((4, 0), (12, 1), (40, 2)):
         config |= {"num_attention_heads": heads, "attention_head_dim": 128 if heads > 4 else 64}
         (folder / "transformer" / "config.json").write_text(json.dumps(config))
-        spec, model = describe(folder), models()[like]
+        spec, model = choose(str(folder)).spec, models()[like]
         assert (spec.steps, spec.guidance, spec.shift) == (model.steps, model.guidance, model.shift)
         assert spec.name == "copy" and spec.trained_schedule and not spec.embedded and spec.licence == "unknown"
         assert replace(spec, name="") != replace(model, name="")

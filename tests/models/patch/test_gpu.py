@@ -9,6 +9,7 @@ from diffusers.hooks import apply_group_offloading
 from tiny import tiny_transformer
 
 from fpsgen import apply
+from fpsgen.models.patch.timer import Timer
 
 pytestmark = pytest.mark.gpu
 
@@ -68,11 +69,11 @@ def test_compiled_blocks(transformer):
     transformer.cuda().to(torch.bfloat16)
     schedule = case.mixed(case.FP8, case.SPARSE, dense_layers=(0,))
     with apply(transformer, schedule) as handle:
-        with handle.at(0.9):
+        with handle.fixed_sigma(0.9):
             eager = case.forward(transformer, **on_gpu(torch.bfloat16))
         transformer.compile_repeated_blocks(fullgraph=True)
         for sigma in (0.9, 0.1, 0.9):
-            with handle.at(sigma):
+            with handle.fixed_sigma(sigma):
                 ours = case.forward(transformer, **on_gpu(torch.bfloat16))
         assert relative(ours, eager) < 0.03
 
@@ -97,7 +98,63 @@ def test_group_offload(transformer):
 def test_a_training_step(transformer):
     transformer.cuda().train().enable_gradient_checkpointing()
     handle = apply(transformer, case.mixed(case.FP8, case.OTHER))
-    with torch.autocast("cuda", torch.bfloat16), handle.at(0.9):
+    with torch.autocast("cuda", torch.bfloat16), handle.fixed_sigma(0.9):
         loss = transformer(**on_gpu(torch.float32), return_dict=False)[0].square().mean()
     loss.backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in transformer.blocks.parameters())
+
+
+needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+
+
+@needs_two
+@pytest.mark.parametrize("profile", [case.TILED, case.SPARSE, case.FP8], ids=lambda p: p.name)
+def test_a_model_on_the_second_device(transformer, profile):
+    """Device 0 is the current one throughout. Launches, streams and events must be those of the tensors' device."""
+    arguments = on_gpu(torch.bfloat16)
+    transformer.to("cuda:0", torch.bfloat16)
+    with apply(transformer, case.one(profile), strict=True):
+        expected = case.forward(transformer, **arguments)
+    transformer.to("cuda:1")
+    second = {name: x.to("cuda:1") for name, x in arguments.items()}
+    with apply(transformer, case.one(profile), strict=True) as handle:
+        case.forward(transformer, **second)
+        torch.cuda.synchronize(1)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with handle.timer() as timer:
+            begin.record(torch.cuda.current_stream(1))
+            ours = case.forward(transformer, **second)
+            end.record(torch.cuda.current_stream(1))
+        end.synchronize()
+        assert torch.cuda.current_device() == 0
+        assert timer.calls() == 3 and 0 < timer.seconds() <= begin.elapsed_time(end) / 1e3
+    assert ours.device.index == 1 and relative(ours, expected) < 1e-2
+
+
+@needs_two
+def test_the_timer_sees_the_second_device():
+    """Work queued on device 1 alone: events on device 0's stream would measure next to nothing."""
+    x = torch.randn(4096, 4096, device="cuda:1")
+    x @ x
+    torch.cuda.synchronize(1)
+    timer = Timer()
+    with timer.measure("attention", x.device):
+        for _ in range(50):
+            x = x @ x * 1e-3
+    assert timer.seconds() > 50 * 2 * 4096**3 / 1e15  # no device does a PFLOP/s in fp32
+    assert torch.cuda.current_device() == 0
+
+
+@needs_two
+def test_blocks_spread_over_two_devices(transformer):
+    """accelerate's dispatch_model: attention runs where the block lies, not where the latents do."""
+    from accelerate import dispatch_model
+
+    arguments = on_gpu(torch.bfloat16)
+    transformer.to("cuda:0", torch.bfloat16)
+    with apply(transformer, case.one(case.FP8)):
+        expected = case.forward(transformer, **arguments)
+    parts = {name: 0 for name, _ in transformer.named_children() if name != "blocks"} | {"scale_shift_table": 0}
+    spread = dispatch_model(transformer, parts | {"blocks.0": 0, "blocks.1": 1, "blocks.2": 1})
+    with apply(spread, case.one(case.FP8), strict=True):
+        assert relative(case.forward(spread, **arguments), expected) < 1e-2

@@ -51,13 +51,13 @@ def test_a_report_tells_what_ran_and_why_it_was_dense(tiny_dir, calls):
         by_layer = {layer: group for group in step["layers"] for layer in group["layers"]}
         assert set(by_layer) == {0, 1} and by_layer[1]["reason"] == "dense_layer" and by_layer[1]["kernel"] == "sdpa"
         assert by_layer[0]["reason"] == {"sparse": None, "fp8": None, "dense": "dense_by_schedule"}[step["profile"]]
-        assert by_layer[0]["kernel"] == ("sdpa" if step["profile"] == "dense" else "reference")
+        assert by_layer[0]["kernel"] == ("sdpa" if step["profile"] == "dense" else "cpu")
         assert step["density"] == pytest.approx((by_layer[0]["density"] + by_layer[1]["density"]) / 2)
         expected += [(step["method"], by_layer[0]["density"]), ("bf16", 1.0)] * 2
     assert calls == expected
     assert report["kernels"] == {
         name: sum(group["calls"] for step in report["steps"] for group in step["layers"] if group["kernel"] == name)
-        for name in ("reference", "sdpa")
+        for name in ("cpu", "sdpa")
     }
     sparse = next(step for step in report["steps"] if step["profile"] == "sparse")
     mask = case.window_mask(case.RAGGED, (1, 1, 3))
@@ -83,6 +83,81 @@ def test_reasons(transformer, profile, method, reason):
     assert group["reason"] == reason and (group["density"] == 1) == (reason is not None)
 
 
+def test_density_is_a_mean_over_layers_and_not_over_groups(transformer):
+    """One dense layer and two sparse ones; then two dense ones and one sparse."""
+    sparse = case.window_mask(case.RAGGED, (1, 1, 3)).double().mean().item()
+    for dense_layers, layers in (((1,), 2), ((0, 2), 1)):
+        with apply(transformer, case.one(case.SPARSE, dense_layers=dense_layers)) as handle:
+            case.forward(transformer)
+            report = handle.report()
+        mean = (layers * sparse + (3 - layers)) / 3
+        assert report["density"] == report["steps"][0]["density"] == pytest.approx(mean)
+        assert abs(mean - (sparse + 1) / 2) > 0.1
+
+
+def test_two_transformers_of_unequal_depth(tiny_dir):
+    """The first serves high noise with two layers, the second low noise with three; layer 2 exists in one of them."""
+    pipe = load(tiny_dir)
+    torch.manual_seed(5)
+    pipe.register_modules(transformer_2=tiny_transformer(layers=3))
+    pipe.register_to_config(boundary_ratio=0.8)
+    sparse = case.window_mask(case.RAGGED, (1, 1, 3)).double().mean().item()
+    with apply(pipe, case.one(case.SPARSE, dense_layers=(1, 2)), strict=True) as handle:
+        case.video(pipe, steps=6)
+        report = handle.report()
+    shallow = [step for step in report["steps"] if step["calls"] == 4]
+    deep = [step for step in report["steps"] if step["calls"] == 6]
+    assert len(shallow) + len(deep) == 6 and shallow and deep and not report["fallbacks"]
+    assert all(step["density"] == pytest.approx((sparse + 1) / 2) for step in shallow)
+    assert all(step["density"] == pytest.approx((sparse + 2) / 3) for step in deep)
+    assert report["kernels"] == {"cpu": 2 * 6, "sdpa": 2 * len(shallow) + 4 * len(deep)}
+
+
+def test_densities_that_a_device_counted_are_read_by_a_report_only(transformer, monkeypatch):
+    """Stands for an online method: each call has a density of its own, known on the device alone."""
+    handle = apply(transformer, case.one(case.SPARSE))
+    densities = iter(torch.tensor([0.1, 0.2, 0.3, 0.3, 0.4, 0.5], dtype=torch.float64))
+    right = processor_module.attend
+
+    def attend(*arguments, **others):
+        run = handle._run
+        run.count_density(sum(run.forward.calls.values()) - 1, next(densities))
+        return right(*arguments, **others)
+
+    monkeypatch.setattr(processor_module, "attend", attend)
+    reads = []
+    to_list = torch.Tensor.tolist
+    monkeypatch.setattr(
+        torch.Tensor, "tolist", lambda x: (reads.append(x.shape) if x.is_floating_point() else 0, to_list(x))[1]
+    )
+    with handle.fixed_sigma(0.5):
+        for _ in range(2):
+            case.forward(transformer)
+    handle.latest_step()
+    assert not reads
+    (step,) = handle.report()["steps"]
+    assert reads == [torch.Size([3, 2])]
+    assert [(g["layers"], g["density"]) for g in step["layers"]] == [
+        ([0], pytest.approx(0.2)),
+        ([1], pytest.approx(0.3)),
+        ([2], pytest.approx(0.4)),
+    ]
+    assert step["density"] == pytest.approx(0.3)
+
+
+def test_a_handle_prints_as_what_ran(tiny_dir):
+    pipe = load(tiny_dir)
+    handle = apply(pipe, case.mixed(case.SPARSE, case.DENSE), "sta")
+    assert "nothing has run" in str(handle) and "mixed" in repr(handle) and "1 transformer" in repr(handle)
+    case.video(pipe, steps=8)
+    text = str(handle)
+    for part in ("mixed", "run as sta", "8 steps", "5 x 6 x 7", "sparse", "cpu", "sdpa"):
+        assert part in text
+    assert handle.summary() == text and len(text.splitlines()) < 10
+    handle.remove()
+    assert "removed" in repr(handle)
+
+
 def test_a_layer_that_did_not_run_is_not_reported_as_run(transformer):
     """Planted: a block that never calls its attention."""
     block = transformer.blocks[1]
@@ -90,7 +165,7 @@ def test_a_layer_that_did_not_run_is_not_reported_as_run(transformer):
     with apply(transformer, case.one(case.SPARSE)) as handle:
         case.forward(transformer)
         report = handle.report()
-    assert report["steps"][0]["calls"] == 2 and report["kernels"] == {"reference": 2}
+    assert report["steps"][0]["calls"] == 2 and report["kernels"] == {"cpu": 2}
     assert report["fallbacks"][0]["layers"] == [1]
 
 
@@ -123,7 +198,7 @@ def test_the_presets_run_on_a_grid_like_nanos(transformer):
     for name, most in (("safe", 0.8), ("balanced", 0.8), ("paper", 0.5)):
         with pytest.warns() if name == "paper" else _nothing(), apply(transformer, preset(name)) as handle:
             for sigma in (1.0, 0.8, 0.3):
-                with handle.at(sigma):
+                with handle.fixed_sigma(sigma):
                     assert case.forward(transformer, **small(latents)).isfinite().all()
             density = {step["profile"]: step["layers"][0]["density"] for step in handle.report()["steps"]}
             assert min(density.values()) < most

@@ -42,7 +42,7 @@ def test_gradients_equal_the_oracle(profile, masked, checkpointing):
     stock = fresh(masks=case.window_mask(case.RAGGED, (1, 1, 3)) if masked else None)
     expected = gradients(stock, loss(stock))
     ours = fresh(checkpointing)
-    with apply(ours, case.one(profile)) as handle, handle.at(0.5):
+    with apply(ours, case.one(profile)) as handle, handle.fixed_sigma(0.5):
         found = gradients(ours, loss(ours))
     assert worst(found, expected) < 1e-4
     if masked:
@@ -57,9 +57,9 @@ def test_checkpointing_recomputes_by_the_plan_of_its_own_forward(profile):
     for checkpointing in (False, True):
         transformer = fresh(checkpointing)
         handle = apply(transformer, case.mixed(profile, case.OTHER))
-        with handle.at(0.9):
+        with handle.fixed_sigma(0.9):
             first = loss(transformer, 1)
-        with handle.at(0.1):
+        with handle.fixed_sigma(0.1):
             second = loss(transformer, 2)
         results.append(gradients(transformer, first) + gradients(transformer, second))
     assert worst(results[1], results[0]) < 1e-5
@@ -67,7 +67,7 @@ def test_checkpointing_recomputes_by_the_plan_of_its_own_forward(profile):
 
 def test_gradients_flow_through_fp8():
     transformer = fresh(True)
-    with apply(transformer, case.one(case.FP8)) as handle, handle.at(0.3):
+    with apply(transformer, case.one(case.FP8)) as handle, handle.fixed_sigma(0.3):
         found = gradients(transformer, loss(transformer))
     assert all(gradient.isfinite().all() for gradient in found)
     named = dict(zip((name for name, _ in transformer.named_parameters()), found, strict=True))
@@ -86,7 +86,7 @@ def test_autocast(profile, monkeypatch):
     )
     transformer = fresh(True)
     exact = loss(fresh())
-    with apply(transformer, case.one(profile)) as handle, handle.at(0.5):
+    with apply(transformer, case.one(profile)) as handle, handle.fixed_sigma(0.5):
         with torch.autocast("cpu", torch.bfloat16):
             value = loss(transformer)
         value.backward()
@@ -99,20 +99,20 @@ def test_autocast(profile, monkeypatch):
 def test_the_sampled_noise_level_selects_the_profile():
     transformer = fresh()
     handle = apply(transformer, case.mixed(case.SPARSE, case.OTHER))
-    with torch.no_grad(), handle.at(0.9):
+    with torch.no_grad(), handle.fixed_sigma(0.9):
         high = loss(transformer)
-        with handle.at(0.1):
+        with handle.fixed_sigma(0.1):
             low = loss(transformer)
         assert torch.equal(loss(transformer), high)
     assert not torch.equal(low, high)
     with torch.no_grad():  # without at(): the timestep says it
         assert torch.equal(loss(transformer, timestep=torch.tensor([500, 500])), loss_by(transformer, handle, 0.5))
-    with pytest.raises(ValueError, match="sigma is 7"), handle.at(7):
+    with pytest.raises(ValueError, match="sigma is 7"), handle.fixed_sigma(7):
         pass
 
 
 def loss_by(transformer, handle, sigma: float) -> torch.Tensor:
-    with handle.at(sigma):
+    with handle.fixed_sigma(sigma):
         return loss(transformer, timestep=torch.tensor([500, 500]))
 
 
@@ -122,7 +122,7 @@ def test_a_batch_of_one_profile_only():
     both = torch.tensor([900, 100])
     with pytest.raises(FpsgenError, match="one batch"):
         loss(transformer, timestep=both)
-    with handle.at(0.9):
+    with handle.fixed_sigma(0.9):
         assert loss(transformer, timestep=both).isfinite()
 
 
@@ -131,7 +131,7 @@ def test_the_report_of_a_long_training_stays_small():
     handle = apply(transformer, case.mixed(case.SPARSE, case.OTHER))
     with torch.no_grad():
         for i in range(20):
-            with handle.at(i / 19):
+            with handle.fixed_sigma(i / 19):
                 loss(transformer)
     steps = handle.report()["steps"]
     assert [(step["index"], step["profile"]) for step in steps] == [(None, "other"), (None, "sparse")]

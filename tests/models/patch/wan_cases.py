@@ -47,19 +47,15 @@ def forward(transformer, **changes) -> torch.Tensor:
 
 
 def video(pipe, steps: int = 3, guidance: float = 3.0, **changes) -> torch.Tensor:
-    """Latents [1, 4, 5, 12, 14] of a whole denoising loop."""
+    """Latents of a whole denoising loop, [1, 4, 5, 12, 14] unless `changes` ask for another size."""
+    settings = {"height": 96, "width": 112, "num_frames": 17, "output_type": "latent", "max_sequence_length": 16}
     return pipe(
-        "a cat",
+        prompt="a cat",
         negative_prompt="x",
-        height=96,
-        width=112,
-        num_frames=17,
         num_inference_steps=steps,
         guidance_scale=guidance,
         generator=torch.Generator().manual_seed(0),
-        output_type="latent",
-        max_sequence_length=16,
-        **changes,
+        **settings | changes,
     ).frames
 
 

@@ -1,6 +1,6 @@
 """One video, from top to bottom: load, apply, encode the text, denoise, decode, check, write.
 
-`run` does it all; who makes several videos opens the model once (opened.py) and passes it to `run` each time.
+`run` does it all; who makes several videos loads the model once (loaded_model.py) and passes it to `run` each time.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ import numpy as np
 import torch
 
 from fpsgen.errors import DISK, FpsgenError
+from fpsgen.files import write_text
 from fpsgen.models.patch.apply import apply
 from fpsgen.models.wan.random_weights import random_embeds
+from fpsgen.models.wan.scheduler import noise_from
 from fpsgen.pipeline.checks import check_latents, to_frames
 from fpsgen.pipeline.events import Timing, peak_rss
-from fpsgen.pipeline.loaded_model import Opened, advice, open_model, set_shift
+from fpsgen.pipeline.loaded_model import LoadedModel, load_model, readable_errors, set_shift
 from fpsgen.pipeline.output import free_name, sidecar
 from fpsgen.pipeline.recipe import build_recipe
 from fpsgen.pipeline.request import GenerateRequest
-from fpsgen.video import write_mp4, write_text
+from fpsgen.video import write_mp4
 
 REPORT_SCHEMA = "fpsgen.report/1"
 
@@ -59,56 +61,56 @@ class Rendered:
     recipe: dict[str, Any]
 
 
-def run(request: GenerateRequest, timing: Timing, opened: Opened | None = None) -> GenerateResult:
-    """Make the video that `request` describes. Told to timing.events: stages, steps, warnings.
+def run(request: GenerateRequest, timing: Timing, model: LoadedModel | None = None) -> GenerateResult:
+    """Make the video that `request` describes. Reported to timing.events: stages, steps, warnings.
 
-    opened: the request's model, if it is loaded already; it is as before afterwards. Raises FpsgenError: MODEL,
-    ENVIRONMENT (device, memory), NUMERIC (no real video), DISK. No file is left then.
+    model: the request's, if it is loaded already; it is as before afterwards. Raises FpsgenError: MODEL, ENVIRONMENT
+    (device, memory), NUMERIC (no real video), DISK. No file is left then.
     """
-    opened = opened or open_model(request, timing)
-    made = render(opened, request, timing)
+    model = model or load_model(request, timing)
+    made = render(model, request, timing)
     if made.frames is None:
         raise ValueError("random weights make no video")
     with timing.stage("mux"):
         path = write_video(made.frames, request, made.recipe)
-    report = build_report(request, opened, made, timing)
+    report = build_report(request, model, made, timing)
     beside = None
-    if request.metadata:
-        beside = write_text(json.dumps({"recipe": made.recipe, "report": report}, indent=2) + "\n", sidecar(path))
+    if request.output.metadata:
+        beside = write_text(json.dumps({"recipe": made.recipe, "report": report}, indent=2) + "\n", sidecar(path), True)
     return GenerateResult(path, beside, made.recipe, report)
 
 
-def render(opened: Opened, request: GenerateRequest, timing: Timing) -> Rendered:
+def render(model: LoadedModel, request: GenerateRequest, timing: Timing) -> Rendered:
     """The video as frames, nothing written. The pipeline is unpatched again afterwards. Raises as `run`."""
-    pipe = opened.pipe
-    with advice(request, timing):
-        if opened.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(opened.device)
-        set_shift(pipe, request.shift)
-        with apply(pipe, schedule=request.schedule, method=request.method, strict=request.strict) as handle:
+    pipe, attention = model.pipe, request.attention
+    with readable_errors(request, timing):
+        if model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(model.device)
+        set_shift(pipe, request.sampling.shift)
+        with apply(pipe, schedule=attention.schedule, method=attention.method, strict=attention.strict) as handle:
             with timing.stage("text"):
-                embeds = _stand_in(opened, request) if opened.random else _encode(pipe, request, timing)
-            with timing.stage("denoise"), handle.clock() as clock:
+                embeds = _stand_in(model, request) if model.random else _encode(pipe, request, timing)
+            with timing.stage("denoise"), handle.timer() as timer:
                 latents = _denoise(pipe, handle, request, embeds, timing)
-                attention_s = clock.seconds()
+                attention_s = timer.seconds()
             frames = None
-            if not opened.random:
+            if not model.random:
                 with timing.stage("vae"):
                     frames = to_frames(_decode(pipe, latents)).numpy()
-            return Rendered(frames, handle.report(), attention_s, build_recipe(request, _facts(opened, handle)))
+            return Rendered(frames, handle.report(), attention_s, build_recipe(request, _found_out(model, handle)))
 
 
-def build_report(request: GenerateRequest, opened: Opened, made: Rendered, timing: Timing) -> dict[str, Any]:
+def build_report(request: GenerateRequest, model: LoadedModel, made: Rendered, timing: Timing) -> dict[str, Any]:
     """Where time and memory went and what ran where, JSON-ready."""
-    on_gpu = opened.device.type == "cuda"
+    on_gpu = model.device.type == "cuda"
     return {
         "schema": REPORT_SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model_path": str(request.model_path),
+        "model_path": str(request.model.folder),
         **timing.as_json(),
         "peak_memory": {
             "rss_bytes": peak_rss(),
-            "cuda_bytes": torch.cuda.max_memory_allocated(opened.device) if on_gpu else None,
+            "cuda_bytes": torch.cuda.max_memory_allocated(model.device) if on_gpu else None,
         },
         "density": mean_density(made.attention),
         "attention_s": None if made.attention_s is None else round(made.attention_s, 3),
@@ -126,22 +128,22 @@ def mean_density(attention: dict[str, Any]) -> float | None:
 @torch.no_grad()
 def _encode(pipe: Any, request: GenerateRequest, timing: Timing) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Prompt and negative prompt as [1, max_sequence_length, text dim]; the second is None without guidance."""
-    limit = request.max_sequence_length
-    for what, text in (("prompt", request.prompt), ("negative prompt", request.negative)):
+    limit = request.prompt.max_sequence_length
+    for what, text in (("prompt", request.prompt.text), ("negative prompt", request.prompt.negative)):
         length = len(pipe.tokenizer(text, add_special_tokens=True).input_ids)
         if length > limit:
             timing.warn(f"the {what} has {length} tokens; the model reads the first {limit}")
     return pipe.encode_prompt(
-        prompt=request.prompt,
-        negative_prompt=request.negative,
-        do_classifier_free_guidance=request.guidance > 1,
+        prompt=request.prompt.text,
+        negative_prompt=request.prompt.negative,
+        do_classifier_free_guidance=request.sampling.guidance > 1,
         max_sequence_length=limit,
     )
 
 
-def _stand_in(opened: Opened, request: GenerateRequest) -> tuple[torch.Tensor, torch.Tensor | None]:
-    embeds = random_embeds(opened.pipe, request.max_sequence_length, opened.device, opened.dtype)
-    return embeds, embeds.flip(1) if request.guidance > 1 else None
+def _stand_in(model: LoadedModel, request: GenerateRequest) -> tuple[torch.Tensor, torch.Tensor | None]:
+    embeds = random_embeds(model.pipe, request.prompt.max_sequence_length, model.device, model.dtype)
+    return embeds, embeds.flip(1) if request.sampling.guidance > 1 else None
 
 
 def _denoise(
@@ -153,24 +155,28 @@ def _denoise(
 ) -> torch.Tensor:
     """Latents [1, C, T, H, W] in fp32. Noise comes from the CPU generator, so a seed means the same on every device."""
 
+    video, sampling = request.video, request.sampling
+    generator = torch.Generator("cpu").manual_seed(sampling.seed)
+
     def after_step(pipe: Any, index: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
-        check_latents(tensors["latents"], f"step {index + 1} of {request.steps}")
-        timing.step(index, request.steps, handle_note(handle))
+        check_latents(tensors["latents"], f"step {index + 1} of {sampling.steps}")
+        timing.step(index, sampling.steps, handle_note(handle))
         return tensors
 
-    return pipe(
-        prompt_embeds=embeds[0],
-        negative_prompt_embeds=embeds[1],
-        height=request.height,
-        width=request.width,
-        num_frames=request.frames,
-        num_inference_steps=request.steps,
-        guidance_scale=request.guidance,
-        generator=torch.Generator("cpu").manual_seed(request.seed),
-        output_type="latent",
-        callback_on_step_end=after_step,
-        max_sequence_length=request.max_sequence_length,
-    ).frames
+    with noise_from(pipe.scheduler, generator):
+        return pipe(
+            prompt_embeds=embeds[0],
+            negative_prompt_embeds=embeds[1],
+            height=video.height,
+            width=video.width,
+            num_frames=video.frames,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
+            generator=generator,
+            output_type="latent",
+            callback_on_step_end=after_step,
+            max_sequence_length=request.prompt.max_sequence_length,
+        ).frames
 
 
 @torch.no_grad()
@@ -187,38 +193,40 @@ def _decode(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
 
 def handle_note(handle: Any) -> str:
     """Profile, method and density of the step that has just run, for a person."""
-    steps = handle.report()["steps"]
-    if not steps:
+    step = handle.latest_step()
+    if step is None:
         return ""
-    return f"{steps[-1]['profile']} ({steps[-1]['method']} {steps[-1]['density']:.0%})"
+    density = "" if step["density"] is None else f" {step['density']:.0%}"
+    return f"{step['profile']} ({step['method']}{density})"
 
 
-def _facts(opened: Opened, handle: Any) -> dict[str, Any]:
+def _found_out(model: LoadedModel, handle: Any) -> dict[str, Any]:
     """What a recipe needs and only the loaded model tells."""
-    on_gpu = opened.device.type == "cuda"
+    on_gpu = model.device.type == "cuda"
     return {
-        "scheduler": type(opened.pipe.scheduler).__name__,
+        "scheduler": type(model.pipe.scheduler).__name__,
         "method": handle.method or "as scheduled",
         "schedule": {"name": handle.schedule.name, "toml": handle.schedule.to_toml()},
-        "device": torch.cuda.get_device_name(opened.device) if on_gpu else "cpu",
-        "dtype": str(opened.dtype).removeprefix("torch."),
-        "vae_dtype": str(opened.pipe.vae.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(model.device) if on_gpu else "cpu",
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "vae_dtype": str(model.pipe.vae.dtype).removeprefix("torch."),
     }
 
 
 def write_video(frames: np.ndarray, request: GenerateRequest, recipe: dict[str, Any]) -> Path:
     """Write the MP4 and return its path, numbered if the name was taken meanwhile."""
-    path = request.output
+    output, path = request.output, request.output.path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FpsgenError(
             f"folder {path.parent} cannot be made: {error.strerror}", "choose another with -o", DISK
         ) from error
+    inside = recipe if output.metadata else None
     while True:
         try:
-            return write_mp4(frames, path, request.fps, recipe if request.metadata else None, request.overwrite)
+            return write_mp4(frames, path, request.video.fps, inside, output.overwrite, request.video.scaled_to)
         except FileExistsError:
-            if not request.numbered:
+            if not output.numbered:
                 raise FpsgenError(f"{path} exists by now", "choose another name, or add --overwrite", DISK) from None
             path = free_name(path)

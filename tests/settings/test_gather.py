@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fpsgen.config import EXAMPLES, PARSERS, Settings, gather
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
+from fpsgen.settings.gather import Settings, gather
+from fpsgen.settings.table import SETTINGS
 
 
 @pytest.fixture
@@ -103,14 +104,13 @@ def test_bad_values_name_the_option_and_an_example(layers, name, text):
         with pytest.raises(FpsgenError) as caught:
             layers(flags, environ)
         assert caught.value.code == USAGE
-        assert said in caught.value.message and PARSERS[name].wanted in caught.value.message
+        assert said in caught.value.message and SETTINGS[name].parser.wanted() in caught.value.message
         assert caught.value.remedy and "\x1b" not in str(caught.value)
 
 
 def test_every_setting_has_an_example_that_parses():
-    assert set(EXAMPLES) == set(PARSERS)
-    for name, text in EXAMPLES.items():
-        PARSERS[name].read(text.strip('"'))
+    for entry in SETTINGS.values():
+        entry.read(entry.example.strip('"'))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_byte_order_mark_is_no_error(tmp_path):
 
 
 def test_switches(layers):
-    assert layers({}, {"FPSGEN_STRICT": "yes", "FPSGEN_METADATA": "0"}) == Settings(strict=True, metadata=False)
+    assert layers({}, {"FPSGEN_STRICT": "yes", "FPSGEN_METADATA": "0"}) == Settings({"strict": True, "metadata": False})
     assert layers({}, {}, "strict = true").strict
 
 

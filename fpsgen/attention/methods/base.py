@@ -1,0 +1,98 @@
+"""What a method of attention is: a selection of keys and a precision, under one name. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from fpsgen.attention.plan import AttentionPlan
+    from fpsgen.attention.profile import Profile
+    from fpsgen.attention.tiles import TileLists
+
+Option = bool | int | float | str
+
+
+class Precision(Enum):
+    """Of the operands of a product. The value is what reports print."""
+
+    BF16 = "16 bit"  # the type of the tensors; fp32 is multiplied in bf16 by GPU kernels
+    E4M3 = "E4M3"
+
+
+class Selection:
+    """Which units (key blocks or tiles) each query tile sees. This one: what the plan's window holds.
+
+    windowed: heeds a profile's window or density; without it the window is the whole grid. online: lists depend on q
+    and k, so `select` chooses them at each call.
+    """
+
+    def __init__(self, windowed: bool = False) -> None:
+        self.windowed = windowed
+
+    online = False
+
+    def select(self, q: torch.Tensor, k: torch.Tensor, plan: AttentionPlan) -> TileLists:
+        """Lists for one call, on q's device and without waiting for it: one group of lists for all (G = 1), one per
+        head (H), or one per batch and head (B*H).
+
+        q, k: [B, L, H, D], grid tokens alone, in tile order, normed and with rotary embedding. plan: without prefix
+        and suffix; plan.layout says which tokens, blocks, units and tiles belong together (constants, for torch.compile
+        too), plan.option(name) gives the method's options. Indices count units, see TileLists.
+        """
+        raise NotImplementedError("a fixed selection has no lists of its own")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: selection x precision, and how it is told about.
+
+    summary: one line. citation: where it comes from. colour: of its marks on pages, "#rrggbb". qk, pv: precision of the
+    two products. options: the method's own hyper-parameters with their defaults, under the names of its authors.
+    """
+
+    name: str
+    summary: str
+    citation: str
+    colour: str
+    selection: Selection = field(default_factory=Selection)
+    qk: Precision = Precision.BF16
+    pv: Precision = Precision.BF16
+    options: Mapping[str, Option] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def quantized(self) -> bool:
+        """Some product has operands below 16 bits: granularity and smooth_k have a meaning."""
+        return {self.qk, self.pv} != {Precision.BF16}
+
+    @property
+    def windowed(self) -> bool:
+        return self.selection.windowed
+
+    @property
+    def online(self) -> bool:
+        return self.selection.online
+
+    @property
+    def dense(self) -> bool:
+        """Every query sees every key, whatever a profile says."""
+        return not (self.windowed or self.online)
+
+    @property
+    def tiled(self) -> bool:
+        """Tokens must lie in tile order: all but dense attention in 16 bits depends on it."""
+        return self.quantized or not self.dense
+
+    def adapt(self, profile: Profile) -> Profile:
+        """The profile as this method runs it: what the method has no use for is taken out, all else is kept."""
+        changes: dict = {"method": self.name, "options": {}}
+        if not self.windowed:
+            changes |= {"window": "all", "density": None}
+        if not self.quantized:
+            changes |= {"granularity": 1, "smooth_k": False}
+        return replace(profile, **changes)

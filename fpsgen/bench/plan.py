@@ -1,0 +1,52 @@
+"""From settings to the request of an end-to-end bench. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from fpsgen.errors import USAGE, FpsgenError
+from fpsgen.models.catalog.choice import ModelChoice, choose
+from fpsgen.pipeline.plan import Plan, plan
+from fpsgen.settings.gather import Settings
+from fpsgen.text import show
+
+OURS = "fps"
+
+
+def methods_to_run(compare: tuple[str, ...]) -> list[str]:
+    """The baseline first: bf16 if it is named, else the first; then the others, fps last."""
+    named = list(dict.fromkeys(compare))
+    others = sorted((name for name in named if name != OURS), key=lambda name: name != "bf16")
+    return [*others, OURS]
+
+
+def plan_bench(settings: Settings, choose_model: Callable[[Settings], ModelChoice]) -> Plan:
+    """The video that every method makes. Its output lies in a new folder of its own.
+
+    choose_model: finds, asks for or fetches the model. Raises FpsgenError as pipeline.plan.plan.
+    """
+    choice = _shape_alone(settings) if settings.random_weights else choose_model(settings)
+    place = new_folder(Path(settings.bench_output), methods_to_run(settings.compare))
+    seed = 0 if settings.seed is None else settings.seed
+    return plan(settings.prompt, settings.replace(output=f"{place}/", seed=seed, overwrite=True), choice)
+
+
+def new_folder(root: Path, methods: list[str]) -> Path:
+    """A folder that is not there yet, named by the methods and numbered from 1."""
+    stem, number = "-".join(methods), 1
+    while (root / f"{stem}-{number}").exists():
+        number += 1
+    return root / f"{stem}-{number}"
+
+
+def _shape_alone(settings: Settings) -> ModelChoice:
+    from fpsgen.models.catalog.registry import models
+
+    known = [spec.name for spec in models()]
+    if settings.model not in known:
+        what = f"--random-weights has no shape for {show(settings.model)!r}"
+        raise FpsgenError(what, f"add -m with one of {', '.join(known)}", USAGE)
+    choice = choose(settings.model, settings.res, settings.device, missing_ok=True)
+    return replace(choice, reason="random weights")

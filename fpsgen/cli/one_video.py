@@ -1,0 +1,43 @@
+"""One request becomes one video, with progress on stderr and the result on stdout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fpsgen.cli import console, progress
+from fpsgen.pipeline.events import Timing
+from fpsgen.pipeline.memory import check_machine
+from fpsgen.report.lines import describe, summary
+from fpsgen.text import show
+
+if TYPE_CHECKING:
+    from fpsgen.pipeline.request import GenerateRequest
+    from fpsgen.settings.gather import Settings
+
+
+def make_video(
+    request: GenerateRequest, settings: Settings, notes: tuple[str, ...], command: str, made_on: str | None = None
+) -> None:
+    """Make the video and print its path, or the JSON object. Raises as pipeline.run.run.
+
+    notes: warnings that came up before. made_on: the device that a replayed video was made on.
+    """
+    check_machine(request)
+    console.quiet_libraries(settings.debug)
+    with progress.choose(settings.quiet) as events:
+        timing = Timing(events)
+        for text in (*settings.warnings, *notes):
+            timing.warn(text)
+        events.note("model", f"{request.model.spec.name} ({request.model.reason})")
+        events.note("video", describe(request))
+        with timing.stage("import"):
+            from fpsgen.pipeline.run import run
+        with console.library_warnings(timing.warn, settings.debug):
+            result = run(request, timing)
+        if made_on not in (None, result.recipe["device"]):
+            timing.warn(f"it was made on {show(made_on)}, and now on {result.recipe['device']}")
+        events.note("saved", summary(result.report))
+    if settings.json:
+        console.print_json(command, [result.as_json()], timing.warnings)
+    else:
+        print(result.path, flush=True)

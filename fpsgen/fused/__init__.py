@@ -1,0 +1,25 @@
+"""FP8 linear layers and the element-wise passes around them, each in one reading of its rows. Torch and triton only."""
+
+from fpsgen.fused.linear import FP8Weight, fp8_linear, quantize_weight
+from fpsgen.fused.rows import (
+    FP8Rows,
+    gelu_rows,
+    norm_rows,
+    quantize_rows,
+    residual_norm_rows,
+    residual_rows,
+    rms_norm_rows,
+)
+
+__all__ = [
+    "FP8Rows",
+    "FP8Weight",
+    "fp8_linear",
+    "gelu_rows",
+    "norm_rows",
+    "quantize_rows",
+    "quantize_weight",
+    "residual_norm_rows",
+    "residual_rows",
+    "rms_norm_rows",
+]

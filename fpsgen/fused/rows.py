@@ -1,0 +1,160 @@
+"""Element-wise passes over the rows of activations, each in one reading: what they read, what they write, and as what.
+
+On CUDA these are Triton kernels (kernels.py), elsewhere the same in plain torch (reference.py). Arithmetic is fp32. A
+result for an FP8 linear layer is FP8Rows; otherwise it has the type of the input. All are traceable by torch.compile,
+none has a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.compiler import is_compiling
+
+from fpsgen.fused import reference
+
+
+class FP8Rows(NamedTuple):
+    """Activations quantized row by row: values E4M3 [..., K], scale fp32 [..., 1]; a row is values * scale."""
+
+    values: torch.Tensor
+    scale: torch.Tensor
+
+    def dequantize(self) -> torch.Tensor:
+        """fp32."""
+        return self.values.float() * self.scale
+
+
+def quantize_rows(x: torch.Tensor) -> FP8Rows:
+    """x [..., K], rows contiguous, in FP8."""
+    return FP8Rows(*_call("quantize_rows", x, False, True))
+
+
+def gelu_rows(x: torch.Tensor, fp8: bool) -> FP8Rows | torch.Tensor:
+    """GELU (tanh) of x [..., K]."""
+    return _result(*_call("quantize_rows", x, True, fp8), fp8)
+
+
+def norm_rows(
+    x: torch.Tensor, mul: torch.Tensor, add: torch.Tensor, eps: float, one: bool, fp8: bool
+) -> FP8Rows | torch.Tensor:
+    """LayerNorm(x) * (one + mul) + add, x [B, L, K] contiguous. mul, add [B or 1, K], or [B, L, K] for one a token:
+    scale and shift of a modulation (one=True), or weight and bias of the norm.
+    """
+    _, out, scale = _call("norm_rows", x, None, None, mul, add, eps, one, fp8)
+    return _result(out, scale, fp8)
+
+
+def residual_rows(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+    """x + gate * y, rounded once. x, y [B, L, K] contiguous, gate as norm_rows takes mul, None for 1."""
+    return _call("norm_rows", x, y, gate, None, None, 0.0, False, False)[0]
+
+
+def residual_norm_rows(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    gate: torch.Tensor | None,
+    mul: torch.Tensor,
+    add: torch.Tensor,
+    eps: float,
+    one: bool,
+    fp8: bool,
+) -> tuple[torch.Tensor, FP8Rows | torch.Tensor]:
+    """residual_rows, and norm_rows of its result."""
+    total, out, scale = _call("norm_rows", x, y, gate, mul, add, eps, one, fp8)
+    return total, _result(out, scale, fp8)
+
+
+def rms_norm_rows(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm over the last axis of x [..., K], in x's own memory where that is contiguous."""
+    return _call("rms_norm_rows", x.contiguous(), weight, eps)
+
+
+def _result(out: torch.Tensor, scale: torch.Tensor, fp8: bool) -> FP8Rows | torch.Tensor:
+    return FP8Rows(out, scale) if fp8 else out
+
+
+def _call(name: str, *args):
+    """Straight to the function where nobody traces: an operator costs the host as much as a launch."""
+    return getattr(torch.ops.fpsgen, name)(*args) if is_compiling() else _FUNCTIONS[name](*args)
+
+
+def _quantize(x: torch.Tensor, gelu: bool, fp8: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    if x.is_cuda:
+        from fpsgen.fused import launch
+
+        out, scale = launch.quantize(_matrix(x), gelu, fp8)
+        return out.view(x.shape), scale.view(*x.shape[:-1], 1) if fp8 else scale
+    wide = reference.gelu_tanh(x) if gelu else x
+    return reference.quantize(wide) if fp8 else (wide.to(x.dtype), x.new_empty(0, dtype=torch.float32))
+
+
+def _norm(x, y, gate, mul, add, eps, one, fp8):
+    if x.is_cuda:
+        from fpsgen.fused import launch
+
+        total, out, scale = launch.norm(
+            x.contiguous(), None if y is None else y.contiguous(), gate, mul, add, eps, one, fp8
+        )
+        return total, out, scale.view(*x.shape[:-1], 1) if fp8 else scale
+    none = x.new_empty(0, dtype=torch.float32)
+    total = none if y is None else reference.residual(x, y, gate)
+    if mul is None:
+        return total, none, none
+    normed = reference.layer_norm(x if y is None else total, mul, add, eps, one)
+    return (total, *reference.quantize(normed)) if fp8 else (total, normed.to(x.dtype), none)
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    if x.is_cuda:
+        from fpsgen.fused import launch
+
+        launch.rms_norm(_matrix(x), weight, eps)
+        return x
+    return x.copy_(reference.rms_norm(x, weight, eps))
+
+
+def _matrix(x: torch.Tensor) -> torch.Tensor:
+    """x [..., K] as [M, K], its rows contiguous."""
+    flat = x.flatten(0, -2)
+    return flat if flat.stride(-1) == 1 else flat.contiguous()
+
+
+_FUNCTIONS = {"quantize_rows": _quantize, "norm_rows": _norm, "rms_norm_rows": _rms_norm}
+torch.library.define("fpsgen::quantize_rows", "(Tensor x, bool gelu, bool fp8) -> (Tensor, Tensor)")
+torch.library.define(
+    "fpsgen::norm_rows",
+    "(Tensor x, Tensor? y, Tensor? gate, Tensor? mul, Tensor? add, float eps, bool one, bool fp8)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+torch.library.define("fpsgen::rms_norm_rows", "(Tensor x, Tensor weight, float eps) -> Tensor")
+for _name in ("quantize_rows", "norm_rows"):
+    torch.library.impl(f"fpsgen::{_name}", ("cpu", "cuda"), _FUNCTIONS[_name])
+
+
+@torch.library.impl("fpsgen::rms_norm_rows", ("cpu", "cuda"))
+def _(x, weight, eps):
+    return _rms_norm(x.clone(memory_format=torch.contiguous_format), weight, eps)  # an operator leaves its inputs alone
+
+
+def _shapes(x: torch.Tensor, fp8: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    out = torch.empty_like(x, dtype=torch.float8_e4m3fn if fp8 else x.dtype, memory_format=torch.contiguous_format)
+    return out, x.new_empty((*x.shape[:-1], 1) if fp8 else (0,), dtype=torch.float32)
+
+
+@torch.library.register_fake("fpsgen::quantize_rows")
+def _(x, gelu, fp8):
+    return _shapes(x, fp8)
+
+
+@torch.library.register_fake("fpsgen::norm_rows")
+def _(x, y, gate, mul, add, eps, one, fp8):
+    none = x.new_empty(0, dtype=torch.float32)
+    total = none if y is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+    return (total, *(_shapes(x, fp8) if mul is not None else (none, none)))
+
+
+@torch.library.register_fake("fpsgen::rms_norm_rows")
+def _(x, weight, eps):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -1,0 +1,196 @@
+"""Where models lie: the Hugging Face cache, in the layout that all its tools share.
+
+models--OWNER--NAME/ holds blobs/DIGEST, snapshots/COMMIT/NAME (links to blobs) and refs/BRANCH (a commit). Nothing is
+written or removed before its path was seen to lie in that folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fpsgen.assets import weights_dir
+from fpsgen.errors import DISK, MODEL, FpsgenError
+from fpsgen.files import lock, write_text
+from fpsgen.models.catalog.folder import INDEX
+from fpsgen.models.catalog.hub import hub_settings, is_digest
+from fpsgen.text import show
+
+if TYPE_CHECKING:
+    from fpsgen.models.catalog.registry import ModelSpec
+
+HUB_ID = re.compile(r"(?!.*(\.\.|--))\w[\w.-]*/\w[\w.-]*", re.ASCII)
+COMMIT = re.compile("[0-9a-f]{40}")
+REVISION = re.compile(r"(?!.*\.\.)\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
+
+
+class RepositoryCache:
+    """One repository's folder in the cache. repository: OWNER/NAME, as HUB_ID takes it."""
+
+    def __init__(self, cache: Path, repository: str) -> None:
+        if not HUB_ID.fullmatch(repository):
+            raise FpsgenError(f"{show(repository)!r} is no OWNER/REPOSITORY", "check the name", MODEL)
+        name = f"models--{repository.replace('/', '--')}"
+        self.cache, self.folder, self._locks = cache, cache / name, cache / ".locks" / name
+
+    def snapshot(self, revision: str) -> Path | None:
+        """Folder of a branch, tag or commit, None where it is not here or not whole."""
+        commit = revision if COMMIT.fullmatch(revision) else self._commit_of(revision)
+        if commit is None:
+            return None
+        folder = self.folder / "snapshots" / commit
+        return folder if (folder / INDEX).is_file() else None
+
+    def blob(self, digest: str) -> Path:
+        """Path of a file by its digest. Raises FpsgenError MODEL for a text that is no digest."""
+        if not is_digest(digest):
+            raise FpsgenError(
+                f"{show(digest, 80)!r} is not the digest of a file", "set HF_ENDPOINT to another server", MODEL
+            )
+        return self.inside(self.folder / "blobs" / digest)
+
+    def partial(self, digest: str, size: int) -> Path:
+        """Path of a file that is still coming in. What an earlier run, or huggingface_hub, left of it is taken up:
+        the longest beginning stays, under this name; the others go. To be called with the digest's lock held.
+        """
+        blob = self.blob(digest)
+        _make(blob.parent)
+        own = blob.with_name(f"{digest}.incomplete")
+        if own.is_symlink():
+            own.unlink()
+        found = [path for path in blob.parent.glob(f"{digest}.*incomplete") if path.is_file() and not path.is_symlink()]
+        usable = [path for path in found if path.stat().st_size <= size]
+        best = max(usable, key=lambda path: path.stat().st_size, default=None)
+        for path in found:
+            if path != best:
+                path.unlink(missing_ok=True)
+        if best is not None and best != own:
+            os.replace(best, own)
+        return own
+
+    def link(self, commit: str, name: str, digest: str) -> Path:
+        """Give a blob its name in a snapshot."""
+        target, path = self.blob(digest), self.snapshot_path(commit, name)
+        _make(path.parent)
+        relative = os.path.relpath(target, path.parent)
+        if not (path.is_symlink() and os.readlink(path) == relative):
+            path.unlink(missing_ok=True)
+            try:
+                os.symlink(relative, path)
+            except OSError:  # a file system without links
+                os.replace(target, path)
+        return path
+
+    def snapshot_path(self, commit: str, name: str) -> Path:
+        """Path of a file in a snapshot, seen to lie in it."""
+        if not COMMIT.fullmatch(commit):
+            raise FpsgenError(f"{show(commit, 80)!r} is not a commit", "set HF_ENDPOINT to another server", MODEL)
+        return self.inside(self.folder / "snapshots" / commit / name)
+
+    def remember(self, revision: str, commit: str) -> None:
+        """Note which commit a branch or tag is."""
+        path = self.inside(self.folder / "refs" / revision)
+        _make(path.parent)
+        write_text(commit, path, overwrite=True)
+
+    def remove(self) -> int:
+        """Remove the repository, all its revisions; returns the bytes that this freed. Raises FpsgenError DISK."""
+        size = self.size()
+        try:
+            if self.folder.is_symlink():
+                raise OSError("it is a link; remove it by hand")
+            shutil.rmtree(self.folder)
+            shutil.rmtree(self._locks, ignore_errors=True)
+        except OSError as error:
+            raise FpsgenError(
+                f"{self.folder} cannot be removed: {error.strerror or error}", "check its permissions", DISK
+            ) from error
+        return size
+
+    def size(self) -> int:
+        """Bytes on disk, each blob counted once."""
+        files = (Path(top) / name for top, _, names in os.walk(self.folder) for name in names)
+        return sum(path.lstat().st_size for path in files if not path.is_symlink())
+
+    def inside(self, path: Path) -> Path:
+        """The path, if it lies in the repository's folder and no link on its way leads anywhere else. Raises
+        FpsgenError MODEL.
+        """
+        parent, right = path.parent, path.name not in ("", ".", "..") and path.is_relative_to(self.folder)
+        if not right or parent.resolve() != self.folder.resolve() / parent.relative_to(self.folder):
+            what = f"{show(path, 300)} does not lie in the folder of its repository"
+            raise FpsgenError(what, "remove the links in that folder, or set HF_HOME to another", MODEL)
+        return path
+
+    @contextmanager
+    def locked(self, digest: str, busy: str) -> Iterator[None]:
+        """Hold the lock that huggingface_hub takes as well while it fetches this file. Raises FpsgenError LOCKED."""
+        _make(self._locks)
+        path = self._locks / f"{self.blob(digest).name}.lock"
+        with lock(path, busy, "wait until it has ended, then pull again"):
+            yield
+
+    def _commit_of(self, revision: str) -> str | None:
+        if not REVISION.fullmatch(revision):
+            return None
+        with suppress(OSError, ValueError):
+            path = self.folder / "refs" / revision
+            text = path.read_text(encoding="ascii").strip() if path.stat().st_size < 100 else ""
+            return text if COMMIT.fullmatch(text) else None
+        return None
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"{folder} cannot be made: {error.strerror or error}"
+        raise FpsgenError(what, "check its permissions, or set HF_HOME to another folder", DISK) from error
+
+
+def cached(repository: str, revision: str) -> Path | None:
+    """Snapshot of a repository in the cache, or None. Where `revision` is not there: that of "main"."""
+    store = RepositoryCache(hub_settings().cache, repository)
+    return store.snapshot(revision) or store.snapshot("main")
+
+
+def free_disk() -> int:
+    """Bytes that are free where models go."""
+    place = hub_settings().cache.absolute()
+    while not os.path.exists(place):
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def on_disk(spec: ModelSpec) -> Path | None:
+    """Folder of a model of the registry, if it is on this machine (not judged)."""
+    if spec.embedded:
+        folder = weights_dir() / spec.source
+        return folder if (folder / INDEX).is_file() else None
+    local = os.path.expanduser(spec.source)
+    if os.path.isdir(local):
+        return Path(local).resolve()
+    return cached(spec.source, spec.revision) if HUB_ID.fullmatch(spec.source) else None
+
+
+def bytes_to_fetch(spec: ModelSpec) -> int:
+    """What a pull would still bring, by the registry's figure and what the cache holds of it."""
+    if on_disk(spec) is not None or not HUB_ID.fullmatch(spec.source):
+        return 0
+    here = RepositoryCache(hub_settings().cache, spec.source).size()
+    return max(0, round(spec.download_gb * 1e9) - here)
+
+
+def missing(name: str, spec: ModelSpec | None) -> FpsgenError:
+    """The error for a model that is not on this machine, with the command that fetches it."""
+    if spec is not None and spec.embedded:
+        return FpsgenError(
+            f"model {name} is not in {weights_dir() / spec.source}", "install fpsgen again: it comes with it", MODEL
+        )
+    size = f" ({spec.download_gb:g} GB)" if spec is not None and spec.download_gb else ""
+    return FpsgenError(f"model {name} is not on this machine{size}", f"fetch it: fpsgen models pull {name}", MODEL)

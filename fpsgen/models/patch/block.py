@@ -1,0 +1,141 @@
+"""A Wan block whose element-wise work is done in few passes: each reads the tokens once and writes what is next.
+
+diffusers' block goes over its tokens some thirty times a layer. Here they are read by LayerNorm with modulation, by
+each gated residual together with the norm that follows it, by GELU, and by what quantizes the attention's output:
+arithmetic in fp32, the stream of residuals rounded where diffusers rounds it. Rows for FP8 layers are written in FP8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.activations import GELU
+from diffusers.models.normalization import FP32LayerNorm
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanTransformerBlock
+from torch.compiler import is_compiling
+
+from fpsgen.fused import FP8Rows, gelu_rows, norm_rows, quantize_rows, residual_norm_rows, residual_rows
+from fpsgen.models.patch.linear import takes_fp8
+from fpsgen.models.patch.swap_class import has_hooks, swap_class
+from fpsgen.models.patch.text_kv import TextAttnProcessor
+
+
+@dataclass
+class Fused:
+    """What a fused block goes by. following: the block after it, whose first norm goes together with this block's last
+    residual; its rows travel on the tensor that passes between the two. The others: which layers take FP8 rows.
+    """
+
+    following: Any = None
+    attn1: bool = False
+    attn2: bool = False
+    up: bool = False
+    down: bool = False
+
+    def look(self, block: Any) -> None:
+        """See what the layers are now. Compiled code goes by what was seen last."""
+        attn1, up, down = block.attn1, block.ffn.net[0].proj, block.ffn.net[2]
+        layers = (attn1.to_qkv,) if attn1.fused_projections else (attn1.to_q, attn1.to_k, attn1.to_v)
+        self.attn1 = all(map(takes_fp8, layers))
+        self.attn2, self.up, self.down = map(takes_fp8, (block.attn2.to_q, up, down))
+
+
+class FusedBlock(WanTransformerBlock):
+    """A WanTransformerBlock made into this by install_block."""
+
+    fused: Fused
+
+    def forward(
+        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, temb: torch.Tensor, rotary_emb: Any
+    ) -> torch.Tensor:
+        x, fused = hidden_states, self.fused
+        if not fusable(x):
+            return super().forward(x, encoder_hidden_states, temb, rotary_emb)
+        if not is_compiling():
+            fused.look(self)
+        shift, scale, gate, c_shift, c_scale, c_gate = modulation(self, temb)
+        rows = _take(x, self)
+        if rows is None:
+            rows = norm_rows(x, scale, shift, self.norm1.eps, True, fused.attn1)
+        y = self.attn1(rows, None, None, rotary_emb)
+        norm2 = self.norm2
+        if isinstance(norm2, FP32LayerNorm):
+            weight, bias = norm2.weight.unsqueeze(0), norm2.bias.unsqueeze(0)
+            x, rows = residual_norm_rows(x, y, gate, weight, bias, norm2.eps, False, fused.attn2)
+        else:
+            x = residual_rows(x, y, gate)
+            rows = quantize_rows(x) if fused.attn2 else x
+        y = self.attn2(rows, encoder_hidden_states, None, None)
+        x, rows = residual_norm_rows(x, y, None, c_scale, c_shift, self.norm3.eps, True, fused.up)
+        y = self.ffn.net[2](gelu_rows(self.ffn.net[0].proj(rows), fused.down))
+        return self._leave(x, y, c_gate, temb)
+
+    def _leave(self, x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        """x + gate * y, with the next block's first norm where that is there to be computed."""
+        after = self.fused.following
+        if is_compiling() or after is None or x.is_inference() or after.scale_shift_table.device != x.device:
+            return residual_rows(x, y, gate)
+        after.fused.look(after)
+        shift, scale, *_ = modulation(after, temb)
+        x, rows = residual_norm_rows(x, y, gate, scale, shift, after.norm1.eps, True, after.fused.attn1)
+        x.__dict__[_NORMED] = (after, x._version, rows)
+        return x
+
+
+# what goes by a class's name knows it: compile_repeated_blocks, accelerate's placing of layers
+FusedBlock.__name__ = WanTransformerBlock.__name__
+_NORMED = "fpsgen_normed"
+
+
+def _take(x: torch.Tensor, block: Any) -> FP8Rows | torch.Tensor | None:
+    """The rows that the block before has normed already, if they are this block's and x is as it was then."""
+    held = None if is_compiling() else x.__dict__.pop(_NORMED, None)
+    usable = held is not None and held[0] is block and held[1] == x._version
+    return held[2] if usable and isinstance(held[2], FP8Rows) == block.fused.attn1 else None
+
+
+def fusable(x: torch.Tensor) -> bool:
+    """Whether a call may be fused: no gradient, no autocast."""
+    return not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+
+
+def modulation(block: Any, temb: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The block's shift, scale and gate of self-attention, then of the feed-forward, fp32: [B, dim] each, [B, L, dim]
+    where there is a noise level for every token (temb [B, L, 6, dim]).
+    """
+    return (block.scale_shift_table + temb.float()).unbind(-2)
+
+
+def unfit(block: Any) -> str | None:
+    """Why the block cannot be fused, or None."""
+    norms = (block.norm1, block.norm3, *(() if isinstance(block.norm2, torch.nn.Identity) else (block.norm2,)))
+    gelu, middle, *_ = block.ffn.net
+    if any(type(norm) is not FP32LayerNorm or has_hooks(norm) for norm in norms):
+        return "its norms are replaced or hooked"
+    if type(gelu) is not GELU or gelu.approximate != "tanh" or has_hooks(gelu) or has_hooks(block.ffn):
+        return "its feed-forward is replaced or hooked"
+    if len(block.ffn.net) != 3 or middle.p:
+        return "its feed-forward drops out"
+    return None
+
+
+def install_block(block: Any, following: Any = None) -> Callable[[], None]:
+    """Fuse one block, its cross-attention included; `following` is fused as well. Returns what undoes it."""
+    undo_class = swap_class(block, FusedBlock)
+    assert undo_class is not None, "unfit() was not asked"
+    block.fused = Fused(following)
+    before = block.attn2.processor
+    ours = TextAttnProcessor(before._attention_backend) if type(before) is WanAttnProcessor else before
+    block.attn2.set_processor(ours)
+
+    def undo() -> None:
+        undo_class()
+        del block.fused
+        if block.attn2.processor is ours and ours is not before:
+            before._attention_backend = ours._attention_backend
+            block.attn2.set_processor(before)
+
+    return undo

@@ -1,0 +1,213 @@
+"""Wan's VAE decoder, many frames at a time and channels last, with nothing between the convolutions but one pass.
+
+diffusers decodes a latent frame at a time, in fp32 or bf16 as it was loaded, and copies, pads and casts round every
+convolution. The same numbers come from the same weights here: every causal convolution finds the last two frames of
+before in front of its input, where the pass that norms wrote the rest; its padding in space is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualUpBlock, unpatchify
+from diffusers.models.autoencoders.vae import DecoderOutput
+
+from fpsgen.fused.pixels import norm_silu, upsample
+
+HISTORY = 2  # frames that a kernel of 3 in time sees of before
+BUDGET = 1 << 31  # bytes of the largest activation of a chunk
+
+
+class Decoder:
+    """One decoding of one video (or tile): weights in `dtype`, and what convolutions saw last.
+
+    Chunks of latent frames come in order through `chunk`; the last one says so, and nothing is kept then.
+    """
+
+    def __init__(self, vae: Any, dtype: torch.dtype) -> None:
+        self.vae = vae
+        self.dtype = dtype
+        self._weights: dict[Any, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._seen: dict[Any, torch.Tensor] = {}
+        self._first = self._last = True
+
+    def chunk(self, latents: torch.Tensor, last: bool) -> torch.Tensor:
+        """latents [B, C, n, h, w] to frames [B, 3, 4 n, 8 h, 8 w] in [-1, 1], 4 n - 3 in the first chunk (sizes of
+        Wan2.1), not contiguous.
+        """
+        vae, decoder = self.vae, self.vae.decoder
+        self._last = last
+        x = latents.to(self.dtype).permute(0, 2, 3, 4, 1).contiguous()
+        x = self._causal(decoder.conv_in, self._padded(decoder.conv_in, self._conv(vae.post_quant_conv, x)))
+        middle = decoder.mid_block
+        x, more = self._resnet(middle.resnets[0], x, None)
+        for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
+            x, more = self._resnet(resnet, *self._attention(attention, x, more))
+        for block in decoder.up_blocks:
+            x, more = self._up(block, x, more)
+        _, x = self._normed(decoder.conv_out, decoder.norm_out, x, more)
+        x = self._causal(decoder.conv_out, x)
+        self._first = False
+        x = x.permute(0, 4, 1, 2, 3)
+        if vae.config.patch_size is not None:
+            x = unpatchify(x, vae.config.patch_size)
+        return x.clamp_(-1.0, 1.0)
+
+    def _up(self, block: Any, x: torch.Tensor, more: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x + more through an up block; the result is again a sum of two, added where it is read next."""
+        shortcut = None
+        if isinstance(block, WanResidualUpBlock):
+            sampler = block.upsampler
+            if block.avg_shortcut is not None:
+                x, more = (x if more is None else x + more), None
+                shortcut = self._duplicated(block.avg_shortcut, x)
+        else:
+            sampler = None if block.upsamplers is None else block.upsamplers[0]
+        for resnet in block.resnets:
+            x, more = self._resnet(resnet, x, more)
+        if sampler is None:
+            return x, more
+        return self._sampled(sampler, x, more), shortcut
+
+    def _resnet(
+        self, block: Any, x: torch.Tensor, more: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        x, normed = self._normed(block.conv1, block.norm1, x, more)
+        y = self._causal(block.conv1, normed)
+        _, normed = self._normed(block.conv2, block.norm2, y, None)
+        shortcut = x if isinstance(block.conv_shortcut, torch.nn.Identity) else self._conv(block.conv_shortcut, x)
+        return self._causal(block.conv2, normed), shortcut
+
+    def _attention(
+        self, block: Any, x: torch.Tensor, more: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Within each frame, one head."""
+        x, normed = norm_silu(x, block.norm.gamma.view(-1), more, silu=False)
+        batch, frames, height, width, channels = x.shape
+        qkv = self._conv(block.to_qkv, normed).view(batch * frames, 1, height * width, 3 * channels)
+        out = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
+        return self._conv(block.proj, out.reshape(x.shape)), x
+
+    def _sampled(self, block: Any, x: torch.Tensor, more: torch.Tensor | None) -> torch.Tensor:
+        """Twice as high and wide; where the block has a convolution in time, twice as long but for the first frame of
+        the video, which stays out of it.
+        """
+        if block.mode == "upsample3d":
+            x, more = (x if more is None else x + more), None
+            single = x[:, :1] if self._first else x[:, :0]
+            x = x[:, 1:] if self._first else x
+            if x.shape[1]:
+                pairs = self._causal(block.time_conv, self._padded(block.time_conv, x))
+                x = pairs.unflatten(-1, (2, -1)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+            x = torch.cat((single, x), 1) if len(single[0]) else x.contiguous()
+        x = upsample(x, more)
+        return self._conv(block.resample[1], x)
+
+    def _duplicated(self, shortcut: Any, x: torch.Tensor) -> torch.Tensor:
+        """DupUp3D: channels repeated and laid out over time and space."""
+        batch, frames, height, width, _ = x.shape
+        t, s = shortcut.factor_t, shortcut.factor_s
+        x = x.repeat_interleave(shortcut.repeats, dim=-1).view(batch, frames, height, width, -1, t, s, s)
+        x = x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(batch, frames * t, height * s, width * s, -1)
+        return x[:, t - 1 :].contiguous() if self._first else x
+
+    def _normed(
+        self, conv: Any, norm: Any, x: torch.Tensor, more: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x + more, and its norm and SiLU as the input of a causal convolution."""
+        width = _width(x.shape[-1]) if x.is_cuda else None
+        total, out = norm_silu(x, norm.gamma.view(-1), more, history=HISTORY, width=width)
+        return total, self._remember(conv, out)
+
+    def _padded(self, conv: Any, x: torch.Tensor) -> torch.Tensor:
+        out = x.new_empty(x.shape[0], HISTORY + x.shape[1], *x.shape[2:])
+        out[:, HISTORY:] = x
+        return self._remember(conv, out)
+
+    def _remember(self, conv: Any, padded: torch.Tensor) -> torch.Tensor:
+        """Fills in the frames of before, and keeps the last ones."""
+        seen = self._seen.pop(conv, None)
+        padded[:, :HISTORY] = 0.0 if seen is None else seen
+        if not self._last:
+            self._seen[conv] = padded[:, -HISTORY:].clone()
+        return padded
+
+    def _causal(self, conv: Any, padded: torch.Tensor) -> torch.Tensor:
+        """A WanCausalConv3d over an input that begins with its history. Padding in space is what it was made with."""
+        return self._conv(conv, padded, (0, conv._padding[2], conv._padding[0]))
+
+    def _conv(self, conv: Any, x: torch.Tensor, padding: tuple[int, ...] | None = None) -> torch.Tensor:
+        """x [B, T, H, W, C]; 2-D convolutions take frames as a batch, those over one pixel are matrix products."""
+        weight, bias = self._weight(conv, x.shape[-1])
+        if weight.shape[2:].numel() == 1:
+            return F.linear(x, weight.flatten(1), bias)
+        if weight.dim() == 4:
+            frames = x.flatten(0, 1).permute(0, 3, 1, 2)
+            return F.conv2d(frames, weight, bias, padding=1).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+        return F.conv3d(x.permute(0, 4, 1, 2, 3), weight, bias, padding=padding).permute(0, 2, 3, 4, 1)
+
+    def _weight(self, conv: Any, channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """For an input of so many channels: zeros for those that pad it."""
+        if conv not in self._weights:
+            weight = conv.weight.detach().to(self.dtype)
+            weight = F.pad(weight, (*[0, 0] * (weight.dim() - 2), 0, channels - weight.shape[1]))
+            layout = torch.channels_last_3d if weight.dim() == 5 else torch.channels_last
+            bias = None if conv.bias is None else conv.bias.detach().to(self.dtype)
+            self._weights[conv] = weight.contiguous(memory_format=layout), bias
+        return self._weights[conv]
+
+
+def _width(channels: int) -> int:
+    """Channels to give a convolution on a GPU: cuDNN has no kernel for Hopper's tensor cores unless they are multiples
+    of 64, and runs 96 of them at 240 TFLOP/s where 192 take 550. Padded by a third at most.
+    """
+    padded = -(-channels // 64) * 64
+    return padded if 3 * padded <= 4 * channels else channels
+
+
+def decoded_chunks(vae: Any, latents: torch.Tensor, dtype: torch.dtype, budget: int = BUDGET) -> Iterator[torch.Tensor]:
+    """Frames of latents [B, C, T, h, w] in order, [B, 3, t, H, W] in `dtype`, while later ones are not decoded yet.
+
+    budget: bytes that the largest activation of a chunk may take, one latent frame at the least.
+    """
+    decoder = Decoder(vae, dtype)
+    frames = latents.shape[2]
+    size = max(1, budget // _bytes_a_frame(vae, latents, dtype))
+    for start in range(0, frames, size):
+        yield decoder.chunk(latents[:, :, start : start + size], start + size >= frames)
+
+
+def _bytes_a_frame(vae: Any, latents: torch.Tensor, dtype: torch.dtype) -> int:
+    """Of the largest activation that one latent frame becomes: what the last upsampling writes."""
+    samplers = [module for module in vae.decoder.modules() if hasattr(module, "resample")]
+    times = 2 ** sum(module.mode == "upsample3d" for module in samplers)
+    channels = max((module.dim for module in samplers[-1:]), default=latents.shape[1])
+    return len(latents) * latents[0, 0, 0].numel() * 4 ** len(samplers) * times * channels * dtype.itemsize
+
+
+def install_decoder(vae: Any, dtype: torch.dtype | None = None, budget: int = BUDGET) -> Callable[[], None]:
+    """Let an AutoencoderKLWan decode this way, in `dtype` (None: its own). Returns what undoes it.
+
+    The result has the VAE's own dtype. Tiles, where they are enabled, and slices stay as they were.
+    """
+
+    def decode(z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
+        height, width = (vae.tile_sample_min_height, vae.tile_sample_min_width)
+        ratio = vae.spatial_compression_ratio
+        if vae.use_tiling and (z.shape[-1] > width // ratio or z.shape[-2] > height // ratio):
+            return type(vae)._decode(vae, z, return_dict)
+        with torch.no_grad():
+            parts = [part.to(z.dtype) for part in decoded_chunks(vae, z, dtype or z.dtype, budget)]
+        out = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 2)
+        return DecoderOutput(sample=out) if return_dict else (out,)
+
+    vae._decode = decode
+
+    def undo() -> None:
+        if vae.__dict__.get("_decode") is decode:
+            del vae._decode
+
+    return undo

@@ -1,0 +1,112 @@
+"""Rows of `fpsgen bench` as a person reads them: cells, lines of text, Markdown. Reads rows alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fpsgen.report.lines import columns
+
+COLUMNS = {
+    "method": "Method",
+    "step": "s / step",
+    "denoise": "Denoise, s",
+    "total": "Total, s",
+    "speedup": "Speed-up",
+    "share": "Attention",
+    "density": "Density",
+    "memory": "Peak memory",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "vmaf": "VMAF",
+    "xpsnr": "XPSNR, dB",
+    "flicker": "Flicker",
+}
+TERMINAL = {
+    "method": "",
+    "median": "s/step",
+    "denoise": "denoise",
+    "speedup": "speed-up",
+    "share": "attn",
+    "density": "density",
+    "memory": "memory",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "vmaf": "VMAF",
+}
+
+
+def cells(row: dict[str, Any]) -> dict[str, str]:
+    """The texts of a row; "-" where there is no figure."""
+    memory, step = row["peak_memory"]["cuda_bytes"], row["step_s"]
+    return {
+        "method": row["method"] + (" (baseline)" if is_baseline(row) else ""),
+        "median": f"{step['median']:.3f}",
+        "step": f"{step['median']:.3f} ({step['min']:.3f}-{step['max']:.3f})",
+        "denoise": f"{row['stages_s']['denoise']['median']:.2f}",
+        "total": f"{row['total_s']['median']:.2f}",
+        "speedup": f"{row['speedup_denoise']:.2f}x",
+        "share": _text(row["attention_share"], "{:.0%}"),
+        "density": _text(row["density"], "{:.0%}"),
+        "memory": "-" if memory is None else f"{memory / 1e9:.1f} GB",
+        "psnr": "equal" if row["psnr_db"] is None and row["ssim"] == 1 else _text(row["psnr_db"], "{:.1f}"),
+        "ssim": _text(row["ssim"], "{:.3f}"),
+        "vmaf": _text(row.get("vmaf"), "{:.0f}"),
+        "xpsnr": _text(row.get("xpsnr_db"), "{:.1f}"),
+        "flicker": _text(row.get("flicker"), "{:.2f}"),
+    }
+
+
+def is_baseline(row: dict[str, Any]) -> bool:
+    return row["method"] == row["baseline"]
+
+
+def setting(row: dict[str, Any]) -> str:
+    """What was measured, on one line."""
+    weights = ", random weights" if row["random_weights"] else ""
+    size = f"{row['width']}x{row['height']}, {row['frames']} frames, {row['tokens']} tokens"
+    return (
+        f"{row['model']}{weights}, {size}, {row['steps']} steps, guidance {row['guidance']:g}, seed {row['seed']}, "
+        f"schedule {row['schedule']}"
+    )
+
+
+def where(row: dict[str, Any]) -> str:
+    """Where it was measured, on one line."""
+    versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
+    commit = f", commit {row['commit']}" if row["commit"] else ""
+    return f"{row['device']}, {versions}{commit}, {row['created']}"
+
+
+def notes(row: dict[str, Any]) -> list[str]:
+    """What a reader must know beside the figures."""
+    found = []
+    if row["device"].startswith("CPU"):
+        kernels = ", ".join(row["kernels"])
+        found.append(f"CPU: times of the CPU kernels ({kernels}), not of the GPU kernels")
+    if row["random_weights"]:
+        found.append("random weights: speed and memory alone, no picture")
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The table for a terminal, under what was measured and where."""
+    shown = [cells(row) | {"method": row["method"]} for row in rows]
+    body = columns([list(TERMINAL.values()), *([line[key] for key in TERMINAL] for line in shown)])
+    return [setting(rows[0]), where(rows[0]), *notes(rows[0]), *body]
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table of rows from any number of benches, each setting and machine named once under it."""
+    head = "| " + " | ".join(COLUMNS.values()) + " | Setting |"
+    body = [head, "|" + " --- |" * (len(COLUMNS) + 1)]
+    origins = list(dict.fromkeys((setting(row), where(row)) for row in rows))
+    for row in rows:
+        number = origins.index((setting(row), where(row))) + 1
+        texts = [cells(row)[key].replace("|", "\\|") for key in COLUMNS]
+        body.append("| " + " | ".join(texts) + f" | {number} |")
+    listed = [f"{number}. {what}. {place}." for number, (what, place) in enumerate(origins, 1)]
+    return "\n".join([*body, "", *listed]) + "\n"
+
+
+def _text(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)

@@ -1,0 +1,45 @@
+"""One-line texts on a request and on what a run took, for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def describe(request: Any) -> str:
+    """What is being made. request: a GenerateRequest."""
+    video, sampling = request.video, request.sampling
+    scaled = f" scaled to {video.scaled_to[0]}x{video.scaled_to[1]}" if video.scaled_to else ""
+    size = f"{video.width}x{video.height}{scaled}, {video.frames} frames ({video.seconds:.1f} s)"
+    how = f"{sampling.steps} steps, guidance {sampling.guidance:g}, shift {sampling.shift:g}, seed {sampling.seed}"
+    return f"{size}, {how}"
+
+
+def summary(report: dict[str, Any]) -> str:
+    """What it took. report: of a GenerateResult."""
+    memory = report["peak_memory"]
+    known = {where: memory[key] for key, where in (("rss_bytes", "RAM"), ("cuda_bytes", "GPU")) if memory[key]}
+    peak = ", ".join(f"{size / 1e9:.1f} GB {where}" for where, size in known.items())
+    density = "" if report["density"] is None else f", attention density {report['density']:.2f}"
+    return f"in {report['total_s']:.1f} s, peak {peak or 'unknown'}{density}"
+
+
+def clock(seconds: float) -> str:
+    """A duration as 05:12, or 1:05:12 from an hour on."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"
+
+
+def amount(size: float) -> str:
+    """Bytes for a person."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size:.0f} bytes"
+
+
+def columns(lines: list[list[str]]) -> list[str]:
+    """Aligned columns, the first to the left. A first cell alone, or with one long remark, does not widen columns."""
+    widths = [max(len(line[i]) for line in lines if len(line[1]) < 20) for i in range(len(lines[0]))]
+    shown = []
+    for line in lines:
+        rest = "  ".join(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
+        shown.append(f"{line[0].ljust(widths[0])}  {rest}".rstrip())
+    return shown

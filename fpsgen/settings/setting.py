@@ -1,0 +1,71 @@
+"""What one setting is. The table of all of them is in table.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fpsgen.settings.parsers import Parser, switch
+
+LINE, FILE, ENVIRONMENT = "line", "file", "environment"  # a line of a prompt file, fpsgen.toml, FPSGEN_<NAME>
+ANYWHERE = (LINE, FILE, ENVIRONMENT)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: everything that options, files, variables, recipes, job keys, help and --dry-run know of it.
+
+    name: key of files and lines, FPSGEN_<NAME>, and --<name> unless `flag` says otherwise.
+    help: one short line. unset: what it is where nobody sets it, for people ("drawn"). example: a value that parses.
+    default: the value where nobody sets it; None with model_default takes that attribute of the ModelSpec.
+    commands: those that take the option. layers: where else it may be set.
+    recipe: written into recipes and read back by replay. key: part of a job's key, so that another value is another
+    video. becomes: names in a recipe or plan of what it is turned into ("seconds" becomes "frames").
+    complete: what shells offer: the values, or the name of a list that only the command line knows ("models").
+    mistaken_for: other words that people try for it.
+    """
+
+    name: str
+    parser: Parser
+    help: str
+    group: str
+    example: str
+    metavar: str = ""
+    flag: str = ""
+    short: str = ""
+    default: Any = None
+    model_default: str = ""
+    unset: str = ""
+    commands: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    recipe: bool = False
+    key: bool = False
+    becomes: tuple[str, ...] = ()
+    complete: Callable[[], tuple[str, ...]] | str = ""
+    mistaken_for: tuple[str, ...] = ()
+
+    @property
+    def option(self) -> str:
+        """Its long option, such as --dry-run."""
+        return self.flag or "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return f"FPSGEN_{self.name.upper()}"
+
+    @property
+    def is_switch(self) -> bool:
+        """On or off: the option takes no value."""
+        return self.parser is switch
+
+    def read(self, value: object) -> Any:
+        """The value of what a person, a file or a recipe says. Raises ValueError for what does not suit."""
+        if isinstance(value, bool):
+            return self.parser.read(str(value).lower())
+        if isinstance(value, str):
+            return self.parser.read(value)
+        if isinstance(value, int | float):
+            return self.parser.read(repr(value))
+        raise ValueError

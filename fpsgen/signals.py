@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM end the work, at the latest at the next step. A leaf: imports nothing of ours.
+
+The handler raises at once and keeps what it received. An exception that is raised inside a callback may be swallowed
+by a library; so every step and every job calls `check_stop`, which raises again.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+class StopHandler:
+    """A signal handler that raises, and remembers that it did. received: the signal's number, or None."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self.check()
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt or Terminated if a signal has arrived."""
+        if self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.received is not None:
+            raise Terminated
+
+
+@contextmanager
+def stoppable() -> Iterator[StopHandler]:
+    """SIGINT and SIGTERM end the block by KeyboardInterrupt or Terminated; the handlers of before are put back.
+
+    A signal that is ignored (as in nohup) stays ignored. Outside the main thread nothing is installed.
+    """
+    handler = StopHandler()
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
+    try:
+        yield handler
+    finally:
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+
+
+def check_stop() -> None:
+    """Raise again if a signal has arrived within a `stoppable` block. Every step and job calls this."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        handler = signal.getsignal(number)
+        if isinstance(handler, StopHandler):
+            handler.check()

@@ -1,0 +1,325 @@
+"""A hub that lies, breaks off or hangs writes nothing outside its repository's folder, and each fault has its code."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hub import API, COMMIT, NAME
+
+from fpsgen.errors import LOCKED, MODEL, NETWORK, USAGE, FpsgenError
+from fpsgen.models.catalog.cache import RepositoryCache, hub_settings
+from fpsgen.models.catalog.hub import without_credentials
+from fpsgen.models.catalog.pull import pull
+from fpsgen.models.catalog.verify import verify_folder
+
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+def refused(code: int, *words: str, revision: str = "main") -> FpsgenError:
+    with pytest.raises(FpsgenError) as caught:
+        pull(NAME, revision)
+    error = caught.value
+    assert error.code == code, error
+    assert "\n" not in error.message + error.remedy and all(word in str(error) for word in words), error
+    return error
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file outside the served model and the repository's own folder in the cache."""
+    own = str(hub_settings().cache / "models--")
+    skipped = (own, str(folder / "served"), str(hub_settings().cache / ".locks"))
+    found = {}
+    for top, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(top, name)
+            if not path.startswith(skipped):
+                found[path] = Path(path).read_bytes()
+    return found
+
+
+def blobs() -> list[Path]:
+    return sorted((RepositoryCache(hub_settings().cache, NAME).folder / "blobs").iterdir())
+
+
+def change_file(name: str, **values):
+    def change(info: dict) -> dict:
+        entry = next(entry for entry in info["siblings"] if entry["rfilename"] == name)
+        entry |= values
+        return info
+
+    return change
+
+
+def with_sha(sha: object):
+    return lambda info: info | {"sha": sha}
+
+
+HOSTILE = {
+    "commit upwards": with_sha("../../../victim"),
+    "commit absolute": with_sha("/tmp/victim"),
+    "commit short": with_sha("a" * 39),
+    "commit upper case": with_sha("A" * 40),
+    "commit with line end": with_sha("a" * 40 + "\n"),
+    "commit null": with_sha(None),
+    "commit list": with_sha(["a" * 40]),
+    "digest upwards": change_file(WEIGHTS, lfs={"sha256": "../../../../victim", "size": 1}),
+    "digest absolute": change_file(WEIGHTS, lfs={"sha256": "/tmp/victim", "size": 1}),
+    "digest short": change_file("vae/config.json", blobId="a" * 39),
+    "digest of nothing": change_file("vae/config.json", blobId=""),
+    "digest number": change_file(WEIGHTS, lfs={"sha256": 5}),
+    "digest missing": change_file(WEIGHTS, lfs={"size": 5}),
+    "lfs list": change_file(WEIGHTS, lfs=[1]),
+    "size negative": change_file(WEIGHTS, size=-1),
+    "size text": change_file(WEIGHTS, size="9"),
+    "size endless": change_file(WEIGHTS, size=10**4000),
+    "size true": change_file(WEIGHTS, size=True),
+    "name number": change_file(WEIGHTS, rfilename=7),
+    "siblings object": lambda info: info | {"siblings": {}},
+    "siblings text": lambda info: info | {"siblings": ["x"]},
+    "siblings missing": lambda info: {"sha": COMMIT},
+    "list": lambda info: b"[]",
+    "no JSON": lambda info: b"<html>",
+    "no UTF-8": lambda info: b"\xff\xfe{",
+    "deep": lambda info: b'{"siblings": ' + b"[" * 100_000,
+    "nan": lambda info: b'{"sha": NaN}',
+    "large": lambda info: b'{"sha": "' + b"a" * (9 << 20) + b'"}',
+}
+
+
+@pytest.mark.parametrize("fault", HOSTILE)
+def test_a_hostile_listing_is_refused_before_anything_is_written(hub, tmp_path, fault):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "victim").write_text("mine")
+    before = tree(tmp_path)
+    hub.listing = HOSTILE[fault]
+    refused(MODEL)
+    assert tree(tmp_path) == before and not (hub_settings().cache / "models--someone--wan-tiny").exists()
+    assert not [line for line in hub.asked if "/resolve/" in line]
+
+
+@pytest.mark.parametrize(
+    "name", ["../victim.json", "transformer/../../victim.json", "/tmp/victim.json", "vae/..", "vae/.json"]
+)
+def test_files_with_other_names_are_not_fetched(hub, tmp_path, name):
+    entry = {"rfilename": name, "size": 3, "blobId": "a" * 40}
+    hub.listing = lambda info: info | {"siblings": [*info["siblings"], entry]}
+    before = tree(tmp_path)
+    pulled = pull(NAME, "main")
+    assert {path: data for path, data in tree(tmp_path).items() if "/cache/" not in path} == before
+    assert verify_folder(pulled.folder) == []
+
+
+def test_headers_do_not_name_files(hub, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "victim").write_text("mine")
+    hub.etag[WEIGHTS] = "../../../victim"
+    hub.spoil.add(WEIGHTS)
+    refused(MODEL, WEIGHTS, "digest")
+    assert (tmp_path / "home" / "victim").read_text() == "mine"
+    hub.spoil.clear()
+    assert verify_folder(pull(NAME, "main").folder) == []
+
+
+@pytest.mark.parametrize("part", ["blobs", "snapshots", f"snapshots/{COMMIT}", f"snapshots/{COMMIT}/vae", "refs"])
+def test_links_in_the_cache_lead_nowhere_else(hub, tmp_path, part):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "main").write_text("mine")
+    link = RepositoryCache(hub_settings().cache, NAME).folder / part
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    refused(MODEL, str(link), "HF_HOME")
+    assert tree(outside) == {str(outside / "main"): b"mine"}
+
+
+def test_a_linked_partial_file_is_not_written_through(hub, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"")
+    digest = digest_of(hub, WEIGHTS)
+    store = RepositoryCache(hub_settings().cache, NAME)
+    store.blob(digest).parent.mkdir(parents=True)
+    store.blob(digest).with_name(f"{digest}.incomplete").symlink_to(victim)
+    pull(NAME, "main")
+    assert victim.read_bytes() == b""
+
+
+@pytest.mark.parametrize("revision", ["../../x", "a/../../b", "", "/x", "a b", "x" * 300])
+def test_revisions_stay_inside(hub, tmp_path, revision):
+    before = tree(tmp_path)
+    with pytest.raises(FpsgenError) as caught:
+        pull(NAME, revision)
+    assert caught.value.code in (USAGE, MODEL) and tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["a/..", "a/b/c", "a", "../x", "a--b/c", "a/b..c", "/a/b"])
+def test_repositories_have_two_names(hub, name):
+    with pytest.raises(FpsgenError) as caught:
+        pull(name, "main")
+    assert caught.value.code == MODEL and not hub.asked
+
+
+def test_pickles_and_other_kinds_are_refused_before_weights_are_fetched(hub):
+    folder = hub.repositories[NAME]
+    (folder / WEIGHTS).rename((folder / WEIGHTS).with_suffix(".bin"))
+    refused(MODEL, "pickle", "diffusion_pytorch_model.bin")
+    assert not [line for line in hub.asked if "/resolve/" in line]
+    (folder / WEIGHTS).with_suffix(".bin").rename(folder / WEIGHTS)
+    index = (folder / "model_index.json").read_text()
+    (folder / "model_index.json").write_text(index.replace("UMT5EncoderModel", "EvilModel"))
+    refused(MODEL, "EvilModel")
+    assert not [line for line in hub.asked if "safetensors" in line]
+
+
+@pytest.mark.parametrize(
+    ("status", "hubs_code", "code", "word"),
+    [
+        (401, "", MODEL, "hf auth login"),
+        (401, "GatedRepo", MODEL, "accept its terms"),
+        (403, "GatedRepo", MODEL, "accept its terms"),
+        (403, "", MODEL, "an account that may"),
+        (404, "EntryNotFound", MODEL, "HF_ENDPOINT"),
+        (404, "RevisionNotFound", MODEL, "--revision"),
+        (404, "", MODEL, "check the name"),
+        (429, "", NETWORK, "pull again"),
+        (503, "", NETWORK, "pull again"),
+        (418, "", NETWORK, "418"),
+    ],
+)
+def test_what_the_hub_says_of_a_file(hub, status, hubs_code, code, word):
+    hub.file_status[WEIGHTS] = (status, hubs_code)
+    refused(code, WEIGHTS, word)
+
+
+def test_a_token_that_is_not_accepted(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_canary123")
+    hub.status[NAME] = 401
+    error = refused(MODEL, "token", "hf auth login")
+    assert "canary" not in str(error)
+    monkeypatch.setenv("HF_TOKEN", "hf_canary\u00e9")
+    assert "canary" not in str(refused(USAGE, "HF_TOKEN"))
+
+
+@pytest.mark.parametrize("what", [API, WEIGHTS])
+def test_silence_has_an_end(hub, what):
+    hub.hang.add(what)
+    refused(NETWORK, hub.url)
+
+
+def test_a_crawling_transfer_has_an_end(hub, monkeypatch):
+    monkeypatch.setattr("fpsgen.models.catalog.pull.STALLED_SECONDS", 0.2)
+    monkeypatch.setattr("fpsgen.models.catalog.pull.STALLED", 10**12)
+    (hub.repositories[NAME] / WEIGHTS).write_bytes(b"x" * 1_000_000)
+    hub.pace = 1e6
+    refused(NETWORK, "all but stopped")
+
+
+def test_more_bytes_than_listed_are_not_written(hub):
+    hub.more.add(WEIGHTS)
+    refused(MODEL, "more")
+    assert verify_folder(_pull_again(hub)) == []
+
+
+def _pull_again(hub) -> Path:
+    hub.more.clear()
+    return pull(NAME, "main").folder
+
+
+def digest_of(hub, name: str) -> str:
+    return next(e["lfs"]["sha256"] for e in hub.info(NAME)["siblings"] if e["rfilename"] == name)
+
+
+@pytest.mark.parametrize("left", ["own", "hub's", "two", "wrong", "too long", "whole", "no ranges"])
+def test_what_an_earlier_run_left_is_taken_up(hub, left):
+    data, digest = (hub.repositories[NAME] / WEIGHTS).read_bytes(), digest_of(hub, WEIGHTS)
+    half = len(data) // 2
+    store = RepositoryCache(hub_settings().cache, NAME)
+    blob = store.blob(digest)
+    blob.parent.mkdir(parents=True)
+    own, foreign = (blob.with_name(f"{digest}{end}.incomplete") for end in ("", ".1a2b3c4d"))
+    own.write_bytes({"own": data[:half], "two": data[:10], "wrong": b"x" * half, "whole": data}.get(left, b""))
+    if left in ("hub's", "two"):
+        foreign.write_bytes(data[:half])
+    if left == "too long":
+        own.write_bytes(data + b"more")
+    if left == "no ranges":
+        own.write_bytes(data[:half])
+        hub.whole.add(WEIGHTS)
+    pulled = pull(NAME, "main")
+    rest = {"wrong": 2 * len(data) - half, "whole": 0, "too long": len(data), "no ranges": len(data)}
+    assert hub.sent[WEIGHTS] == rest.get(left, len(data) - half)
+    assert verify_folder(pulled.folder) == [] and not [p for p in blobs() if "incomplete" in p.name]
+
+
+def test_a_file_that_changed_on_disk_is_fetched_again(hub):
+    folder = pull(NAME, "main").folder
+    blob = (folder / WEIGHTS).resolve()
+    data = bytearray(blob.read_bytes())
+    data[100] ^= 1
+    blob.write_bytes(data)
+    hub.sent.clear()
+    assert verify_folder(pull(NAME, "main").folder) == []
+    assert set(hub.sent) == {"", WEIGHTS}
+
+
+def test_two_pulls_of_one_file(hub):
+    store = RepositoryCache(hub_settings().cache, NAME)
+    with store.locked(digest_of(hub, WEIGHTS), "busy"):
+        refused(LOCKED, WEIGHTS, str(os.getpid()))
+    assert pull(NAME, "main").fetched > 0
+
+
+def test_a_cache_that_holds_files_without_links(hub):
+    folder = pull(NAME, "main").folder
+    target = (folder / WEIGHTS).resolve()
+    (folder / WEIGHTS).unlink()
+    shutil.move(target, folder / WEIGHTS)
+    hub.sent.clear()
+    assert pull(NAME, "main").fetched == 0 and not (folder / WEIGHTS).is_symlink()
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://h:99999999",
+        "http://[::1",
+        "://",
+        "ftp://h",
+        "huggingface.co",
+        "http://",
+        "http://h:x",
+        "http://a b",
+        "http://h/?q",
+    ],
+)
+def test_endpoints_that_are_none(endpoint, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(FpsgenError) as caught:
+        hub_settings()
+    assert caught.value.code == USAGE and "HF_ENDPOINT" in caught.value.message
+
+
+def test_credentials_are_not_shown(hub, monkeypatch):
+    from huggingface_hub import constants
+
+    address = hub.url.replace("http://", "http://user:canary@")
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    assert "canary" not in hub_settings().shown
+    hub.hang.add(API)
+    assert "canary" not in str(refused(NETWORK, "127.0.0.1"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://user:canary@127.0.0.1:9")
+    assert "canary" not in str(refused(NETWORK, "127.0.0.1:9"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://user:canary@h:999999")
+    assert "canary" not in str(refused(USAGE))
+    assert without_credentials("at https://u:p@h/x with hf_abc and //a@b") == "at https://h/x with hf_... and //b"
+
+
+def test_other_settings_that_cannot_be_used(hub, monkeypatch):
+    from huggingface_hub import constants
+
+    for name, value in (("HF_HUB_CACHE", ""), ("HF_HUB_DOWNLOAD_TIMEOUT", -1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(constants, name, value)
+            refused(USAGE, name)

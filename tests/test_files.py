@@ -1,0 +1,192 @@
+"""Files are whole or absent, kept unless told otherwise, on the disk when they have their name; and read safely."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fpsgen import files
+from fpsgen.errors import BAD_INPUT, DISK, LOCKED, MODEL, FpsgenError
+from fpsgen.files import append_line, atomic, lock, make_folder, read_bytes, read_json, read_text, read_toml, sweep
+from fpsgen.files import write_text as write
+
+
+def refused(call, code: int, *words: str) -> FpsgenError:
+    with pytest.raises(FpsgenError) as caught:
+        call()
+    error = caught.value
+    assert error.code == code and error.remedy and all(word in error.message for word in words), error.message
+    return error
+
+
+def test_a_file_is_written_whole_and_never_replaced_unasked(tmp_path):
+    path = tmp_path / "a.txt"
+    assert write("one\r\n", path) == path and path.read_bytes() == b"one\r\n"
+    with pytest.raises(FileExistsError):
+        write("two", path)
+    write("three", path, overwrite=True)
+    assert path.read_text() == "three" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_nothing_is_left_of_what_fails(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic(tmp_path / "a") as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert not os.listdir(tmp_path)
+
+
+def test_what_came_into_being_meanwhile_is_kept(tmp_path):
+    with pytest.raises(FileExistsError), atomic(tmp_path / "a"):
+        (tmp_path / "a").write_text("theirs")
+    assert (tmp_path / "a").read_text() == "theirs" and os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_data_is_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_path, monkeypatch, links, overwrite):
+    """A power cut is not to be had here: the calls that survive one are watched instead."""
+    done: list[str] = []
+
+    def watch(name: str, real, fails: bool = False):
+        def call(*arguments):
+            if fails:
+                raise OSError(errno.EPERM, "no links here")
+            inode = os.fstat(arguments[0]).st_ino if name == "fsync" else os.stat(arguments[0]).st_ino
+            done.append(f"{name} {'folder' if inode == os.stat(tmp_path).st_ino else 'file'}")
+            return real(*arguments)
+
+        monkeypatch.setattr(os, name, call)
+
+    watch("fsync", os.fsync)
+    watch("replace", os.replace)
+    watch("link", os.link, fails=not links)
+    write("x", tmp_path / "a", overwrite)
+    assert done == ["fsync file", "link file" if links and not overwrite else "replace file", "fsync folder"]
+
+
+def test_a_log_survives_a_line_that_was_cut(tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    append_line(log, "one")
+    log.write_bytes(log.read_bytes()[:-2])  # the kill
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size) or real(fd))
+    append_line(log, "two")
+    assert log.read_text().split() == ["on", "two"] and synced == [log.stat().st_size]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_disk_that_fails_is_named(tmp_path, monkeypatch, number):
+    def fail(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    refused(lambda: write("x", tmp_path / "a"), DISK, str(tmp_path / "a"), os.strerror(number))
+    refused(lambda: append_line(tmp_path / "log", "x"), DISK, "log", os.strerror(number))
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", ["no/a", "x" * 300, "a\0b"])
+def test_names_that_no_file_can_have(tmp_path, name):
+    refused(lambda: write("x", tmp_path / name), DISK)
+    if name != "no/a":
+        refused(lambda: make_folder(tmp_path / name), DISK)
+
+
+HOLDS = """
+import sys, time
+from fpsgen.files import atomic, lock
+with (lock if sys.argv[2] == "lock" else atomic)(sys.argv[1], *(("busy", "wait") if sys.argv[2] == "lock" else ())):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(path: Path, kind: str) -> subprocess.Popen:
+    run = subprocess.Popen([sys.executable, "-c", HOLDS, str(path), kind], stdout=subprocess.PIPE, text=True)
+    assert run.stdout and run.stdout.readline() == "held\n"
+    return run
+
+
+def test_a_living_run_keeps_its_temporary_and_a_dead_one_does_not(tmp_path):
+    with holder(tmp_path / "a", "atomic") as run:
+        assert sweep(tmp_path) == 0 and len(os.listdir(tmp_path)) == 1
+        run.kill()
+    assert sweep(tmp_path) == 1 and not os.listdir(tmp_path)
+
+
+def test_a_lock_names_its_holder_and_goes_with_it(tmp_path):
+    path = tmp_path / "lock"
+    with holder(path, "lock") as run:
+        for _ in range(2):  # the first attempt does not wipe the name of the holder
+            refused(lambda: lock(path, "folder x is in use", "wait").__enter__(), LOCKED, "folder x", str(run.pid))
+        run.kill()
+    with lock(path, "busy", "wait") as held:
+        assert held
+
+
+def test_a_file_system_without_locks_is_not_another_run(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+
+        def fail(*arguments, number=number):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", fail)
+        with lock(tmp_path / f"lock{number}", "busy", "wait") as held:
+            assert held is False
+        assert write(str(number), tmp_path / f"a{number}").is_file()  # writing needs none
+
+
+def test_readers_take_files_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbfcat = 1\n")
+    assert read_text(tmp_path / "a", 100, "a") == "cat = 1\n" and read_toml(tmp_path / "a", 100, "a") == {"cat": 1}
+    for path, word in (
+        (tmp_path, "a folder"),
+        (tmp_path / "pipe", "pipe"),
+        ("/dev/zero", "device"),
+        (tmp_path / "none", "not there"),
+        (tmp_path / "a" / "b", "Not a directory"),
+        (tmp_path / ("x" * 300), "name"),
+        ("a\0b", "name"),
+        ("\ud800", "name"),
+    ):
+        refused(lambda path=path: read_bytes(path, 100, "the file", MODEL), MODEL, "the file", word)
+    refused(lambda: read_bytes(tmp_path / "a", 9, "the file"), BAD_INPUT, "larger than 9 bytes")
+
+
+def test_text_that_is_not_utf8_is_placed(tmp_path):
+    (tmp_path / "a").write_bytes(b"ok\r\nok\rbad \xff\n")
+    refused(lambda: read_text(tmp_path / "a", 100, "a"), BAD_INPUT, "0xff", "offset 11", "line 3")
+    (tmp_path / "a").write_bytes("ok".encode("utf-16"))
+    refused(lambda: read_json(tmp_path / "a", 100, "a"), BAD_INPUT, "UTF-16")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_a_file_without_permission(tmp_path):
+    (tmp_path / "a").touch(0o200)
+    refused(lambda: read_text(tmp_path / "a", 100, "a"), BAD_INPUT, "may not be read")
+
+
+def test_no_permission_is_said_as_such(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", fail)
+    error = refused(lambda: files.read_text(tmp_path / "a", 100, "a"), BAD_INPUT, "may not be read")
+    assert "permissions" in error.remedy
+
+
+def test_a_working_folder_that_was_removed(tmp_path, monkeypatch):
+    place = tmp_path / "gone"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    place.rmdir()
+    for call, code in ((lambda: read_text("a", 100, "a"), BAD_INPUT), (lambda: write("x", "a"), DISK)):
+        assert "working folder" in refused(call, code).remedy
