@@ -21,7 +21,7 @@ MAY_USE = {
     "video": {"errors", "text", "files", "ffmpeg"},
     "config": {"settings", "text"},
     "report": {"errors", "assets", "attention"},  # the names of methods
-    "evaluate": {"errors", "ffmpeg"},
+    "evaluate": {"errors", "text", "ffmpeg", "video"},
 }
 ATTENTION_MAY = {"torch", "triton", "fpsgen"} | set(sys.stdlib_module_names)
 LINES = 400
