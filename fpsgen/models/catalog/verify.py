@@ -88,7 +88,7 @@ def _compare(folder: Path, progress: Progress = lambda name, done, total: None) 
         return [error.message]
     files = {path.relative_to(folder).as_posix(): path for path in model_files(folder)}
     total = sum(path.stat().st_size for path in files.values() if path.exists())
-    wrong = [f"{name}: it is missing" for name in digests if name not in files]
+    wrong = [f"{name}: it is missing, and {MANIFEST} names it" for name in digests if name not in files]
     done = 0
     for name, path in files.items():
         if not path.exists():
@@ -97,11 +97,12 @@ def _compare(folder: Path, progress: Progress = lambda name, done, total: None) 
         progress(name, done, total)
         problem, size = "", path.stat().st_size
         if name in manifest and size != manifest[name][0]:
-            problem = f"it has {size} bytes, not {manifest[name][0]}"
+            problem = f"it has {size} bytes, not {manifest[name][0]} as {MANIFEST} says"
         elif name in digests:
             problem = mismatch(path, digests[name])
+            problem += f" as {MANIFEST} says" if problem and name in manifest else ""
         elif digests and wanted(name) and name != MANIFEST:
-            problem = "no digest is known for it"
+            problem = f"{MANIFEST} does not name it" if manifest else "no digest is known for it"
         if not problem and path.suffix == ".safetensors":
             problem = _malformed(path)
         if problem:
