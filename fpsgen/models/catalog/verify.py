@@ -58,7 +58,7 @@ def check_intact(folder: Path) -> None:
 
 
 def mark_intact(folder: Path) -> None:
-    """Note that every file of a folder was compared with its digest just now."""
+    """Note that every file of a folder was compared with its digest just now, as it came."""
     _write_stamp(folder, _stats(folder))
 
 
@@ -149,11 +149,9 @@ def _stats(folder: Path) -> dict[str, list[int]]:
 
 
 def _write_stamp(folder: Path, before: dict[str, list[int]]) -> None:
-    """Keep that the folder is intact, unless a file changed while it was read; a cache that cannot be written costs
-    time, no more.
+    """Keep that the folder is intact. before: its files as they were when the check began, so that one that changed
+    meanwhile does not pass. A cache that cannot be written costs time, no more.
     """
-    if _stats(folder) != before:
-        return
     path = _stamp_file(folder)
     body = {"schema": _STAMP, "folder": str(folder.resolve()), "files": before}
     with suppress(FpsgenError):

@@ -133,7 +133,7 @@ def test_the_stamp_is_not_in_the_folder_and_may_be_lost(folder, tmp_path, monkey
     assert not intact(folder)
 
 
-def test_a_file_that_changes_while_it_is_read_gets_no_stamp(folder, tmp_path, monkeypatch):
+def test_a_file_that_changes_while_it_is_read_does_not_pass_the_next_time(folder, tmp_path, monkeypatch):
     true = verify.mismatch
 
     def late(path: Path, digest: str) -> str:
