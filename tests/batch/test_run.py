@@ -152,6 +152,14 @@ def test_foreign_files_stay(batch):
     assert path.with_suffix(".json").read_text() == "theirs"
 
 
+def test_a_sidecar_that_comes_meanwhile_stays(batch, monkeypatch):
+    theirs = Path("outputs/x.json")
+    real = output.write_text
+    monkeypatch.setattr(output, "write_text", lambda *rest: theirs.write_text("theirs") and real(*rest))
+    assert batch(write({"prompt": "a cat", "output": "x.mp4"})) == DISK and "x.json" in batch.err
+    assert theirs.read_text() == "theirs"
+
+
 def test_an_overwritten_file_of_before_is_not_taken_for_the_new_one(batch, monkeypatch):
     file = write({"prompt": "a cat", "output": "x.mp4"})
     assert batch(file) == 0
