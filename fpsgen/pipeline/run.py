@@ -122,8 +122,7 @@ def build_report(request: GenerateRequest, model: LoadedModel, made: Rendered, t
 
 def mean_density(attention: dict[str, Any]) -> float | None:
     """Share of token pairs that self-attention kept, averaged over the steps of a handle's report."""
-    kept = [step["density"] for step in attention["steps"]]
-    return round(sum(kept) / len(kept), 4) if kept else None
+    return None if attention["density"] is None else round(attention["density"], 4)
 
 
 @torch.no_grad()
