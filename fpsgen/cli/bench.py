@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fpsgen.cli.options import CONTEXT, Command, Group, examples, takes_settings
 from fpsgen.settings.bench_table import SHAPES
 from fpsgen.settings.gather import DEFAULT, gather
 from fpsgen.settings.parsers import method_names
+from fpsgen.signals import interruptible
 
 app = typer.Typer(
     name="bench",
@@ -89,6 +91,7 @@ def kernel(given: dict[str, Any]) -> None:
     from fpsgen.bench import kernel as measured
     from fpsgen.bench.end_to_end import append_rows
     from fpsgen.pipeline.loaded_model import choose_device
+    from fpsgen.report.kernel import line, lines
 
     shapes = [
         measured.Shape(str(name), SHAPES.get(name, name), heads, 64 if name == "nano" else 128, batch, tile)
@@ -98,15 +101,21 @@ def kernel(given: dict[str, Any]) -> None:
         for tile in settings.tile
     ]
     device = choose_device(settings.device)
-    rows = measured.run(shapes, list(names), list(settings.density), settings.row_seconds, device)
+    if device.type == "cpu":
+        console.warning(
+            "these are times of a CPU; the GPU kernels play no part, and a row of a large shape takes minutes"
+        )
+    rows = []
+    for row in each(measured.run(shapes, list(names), list(settings.density), settings.row_seconds, device), device):
+        rows.append(row)
+        if not settings.quiet:
+            console.note(line(row))
     path = Path(settings.bench_output) / "kernel.jsonl"
     append_rows(rows, path)
     if settings.json:
         console.print_json("bench kernel", rows)
         return
     if not settings.quiet:
-        from fpsgen.report.kernel import lines
-
         print("\n".join(lines(rows)))
     print(path, flush=True)
 
@@ -145,6 +154,12 @@ def steps(given: dict[str, Any]) -> None:
     if not settings.quiet:
         print("\n".join(shown.table(rows)))
     print(path, chart, sep="\n", flush=True)
+
+
+def each(rows: Iterator[dict[str, Any]], device: Any) -> Iterator[dict[str, Any]]:
+    """The same rows. On a CPU, where one call may take a minute, a signal ends the wait for the next at once."""
+    while row := interruptible(lambda: next(rows, None)) if device.type == "cpu" else next(rows, None):
+        yield row
 
 
 def command_line() -> str:
