@@ -33,6 +33,9 @@ KERNEL_EXAMPLES = examples(
 )
 
 
+STEPS_EXAMPLES = examples("fpsgen bench steps --compare fp8,sta", "fpsgen bench steps -m nano --schedule paper")
+
+
 @app.callback(invoke_without_command=True)
 @takes_settings("bench")
 def bench(context: typer.Context, given: dict[str, Any]) -> None:
@@ -115,6 +118,42 @@ def kernel(given: dict[str, Any]) -> None:
     if not settings.quiet:
         print("\n".join(lines(rows)))
     print(path, flush=True)
+
+
+@app.command("steps", cls=Command, epilog=STEPS_EXAMPLES)
+@takes_settings("bench steps")
+def steps(given: dict[str, Any]) -> None:
+    """Error of every denoising step against dense bf16, on the dense trajectory: cosine, MSE, SNR; rows and a chart."""
+    settings = gather(given)
+
+    from fpsgen.bench.plan import plan_bench
+    from fpsgen.cli import progress
+    from fpsgen.cli.model_choice import choose_model
+    from fpsgen.pipeline.events import Timing
+
+    planned = plan_bench(settings, choose_model)
+    console.quiet_libraries(settings.debug)
+    with progress.choose(settings.quiet) as events:
+        timing = Timing(events)
+        for text in (*settings.warnings, *planned.notes):
+            timing.warn(text)
+        with timing.stage("import"):
+            from fpsgen.bench import steps as measured
+            from fpsgen.bench.rows import append_rows
+        with console.library_warnings(timing.warn, settings.debug):
+            rows = measured.run(planned.request, settings.compare, timing, command_line())
+    path = Path(settings.bench_output) / "steps.jsonl"
+    append_rows(rows, path)
+    from fpsgen.files import write_text
+    from fpsgen.report import steps as shown
+
+    chart = write_text(shown.chart(rows), path.with_suffix(".svg"), overwrite=True)
+    if settings.json:
+        console.print_json("bench steps", rows, timing.warnings)
+        return
+    if not settings.quiet:
+        print("\n".join(shown.table(rows)))
+    print(path, chart, sep="\n", flush=True)
 
 
 def each(rows: Iterator[dict[str, Any]], device: Any) -> Iterator[dict[str, Any]]:
