@@ -136,7 +136,7 @@ MEASURED = r"""
 import re, sys
 from fpsgen.cli.app import run
 code = run(["compare", sys.argv[1], sys.argv[1], "-q"])
-print(code, int(re.search("VmHWM: *(\d+)", open("/proc/self/status").read())[1]) >> 10)
+print(code, int(re.search("VmHWM:\s*(\d+)", open("/proc/self/status").read())[1]) >> 10)
 """
 
 
