@@ -6,6 +6,8 @@ Legend: B batch, H heads, M query tiles, U units (key blocks of a tiling that ha
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from fpsgen.attention.plan import AttentionPlan, BlockLists, block_lists
@@ -21,8 +23,14 @@ def select_lists(q: torch.Tensor, k: torch.Tensor, plan: AttentionPlan) -> Block
         return plan.lists(q.device)
     grid = slice(plan.prefix, plan.num_tokens - plan.suffix)
     with torch.no_grad():
-        chosen = plan.rule.selection.select(q.detach()[:, grid], k.detach()[:, grid], plan)
+        chosen = plan.rule.selection.select(q.detach()[:, grid], k.detach()[:, grid], _grid_alone(plan))
     return block_lists(plan.layout, with_dense_rows(chosen, plan.layout), q.device)
+
+
+@torch.compiler.assume_constant_result
+def _grid_alone(plan: AttentionPlan) -> AttentionPlan:
+    """The plan without prefix and suffix."""
+    return replace(plan, prefix=0, suffix=0) if plan.prefix or plan.suffix else plan
 
 
 def given_lists(index: torch.Tensor, count: torch.Tensor, plan: AttentionPlan, batch: int, heads: int) -> BlockLists:

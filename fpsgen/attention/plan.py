@@ -183,15 +183,15 @@ class AttentionPlan:
 
     @property
     def layout(self) -> BlockLayout:
-        return _layout(self.tiling, self.prefix, self.suffix)
+        return _layout_of(self)
 
     def tables(self, device: torch.device | str) -> DeviceTables:
         """Permutations and block tables on `device`; built once per layout and device."""
-        return _tables(self.layout, torch.device(device))
+        return _tables_of(self, torch.device(device))
 
     def lists(self, device: torch.device | str) -> BlockLists:
         """The window's lists of key blocks on `device`; built once per window and device."""
-        return _lists(self.layout, self.window, torch.device(device))
+        return _lists_of(self, torch.device(device))
 
     def tile_lists(self) -> TileLists:
         """The window's lists of units, on the CPU."""
@@ -200,6 +200,22 @@ class AttentionPlan:
     def token_groups(self) -> TokenGroups:
         """The window's lists as the CPU kernel takes them; built once per window."""
         return _token_groups(self.layout, self.window)
+
+
+# constants to torch.compile, which would trace what lies behind a cache
+@torch.compiler.assume_constant_result
+def _layout_of(plan: AttentionPlan) -> BlockLayout:
+    return _layout(plan.tiling, plan.prefix, plan.suffix)
+
+
+@torch.compiler.assume_constant_result
+def _tables_of(plan: AttentionPlan, device: torch.device) -> DeviceTables:
+    return _tables(_layout_of(plan), device)
+
+
+@torch.compiler.assume_constant_result
+def _lists_of(plan: AttentionPlan, device: torch.device) -> BlockLists:
+    return _lists(_layout_of(plan), plan.window, device)
 
 
 @lru_cache(maxsize=64)

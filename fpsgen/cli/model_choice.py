@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 def choose_model(settings: Settings) -> ModelChoice:
     """The model of `settings`, on this machine (with --dry-run it may be missing).
 
-    Where it is missing, or where "auto" would take a better one that only lacks being here: --pull fetches it, a
+    Where it is missing, or where "auto" has only the embedded one and a better one would fit: --pull fetches it, a
     person at a terminal is asked. What this machine cannot run is not fetched. Raises FpsgenError MODEL, NETWORK,
     DISK, ENVIRONMENT.
     """
     from fpsgen.models.catalog.cache import missing
     from fpsgen.models.catalog.choice import choose
     from fpsgen.pipeline.memory import check_model, model_lack
+    from fpsgen.pipeline.plan import instead_of_embedded
 
     choice = choose(settings.model, settings.res, settings.device, missing_ok=True)
     if settings.dry_run:
         return choice
-    better = next((passed.spec for passed in choice.passed if passed.fetchable), None)
-    wanted = choice.spec if choice.folder is None else better
+    wanted = choice.spec if choice.folder is None else instead_of_embedded(choice)
     if wanted is None:
         return choice
     if settings.pull:
@@ -58,9 +58,14 @@ def fetch(spec: ModelSpec, settings: Settings) -> None:
         pull(spec.source, spec.revision, progress)
 
 
+def at_terminal() -> bool:
+    """Whether a person can be asked."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def _agreed(spec: ModelSpec) -> bool:
     """Whether a person, if one is there, wants it fetched now."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not at_terminal():
         return False
     from fpsgen.models.catalog.cache import bytes_to_fetch
 

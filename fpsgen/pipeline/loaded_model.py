@@ -12,9 +12,11 @@ import torch
 from fpsgen.attention.op import UnsupportedDeviceError
 from fpsgen.errors import ENVIRONMENT, MODEL, FpsgenError
 from fpsgen.models.catalog.cache import missing
+from fpsgen.models.catalog.machine import this_machine
 from fpsgen.models.wan.load import load
 from fpsgen.models.wan.random_weights import random_pipeline
 from fpsgen.pipeline.events import Timing
+from fpsgen.pipeline.memory import check_device
 from fpsgen.pipeline.request import GenerateRequest
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -58,19 +60,22 @@ def readable_errors(request: GenerateRequest, timing: Timing) -> Iterator[None]:
         video = request.video
         message = f"the GPU ran out of memory in stage {stage} at {video.width}x{video.height}x{video.frames}"
         raise FpsgenError(message, "try a smaller --res or fewer --frames", ENVIRONMENT) from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        message = f"memory ran out in stage {timing.running}"
+        raise FpsgenError(message, "try a smaller --res or fewer --frames", ENVIRONMENT) from error
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto": CUDA where there is one. Raises FpsgenError ENVIRONMENT."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise FpsgenError(f"--device {name}: torch finds no CUDA device", "run it with --device cpu", ENVIRONMENT)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        message = f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0"
-        raise FpsgenError(message, "run it with --device cuda:0", ENVIRONMENT)
-    return device
+    """The device of that name; "auto": CUDA where there is one; of several GPUs the one with the most memory, unless a
+    number says which. Raises FpsgenError ENVIRONMENT.
+    """
+    machine = this_machine()
+    check_device(name, machine)
+    if name == "cpu" or not machine.gpus:
+        return torch.device("cpu")
+    return torch.device(name) if ":" in name else torch.device("cuda", machine.largest_gpu())
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

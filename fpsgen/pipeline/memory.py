@@ -13,10 +13,23 @@ _SMALL_GB = 1.0  # what is smaller than this fits any machine
 
 def check_machine(request: GenerateRequest, machine: Machine | None = None) -> None:
     """Raise FpsgenError ENVIRONMENT where this machine cannot run the model, or cannot hold the video."""
+    check_device(request.machine.device, machine)
     check_model(request.model.spec, request.machine.device, machine)
     refusal = _video_refusal(request, machine)
     if refusal:
         raise FpsgenError(refusal, "try a smaller --res or fewer --frames", ENVIRONMENT)
+
+
+def check_device(name: str, machine: Machine | None = None) -> None:
+    """Raise FpsgenError ENVIRONMENT for a --device that this machine does not have."""
+    if not name.startswith("cuda"):
+        return
+    count = len((machine or this_machine()).gpus)
+    if not count:
+        raise FpsgenError(f"--device {name}: there is no CUDA device", "run it with --device cpu", ENVIRONMENT)
+    if int(name.partition(":")[2] or 0) >= count:
+        what = f"--device {name}: there are {count} CUDA devices, counted from 0"
+        raise FpsgenError(what, "run it with --device cuda:0", ENVIRONMENT)
 
 
 def check_model(spec: ModelSpec, device: str, machine: Machine | None = None) -> None:

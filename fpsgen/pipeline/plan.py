@@ -54,7 +54,7 @@ def plan(prompt: str, settings: Settings, choice: ModelChoice | None = None) -> 
     impossible = geometry.refuses(values["width"], values["height"], values["frames"])
     if impossible:
         raise FpsgenError(impossible, "choose a smaller --res or fewer --frames", USAGE)
-    path, numbered = resolve_output(settings.output, text, values["seed"], settings.overwrite)
+    path, numbered = resolve_output(settings.output, text, values["seed"], settings.overwrite, values["frames"])
     values |= {"path": path, "numbered": numbered, "overwrite": settings.overwrite, "metadata": settings.metadata}
     values["device"] = settings.device
     request = request_from_values(values, choice)
@@ -123,10 +123,17 @@ def notes_of(request: GenerateRequest) -> tuple[str, ...]:
     spec, vocabulary = choice.spec, choice.vocabulary
     note = spec.note((video.width, video.height))
     words = vocabulary.warning(spec.name, request.prompt.text) if vocabulary is not None else ""
-    better = next((passed.spec for passed in choice.passed if passed.fetchable), None)
+    better = instead_of_embedded(choice)
     pull = f"{better.name} would fit this machine: --pull fetches it" if better is not None else ""
     size = f"{video.width}x{video.height}"
     return tuple(filter(None, (scaling_note(request), note and f"{spec.name} at {size}: {note}", words, pull)))
+
+
+def instead_of_embedded(choice: ModelChoice) -> ModelSpec | None:
+    """The model to fetch where "auto" has only the embedded one: the best that would fit this machine, if any does."""
+    if not choice.spec.embedded:
+        return None
+    return next((passed.spec for passed in choice.passed if passed.fetchable), None)
 
 
 def _settle_size(settings: Settings, spec: ModelSpec, side: int) -> dict[str, Any]:

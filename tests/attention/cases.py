@@ -1,5 +1,6 @@
 """Shapes and lists that every implementation is tested on, shared by CPU, interpreter and GPU tests."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import torch
 
 from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.plan import BlockLists, DeviceTables, block_lists, device_tables
-from fpsgen.attention.tiles import BlockLayout, TileLists, Tiling, lists_from_mask, window_lists
+from fpsgen.attention.tiles import BlockLayout, TileLists, Tiling, lists_from_mask, window_lists, with_dense_rows
 
 
 class Laid(NamedTuple):
@@ -24,7 +25,9 @@ class Laid(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """lists: a window, or "unsorted", "empty" (rows and tiles without keys), "per_head", "per_batch_head"."""
+    """lists: a window, or "unsorted", "empty" (rows and tiles without keys), "per_head", "per_batch_head". block: 3D
+    key block that divides the tile. prefix, suffix: tokens that see and are seen by all.
+    """
 
     name: str
     grid: tuple[int, int, int]
@@ -34,20 +37,28 @@ class Case:
     heads: int = 1
     dim: int = 64
     granularity: int = 1
+    block: tuple[int, int, int] | None = None
+    prefix: int = 0
+    suffix: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prefix + math.prod(self.grid) + self.suffix
 
     def lay(self, device: str = "cpu") -> Laid:
-        tiling = Tiling(self.grid, self.tile)
-        layout, lists = BlockLayout(tiling), self._lists(tiling)
+        tiling = Tiling(self.grid, self.tile, self.block)
+        layout = BlockLayout(tiling, self.prefix, self.suffix)
+        lists = with_dense_rows(self._lists(tiling), layout)
         return Laid(device_tables(layout, device), block_lists(layout, lists, device), lists)
 
     def _lists(self, tiling: Tiling) -> TileLists:
         if isinstance(self.lists, tuple) or self.lists == "all":
             return window_lists(tiling, self.lists)
-        tiles = tiling.num_tiles
+        tiles, units = tiling.num_tiles, math.prod(tiling.unit_grid)
         groups = {"per_head": self.heads, "per_batch_head": self.batch * self.heads}.get(self.lists, 1)
         random = torch.Generator().manual_seed(3)
-        mask = torch.rand(groups, tiles, tiles, generator=random) < 0.5
-        mask |= torch.eye(tiles, dtype=torch.bool)
+        mask = torch.rand(groups, tiles, units, generator=random) < 0.5
+        mask |= torch.eye(tiles, units, dtype=torch.bool)
         if self.lists == "empty":
             mask[:, ::2] = False
             mask[:, :, 1] = False
@@ -60,7 +71,7 @@ class Case:
     def inputs(self, dtype=torch.float32, device: str = "cpu", seed: int = 11) -> tuple[torch.Tensor, ...]:
         """q, k, v [B, L, H, D] on `device`, the same for every device; V has a mean, so scale errors show."""
         random = torch.Generator().manual_seed(seed)
-        shape = (self.batch, Tiling(self.grid, self.tile).num_tokens, self.heads, self.dim)
+        shape = (self.batch, self.tokens, self.heads, self.dim)
         q, k, v = (torch.randn(shape, generator=random) for _ in range(3))
         return tuple(x.to(device, dtype) for x in (q * 1.5, k, v + 0.2))
 
@@ -68,7 +79,7 @@ class Case:
         """Weights unlike each other, angles that differ in every token and pair, an eps that shows."""
         random = torch.Generator().manual_seed(12)
         norm_q, norm_k = torch.rand(2, self.heads * self.dim, generator=random) + 0.5
-        angle = torch.rand(Tiling(self.grid, self.tile).num_tokens, self.dim // 2, generator=random) * 6.28
+        angle = torch.rand(self.tokens, self.dim // 2, generator=random) * 6.28
         table = torch.cat((angle.cos(), angle.sin()), -1)
         return NormRope(norm_q.to(device, dtype), norm_k.to(device, dtype), table.to(device), 0.25)
 
@@ -85,6 +96,9 @@ CASES = [
     Case("per_head", (4, 6, 6), (2, 3, 3), "per_head", batch=2, heads=2),
     Case("per_batch_head", (4, 6, 6), (2, 3, 3), "per_batch_head", batch=2, heads=2),
     Case("small_head_dim", (3, 5, 4), (3, 5, 2), dim=24),
+    Case("blocks_in_a_row", (4, 7, 9), (2, 3, 12), (1, 0, 3), heads=2, granularity=2, block=(2, 3, 4)),
+    Case("blocks_per_head", (4, 6, 6), (2, 3, 6), "per_head", batch=2, heads=2, block=(2, 3, 2)),
+    Case("dense_rows", (5, 6, 7), (2, 4, 4), (3, 1, 1), heads=2, prefix=70, suffix=3),
 ]
 # layouts of the kernels for Hopper: head dim 128, blocks of 128
 HOPPER_CASES = [
@@ -99,6 +113,9 @@ HOPPER_CASES = [
     Case("per_batch_head", (6, 12, 18), (6, 8, 8), "per_batch_head", batch=2, heads=2, dim=128),
     Case("shared_scales", (9, 11, 13), (4, 5, 6), dim=128, granularity=3),
     Case("head_dim_96", (9, 11, 13), (4, 5, 6), (3, 3, 1), heads=3, dim=96),
+    Case("blocks_in_a_row", (9, 20, 26), (3, 15, 8), (1, 3, 3), heads=2, dim=128, granularity=2, block=(3, 5, 8)),
+    Case("blocks_per_head", (6, 12, 18), (3, 12, 6), "per_head", batch=2, heads=2, dim=128, block=(3, 4, 6)),
+    Case("dense_rows", (9, 20, 26), (3, 15, 8), (1, 3, 3), heads=2, dim=128, block=(3, 5, 8), prefix=226, suffix=5),
 ]
 BY_NAME = {case.name: case for case in CASES}
 IDS = list(BY_NAME)

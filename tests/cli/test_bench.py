@@ -48,12 +48,19 @@ def test_rows_page_and_table(fpsgen, bench):
 
     videos = [read_frames(row["video"])[0] for row in rows]
     assert all(read_recipe(row["video"])["seed"] == 3 for row in rows)
-    assert np.median(psnr(videos[3], videos[0])) > 40  # the same noise, so nearly the same video
+    assert (
+        np.median(psnr(videos[3], videos[0])) > 35
+    )  # the same noise, so nearly the same video (another seed: below 15)
+    assert (
+        all(0 <= row["vmaf"] <= 100 and row["xpsnr_db"] > 10 for row in (rows[1], rows[3])) and rows[0]["vmaf"] is None
+    )
+    assert all(len(row["steps_s"]) == 3 and row["flicker"] > 0 for row in rows)
 
     page = Path(fpsgen.lines[-1]).read_text()
-    assert page.count("<video") == 4 and page.count('src="data:video/mp4;base64,') == 4 and "<svg" in page
+    assert page.count("<video") == 6 and page.count('src="data:video/mp4;base64,') == 4 and page.count("<svg") == 2
+    assert f"{rows[3]['speedup_denoise']:.2f}x" in page and "fpsgen bench" in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page) and "://" not in page  # nothing leaves the page
-    assert "CPU: these are times" in page and any("CPU: times" in line for line in fpsgen.lines)
+    assert "CPU: times" in page and any("CPU: times" in line for line in fpsgen.lines)
     assert all(len(line) <= 80 for line in fpsgen.lines if line[:4] in ("    ", "bf16", "fp8 ", "sta ", "fps "))
     again = bench("--compare", "bf16")
     assert len(again) == 6 and Path(again[-1]["video"]).parent != Path(rows[0]["video"]).parent  # appended, beside
@@ -70,7 +77,8 @@ def test_the_baseline_is_really_the_other_method(bench, monkeypatch):
 
     monkeypatch.setattr(generate, "apply", apply)
     bench("--compare", "bf16")
-    assert asked == [("bf16", True), (None, True)] * 2  # warm-up, then measured
+    assert asked[:2] == [("bf16", True), (None, True)]  # warm-up
+    assert sorted(asked[2:], key=str) == sorted(asked[:2], key=str)  # measured, in any order
 
 
 def test_random_weights_measure_speed_alone(fpsgen):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,33 @@ from hub import COMMIT, NAME, Hub, serving
 from fpsgen.assets import weights_dir
 
 
+def answered(machine: Machine, answer: bytes, *arguments: str) -> tuple[int, str]:
+    """(exit code, what was shown) of a command at a terminal, where someone types `answer` when asked."""
+    parent, child = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "fpsgen", *arguments],
+        cwd=machine.home,
+        env=machine.environ(),
+        stdin=child,
+        stdout=subprocess.PIPE,
+        stderr=child,
+    ) as process:
+        os.close(child)
+        shown = b""
+        while b"[y/N]" not in shown:
+            shown += os.read(parent, 1000)
+        os.write(parent, answer)
+        process.wait(60)
+        while True:
+            try:
+                part = os.read(parent, 1000)
+            except OSError:
+                break
+            shown += part
+        os.close(parent)
+        return process.returncode, shown.decode()
+
+
 class Machine:
     """A home of its own for caches and configuration, and the command line in it (a process: the hub's address is read
     when its library is imported)."""
@@ -22,7 +50,7 @@ class Machine:
     def __init__(self, home: Path, url: str) -> None:
         self.home, self.url = home, url
 
-    def __call__(self, *arguments: object, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    def environ(self, **more: str) -> dict[str, str]:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("FPSGEN_", "HF_"))}
         clean |= {
             "HF_HOME": str(self.home / "hf"),
@@ -30,15 +58,18 @@ class Machine:
             "XDG_CONFIG_HOME": str(self.home / "config"),
             "XDG_CACHE_HOME": str(self.home / "cache"),
         }
-        clean |= {
-            "HF_HUB_DISABLE_XET": "1",
-            "COLUMNS": "80",
-            "CUDA_VISIBLE_DEVICES": "",
-            "HF_HUB_DOWNLOAD_TIMEOUT": "2",
-        }
+        return clean | {"COLUMNS": "80", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_DOWNLOAD_TIMEOUT": "2"} | more
+
+    def __call__(self, *arguments: object, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "fpsgen", *map(str, arguments)]
         return subprocess.run(
-            command, cwd=self.home, env=clean | environ, input=stdin, capture_output=True, text=True, timeout=120
+            command,
+            cwd=self.home,
+            env=self.environ(**environ),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
 
 
@@ -200,3 +231,69 @@ def test_bare_is_help_and_usage(fpsgen):
     assert done.returncode == 2 and "pull" in done.stdout and not done.stderr
     refused(fpsgen("models", "pull"), 2, "NAME")
     refused(fpsgen("models", "pul"), 2, "pull")
+
+
+def test_rm_asks_and_no_answer_is_no(fpsgen, hub):
+    folder = Path(fpsgen("models", "pull", NAME).stdout.strip())
+    for answer in (b"n\n", b"\n", b"\x04", b"nonsense\n"):
+        code, shown = answered(fpsgen, answer, "models", "rm", NAME)
+        assert code == 0 and "stays" in shown and "Traceback" not in shown and "error" not in shown
+        assert folder.is_dir()
+    assert answered(fpsgen, b"y\n", "models", "rm", NAME)[0] == 0 and not folder.exists()
+
+
+def test_rm_takes_what_a_broken_transfer_left(fpsgen, hub):
+    hub.file_status["transformer/diffusion_pytorch_model.safetensors"] = (404, "EntryNotFound")
+    refused(fpsgen("models", "pull", NAME), 5, "404")
+    assert fpsgen("models", "rm", NAME, "--yes").returncode == 0
+    left = [path for path in (fpsgen.home / "hf").rglob("*") if path.is_file() and "tiny" in str(path)]
+    assert not left
+
+
+def test_rm_follows_no_links(fpsgen, hub):
+    """A file of a snapshot that links to somewhere else: the link goes, what it leads to stays."""
+    folder = Path(fpsgen("models", "pull", NAME).stdout.strip())
+    victim = fpsgen.home / "victim"
+    victim.write_text("mine")
+    (folder / "vae" / "config.json").unlink()
+    (folder / "vae" / "config.json").symlink_to(victim)
+    (folder / "more").symlink_to(fpsgen.home / "config")
+    (fpsgen.home / "config").mkdir(exist_ok=True)
+    assert fpsgen("models", "rm", NAME, "--yes").returncode == 0
+    assert victim.read_text() == "mine" and (fpsgen.home / "config").is_dir() and not folder.exists()
+
+
+def test_show_says_what_a_model_can_do(fpsgen):
+    for name, words in (
+        ("nano", ("Apache-2.0", "256x160", "256x144", "20 steps", "cat", "surfing", "over grass", "fits")),
+        ("wan2.1-1.3b", ("832x480", "1280x720 (made for 480p)", "28.9 GB to fetch", "50 steps", "CUDA GPU")),
+        ("wan2.1-14b", ("1280x720", "80.4 GB to fetch", "guidance 5")),
+    ):
+        done = fpsgen("models", "show", name)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        assert all(word in done.stdout for word in words), done.stdout
+    row = json.loads(fpsgen("models", "show", "nano", "--json").stdout)["results"][0]
+    assert row["vocabulary"]["subjects"][0] == "ball" and row["geometry"]["spatial"] == 8 and row["bytes_to_fetch"] == 0
+    refused(fpsgen("models", "show", "nonsense"), 5, "nonsense")
+
+
+def test_verify_takes_a_folder(fpsgen, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(weights_dir() / "nano", folder)
+    assert fpsgen("models", "verify", folder).returncode == 0
+    schedule = folder / "schedule.toml"
+    schedule.write_bytes(schedule.read_bytes().replace(b"0", b"1", 1))
+    refused(fpsgen("models", "verify", folder), 5, "schedule.toml")
+    refused(fpsgen("generate", "a cat surfing", "-m", folder, "--steps", "1", "--frames", "1"), 5, "schedule.toml")
+    (folder / "manifest.json").unlink()
+    assert "no manifest" in fpsgen("models", "verify", folder).stderr
+
+
+def test_settings_of_the_hub_that_cannot_be_used(fpsgen):
+    for commands in (("models", "pull", NAME), ("models", "list"), ("generate", "a cat", "-m", NAME)):
+        refused(fpsgen(*commands, HF_ENDPOINT="http://user:canary@h:99999999"), 2, "HF_ENDPOINT")
+    refused(fpsgen("models", "pull", NAME, HF_HUB_DOWNLOAD_TIMEOUT="abc"), 2, "HF_HUB_")
+    done = fpsgen("models", "pull", NAME, HF_ENDPOINT="http://user:canary@127.0.0.1:9", HF_TOKEN="hf_canary")
+    refused(done, 8, "127.0.0.1:9")
+    assert "canary" not in done.stderr + done.stdout
+    refused(fpsgen("models", "pull", NAME, HF_HOME=f"{weights_dir()}/registry.toml/x"), 2, "HF_HOME")

@@ -41,8 +41,9 @@ class Selection:
         """Lists for one call, on q's device and without waiting for it: one group of lists for all (G = 1), one per
         head (H), or one per batch and head (B*H).
 
-        q, k: [B, L, H, D], grid tokens alone, in tile order, normed and with rotary embedding. Sizes are in
-        plan.tiling, the method's options in plan.option(name).
+        q, k: [B, L, H, D], grid tokens alone, in tile order, normed and with rotary embedding. plan: without prefix
+        and suffix; plan.layout says which tokens, blocks, units and tiles belong together (constants, for torch.compile
+        too), plan.option(name) gives the method's options. Indices count units, see TileLists.
         """
         raise NotImplementedError("a fixed selection has no lists of its own")
 

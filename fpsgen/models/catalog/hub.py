@@ -121,7 +121,11 @@ def request(hub: HubSettings, address: str, what: str, start: int = 0) -> Iterat
 
     if hub.offline:
         raise FpsgenError(f"{what} is not on this machine, and HF_HUB_OFFLINE is set", _OFFLINE, NETWORK)
-    headers = build_hf_headers(library_name="fpsgen") | {"Accept-Encoding": "identity"}
+    try:
+        headers = build_hf_headers(library_name="fpsgen") | {"Accept-Encoding": "identity"}
+    except (OSError, ValueError) as error:
+        remedy = "check HF_HOME and HF_TOKEN_PATH, or set HF_TOKEN"
+        raise FpsgenError(f"the token for the hub cannot be read: {show(error)}", remedy, USAGE) from error
     if not all(value.isprintable() and value.isascii() for value in headers.values()):
         raise FpsgenError("HF_TOKEN holds characters that no token has", "set it again, or: hf auth login", USAGE)
     if start:

@@ -181,12 +181,23 @@ def test_what_is_no_entry_of_the_schedule_is_read():
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(4)
     levels = NoiseLevels(Run(MIXED, None, False), lambda: scheduler)
-    both = levels.position(scheduler.timesteps[1:3], training=True)
-    assert both.index is None and (both.sigma, both.lowest) == pytest.approx(scheduler.sigmas[1:3].tolist())
+    both = levels.position(scheduler.timesteps[1:3], training=False)
+    assert both.index == 1 and (both.sigma, both.lowest) == pytest.approx(scheduler.sigmas[1:3].tolist())
     copied = levels.position(scheduler.timesteps[3].clone().expand(2), training=False)
     assert copied.index == 3 and copied.loop is scheduler.timesteps
     free = levels.position(torch.tensor([333.0]), training=False)
     assert free.sigma == pytest.approx(0.333) and free.loop is None
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_scheduler_may_round_above_1(tiny_dir, image_to_video, told):
+    """FlowMatchEuler's first sigma is 1.0000954 at this shift."""
+    pipe = load(tiny_dir) if told else image_to_video
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=0.01)
+    handle = apply(pipe, MIXED)
+    case.video(pipe, 4, **({} if told else {"image": picture()}))
+    assert float(pipe.scheduler.sigmas[0]) > 1 + 1e-6
+    assert [row["sigma"] for row in handle.report()["steps"]] == [1.0, *sigmas(pipe)[1:]]
 
 
 def test_forwards_with_gradients_are_no_steps(tiny_dir):

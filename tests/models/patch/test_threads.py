@@ -114,6 +114,23 @@ def test_each_thread_has_its_own_report(tiny_dir, meeting):
     assert handle.report() in reports  # a thread that ran nothing sees the latest of the others
 
 
+def test_what_a_pipeline_tells_reaches_its_thread_alone():
+    """Both threads are within cache_context before either calls the transformer."""
+    torch.manual_seed(0)
+    transformer = tiny_transformer()
+    handle = apply(transformer, case.mixed(case.SPARSE, case.OTHER))
+    barrier = threading.Barrier(2)
+
+    def told(sigma):
+        with transformer.cache_context("cond", step_index=0, sigma=sigma, num_inference_steps=1):
+            barrier.wait(timeout=60)
+            case.forward(transformer)
+            barrier.wait(timeout=60)
+        return handle.report()["steps"][0]["sigma"]
+
+    assert in_threads(lambda: told(0.9), lambda: told(0.1)) == [0.9, 0.1]
+
+
 def test_a_noise_level_is_fixed_for_its_thread_alone(meeting):
     torch.manual_seed(0)
     transformer = tiny_transformer()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fpsgen.errors import MODEL, FpsgenError
+from fpsgen.models.catalog.choice import choose
 from fpsgen.models.catalog.folder import check_folder
+from fpsgen.models.catalog.manifest import write_manifest
 from fpsgen.models.wan.load import load
 
 
@@ -133,22 +137,209 @@ def test_a_model_that_is_not_intact(folder, spoil):
     assert "\n" not in error.message and error.remedy
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"_class_name": "WanImageToVideoPipeline"}, "holds a WanImageToVideoPipeline"),
-        ({"transformer": ["my_code", "WanTransformer3DModel"]}, "my_code.WanTransformer3DModel"),
-        ({"transformer": ["diffusers", "WanVACETransformer3DModel"]}, "WanVACETransformer3DModel"),
-        ({"transformer_2": ["diffusers", "WanTransformer3DModel"]}, "transformer_2"),
-        ({"image_encoder": ["transformers", "CLIPVisionModel"]}, "image_encoder"),
-    ],
-)
-def test_models_of_another_kind_and_foreign_code_are_refused(folder, changes, said):
-    (folder / "my_code.py").write_text("raise SystemExit('ran')")
-    change(folder / "model_index.json", **changes)
+def edit(part: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    """Rewrites the weights of a part."""
+
+    def spoil(folder: Path) -> None:
+        path = next((folder / part).glob("*.safetensors"))
+        save_file(change(load_file(path)), path, {"format": "pt"})
+
+    return spoil
+
+
+def with_fp8(suffix: str) -> Callable[[dict], dict]:
+    def change(tensors: dict) -> dict:
+        found = {}
+        for name, tensor in tensors.items():
+            if tensor.dim() == 2 and name.startswith("blocks"):
+                scale = tensor.abs().max() / 448
+                found[name] = (tensor / scale).to(torch.float8_e4m3fn)
+                if suffix:
+                    found[name.removesuffix("weight") + suffix] = scale.reshape(1)
+            else:
+                found[name] = tensor
+        return found
+
+    return change
+
+
+def extra_block(tensors: dict) -> dict:
+    block = {name.replace("blocks.1.", "blocks.2."): value.clone() for name, value in tensors.items()}
+    return tensors | {name: value for name, value in block.items() if name.startswith("blocks.2.")}
+
+
+def one_nan(tensors: dict) -> dict:
+    tensors["proj_out.weight"][0, 0] = float("nan")
+    return tensors
+
+
+def all_zero(tensors: dict) -> dict:
+    return {name: torch.zeros_like(value) for name, value in tensors.items()}
+
+
+def as_int32(tensors: dict) -> dict:
+    return tensors | {"proj_out.weight": tensors["proj_out.weight"].to(torch.int32)}
+
+
+MISMATCHED = {
+    "an extra block": (edit("transformer", extra_block), "transformer has 27 tensors that the model does not take"),
+    "an extra tensor": (edit("vae", lambda t: t | {"more": torch.ones(1)}), "vae has 1 tensors", "more"),
+    "an extra text tensor": (edit("text_encoder", lambda t: t | {"more": torch.ones(1)}), "text_encoder has 1 tensors"),
+    "fp8 with scale_weight": (edit("transformer", with_fp8("scale_weight")), "FP8 file, not supported", "20 scales"),
+    "fp8 with weight_scale": (edit("transformer", with_fp8("weight_scale")), "FP8 file, not supported", "20 scales"),
+    "fp8 alone": (edit("transformer", with_fp8("")), "FP8 file, not supported", "20 FP8 tensors"),
+    "int32": (edit("transformer", as_int32), "1 tensors of transformer are I32", "proj_out.weight"),
+    "a part of zeros": (edit("vae", all_zero), "the weights of vae are all zero"),
+    "text of zeros": (edit("text_encoder", all_zero), "the weights of text_encoder are all zero"),
+    "not finite": (edit("transformer", one_nan), "transformer has weights that are not finite"),
+    "wrong shape": (edit("transformer", lambda t: t | {"proj_out.bias": torch.ones(3)}), "proj_out.bias"),
+    "trailing bytes": (lambda f: append(f / "vae" / "diffusion_pytorch_model.safetensors"), "safetensors"),
+    "one too few tokens": (lambda f: shrink_vocabulary(f), "tokens"),
+}
+
+
+def append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def shrink_vocabulary(folder: Path) -> None:
+    change(folder / "text_encoder" / "config.json", vocab_size=97)
+    edit("text_encoder", lambda t: {n: v[:97] if v.shape[0] == 98 else v for n, v in t.items()})(folder)
+
+
+@pytest.mark.parametrize("fault", MISMATCHED)
+def test_weights_and_model_match_in_both_directions(folder, fault):
+    spoil, *said = MISMATCHED[fault]
+    spoil(folder)
     with pytest.raises(FpsgenError) as caught:
         load(folder)
-    assert caught.value.code == MODEL and said in caught.value.message
+    assert caught.value.code == MODEL and all(text in caught.value.message for text in said), caught.value
+    assert "\n" not in caught.value.message
+
+
+def test_a_whole_text_model_will_do(folder):
+    """A UMT5 with its decoder, of which the encoder is used."""
+    decoder = {"decoder.block.0.layer.0.SelfAttention.q.weight": torch.ones(2, 2), "lm_head.weight": torch.ones(2)}
+    edit("text_encoder", lambda tensors: tensors | decoder)(folder)
+    load(folder)
+
+
+CONFIGS = {
+    "heads nan": ("transformer/config.json", {"num_attention_heads": float("nan")}),
+    "heads text": ("transformer/config.json", {"num_attention_heads": "2"}),
+    "heads zero": ("transformer/config.json", {"num_attention_heads": 0}),
+    "heads true": ("transformer/config.json", {"num_attention_heads": True}),
+    "layers endless": ("transformer/config.json", {"num_layers": 10**9}),
+    "layers digits": ("transformer/config.json", {"num_layers": 10**4290}),
+    "eps infinite": ("transformer/config.json", {"eps": float("inf")}),
+    "patch flat": ("transformer/config.json", {"patch_size": [1, 2]}),
+    "patch zero": ("transformer/config.json", {"patch_size": [1, 0, 2]}),
+    "images": ("transformer/config.json", {"image_dim": 1280}),
+    "channels": ("transformer/config.json", {"in_channels": 36}),
+    "text width": ("transformer/config.json", {"text_dim": 64}),
+    "class": ("transformer/config.json", {"_class_name": "OtherModel"}),
+    "mean short": ("vae/config.json", {"latents_mean": [0.0] * 3}),
+    "mean long": ("vae/config.json", {"latents_mean": [0.0] * 5}),
+    "mean nan": ("vae/config.json", {"latents_mean": [0.0, 0.0, 0.0, float("nan")]}),
+    "mean text": ("vae/config.json", {"latents_mean": "0000"}),
+    "std short": ("vae/config.json", {"latents_std": [1.0] * 3}),
+    "std zero": ("vae/config.json", {"latents_std": [1.0, 1.0, 1.0, 0.0]}),
+    "stride": ("vae/config.json", {"scale_factor_spatial": 16}),
+    "stride in time": ("vae/config.json", {"temperal_downsample": [False, False, True]}),
+    "stages": ("vae/config.json", {"dim_mult": [1, 1, 1]}),
+    "text kind": ("text_encoder/config.json", {"model_type": "t5"}),
+    "text size": ("text_encoder/config.json", {"d_model": -32}),
+    "steps": ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}),
+    "shift nan": ("scheduler/scheduler_config.json", {"flow_shift": float("nan")}),
+    "shift text": ("scheduler/scheduler_config.json", {"flow_shift": "3"}),
+    "order": ("scheduler/scheduler_config.json", {"solver_order": "two"}),
+    "length": ("tokenizer/tokenizer_config.json", {"model_max_length": "24"}),
+}
+
+
+@pytest.mark.parametrize("fault", CONFIGS)
+def test_configurations_out_of_bounds(folder, fault):
+    name, values = CONFIGS[fault]
+    change(folder / name, **values)
+    with pytest.raises(FpsgenError) as caught:
+        load(folder)
+    assert caught.value.code == MODEL and str(folder) in caught.value.message, caught.value
+    assert "\n" not in caught.value.message + caught.value.remedy
+
+
+CODE = {
+    "kernel of the hub": ("text_encoder/config.json", {"_attn_implementation": "owner/kernel"}),
+    "kernel, inner name": ("text_encoder/config.json", {"_attn_implementation_internal": "owner/kernel"}),
+    "kernel, public name": ("text_encoder/config.json", {"attn_implementation": "owner/kernel:layer"}),
+    "kernel by part": ("text_encoder/config.json", {"_attn_implementation": {"": "owner/kernel"}}),
+    "kernel below": ("text_encoder/config.json", {"text_config": {"_attn_implementation": "owner/kernel"}}),
+    "experts": ("text_encoder/config.json", {"_experts_implementation": "owner/kernel"}),
+    "auto_map": ("text_encoder/config.json", {"auto_map": {"AutoModel": "evil.Model"}}),
+    "auto_map of tokenizer": ("tokenizer/tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["e.T", None]}}),
+    "quantization": ("transformer/config.json", {"quantization_config": {"quant_method": "modelopt"}}),
+    "remote code": ("text_encoder/config.json", {"trust_remote_code": True}),
+    "tokenizer": ("model_index.json", {"tokenizer": ["transformers", "AutoTokenizer"]}),
+    "scheduler": ("model_index.json", {"scheduler": ["diffusers", "EvilScheduler"]}),
+    "scheduler of ours": ("model_index.json", {"scheduler": ["my_code", "UniPCMultistepScheduler"]}),
+    "scheduler, another thing": ("model_index.json", {"scheduler": ["diffusers", "DiffusionPipeline"]}),
+    "pipeline": ("model_index.json", {"_class_name": "WanImageToVideoPipeline"}),
+    "pipeline, list": ("model_index.json", {"_class_name": ["my_code", "WanPipeline"]}),
+    "library": ("model_index.json", {"transformer": ["my_code", "WanTransformer3DModel"]}),
+    "class": ("model_index.json", {"transformer": ["diffusers", "WanVACETransformer3DModel"]}),
+    "second transformer": ("model_index.json", {"transformer_2": ["diffusers", "WanTransformer3DModel"]}),
+    "image encoder": ("model_index.json", {"image_encoder": ["transformers", "CLIPVisionModel"]}),
+}
+
+
+@pytest.mark.parametrize("fault", CODE)
+def test_a_folder_is_data(folder, fault, monkeypatch):
+    """Code in it is not run, classes come from a closed list, and nothing is fetched."""
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
+    for name in ("my_code", "evil"):
+        (folder / f"{name}.py").write_text("raise SystemExit('ran')")
+    name, values = CODE[fault]
+    change(folder / name, **values)
+    with pytest.raises(FpsgenError) as caught:
+        load(folder)
+    assert caught.value.code == MODEL and str(folder) in caught.value.message, caught.value
+
+
+def test_an_adapter_beside_weights_is_refused(folder):
+    (folder / "text_encoder" / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/model"}')
+    with pytest.raises(FpsgenError, match="adapter"):
+        load(folder)
+
+
+def test_the_network_is_not_used_whatever_the_environment_says(folder, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: asked.append(a) or pytest.fail("a name was asked for"))
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")  # what is missing or wrong is not looked for elsewhere
+    with pytest.raises(FpsgenError):
+        load(folder)
+    assert not asked and constants.HF_HUB_OFFLINE is False
+
+
+def test_a_changed_file_is_not_loaded(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_manifest(folder)
+    load(folder)
+    edit("vae", lambda tensors: {name: value * 1.01 for name, value in tensors.items()})(folder)
+    with pytest.raises(FpsgenError, match=r"vae/diffusion_pytorch_model\.safetensors"):
+        load(folder)
+
+
+def test_the_folder_is_judged_once(folder, monkeypatch):
+    choice = choose(str(folder))
+    monkeypatch.setattr("fpsgen.models.wan.load.check_folder", lambda folder: pytest.fail("judged again"))
+    monkeypatch.setattr("fpsgen.models.catalog.choice.check_folder", lambda folder: pytest.fail("judged again"))
+    assert load(pickle_copy(choice)).transformer is not None
+
+
+def pickle_copy(value):
+    return pickle.loads(pickle.dumps(value))
 
 
 def test_sharded_weights_load(folder):

@@ -1,0 +1,129 @@
+"""A bench's row: everything that was measured of one method, and where the figures come from. JSON-ready."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fpsgen.bench.provenance import spread
+from fpsgen.errors import DISK, FpsgenError
+from fpsgen.evaluate.ffmpeg_metrics import vmaf, xpsnr
+from fpsgen.evaluate.metrics import psnr, ssim
+from fpsgen.pipeline.events import peak_rss
+from fpsgen.pipeline.request import GenerateRequest
+from fpsgen.pipeline.run import mean_density
+from fpsgen.pipeline.size import token_grid
+
+if TYPE_CHECKING:
+    from fpsgen.bench.end_to_end import Runs
+
+SCHEMA = "fpsgen.bench/2"
+QUALITY = ("psnr_db", "ssim", "vmaf", "xpsnr_db", "flicker")
+
+
+def bench_row(runs: Runs, baseline: Runs, base: GenerateRequest, facts: dict[str, Any]) -> dict[str, Any]:
+    """stages_s, step_s, total_s, attention_s: spread over the repeats. steps_s: median time of each step. speedup_*:
+    the baseline's median over this one's. Quality: see quality().
+    """
+    denoise = statistics.median(runs.stages["denoise"])
+    attention = [seconds for seconds in runs.attention if seconds is not None]
+    return {
+        "schema": SCHEMA,
+        **facts,
+        **setting_of(base),
+        "method": runs.method,
+        "schedule": runs.report["schedule"],
+        "baseline": baseline.method,
+        "strict": True,
+        "repeats": len(runs.totals),
+        "stages_s": {name: spread(values) for name, values in runs.stages.items()},
+        "step_s": spread([seconds for repeat in runs.steps for seconds in repeat]),
+        "steps_s": [round(statistics.median(times), 4) for times in zip(*runs.steps, strict=True)],
+        "profiles": _profiles(runs),
+        "total_s": spread(runs.totals),
+        "attention_s": spread(attention) if attention else None,
+        "attention_share": round(statistics.median(attention) / denoise, 4) if attention else None,
+        "density": mean_density(runs.report),
+        "kernels": runs.report["kernels"],
+        "peak_memory": {"rss_bytes_of_process": peak_rss(), "cuda_bytes": runs.cuda_bytes},
+        "speedup_denoise": round(statistics.median(baseline.stages["denoise"]) / denoise, 3),
+        "speedup_total": round(statistics.median(baseline.totals) / statistics.median(runs.totals), 3),
+        **(dict.fromkeys(QUALITY) | runs.quality),
+        "video": str(runs.path) if runs.path else None,
+    }
+
+
+def setting_of(base: GenerateRequest) -> dict[str, Any]:
+    """What every row of a bench says of the video."""
+    video, sampling = base.video, base.sampling
+    grid = token_grid(video.frames, video.height, video.width)
+    return {
+        "model": base.model.spec.name,
+        "prompt": base.prompt.text,
+        "seed": sampling.seed,
+        "width": video.width,
+        "height": video.height,
+        "frames": video.frames,
+        "token_grid": list(grid),
+        "tokens": grid[0] * grid[1] * grid[2],
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "shift": sampling.shift,
+    }
+
+
+def quality(runs: Runs, baseline: Runs) -> dict[str, float | None]:
+    """psnr_db, ssim: medians over frames, against the baseline's frames. vmaf, xpsnr_db: of the two MP4s, as ffmpeg
+    gives them, None where it cannot. All four are None for the baseline itself. flicker: see flicker().
+    """
+    found: dict[str, float | None] = dict.fromkeys(QUALITY)
+    assert runs.frames is not None and baseline.frames is not None
+    found["flicker"] = round(flicker(runs.frames), 3)
+    if runs is baseline:
+        return found
+    peak = float(np.median(psnr(runs.frames, baseline.frames)))
+    found["psnr_db"] = round(peak, 2) if np.isfinite(peak) else None  # JSON has no infinity; ssim is 1 then
+    found["ssim"] = round(float(np.median(ssim(runs.frames, baseline.frames))), 4)
+    if runs.path and baseline.path:
+        found["vmaf"], found["xpsnr_db"] = vmaf(runs.path, baseline.path), xpsnr(runs.path, baseline.path)
+    return found
+
+
+def flicker(frames: np.ndarray) -> float:
+    """Mean absolute second difference in time of luma (BT.709), in 8-bit levels: 0 where light changes steadily.
+
+    frames: uint8 [T, H, W, 3]. Videos of fewer than three frames have none: 0.
+    """
+    if len(frames) < 3:
+        return 0.0
+    luma = [frame @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32) for frame in frames]
+    seconds = [np.abs(a - 2 * b + c).mean() for a, b, c in zip(luma, luma[1:], luma[2:], strict=False)]
+    return float(np.mean(seconds))
+
+
+def _profiles(runs: Runs) -> list[dict[str, Any]]:
+    """Per profile of the schedule: its steps, their density, and their time over all repeats."""
+    table: dict[str, dict[str, Any]] = {}
+    for index, step in enumerate(runs.report["steps"]):
+        entry = table.setdefault(step["profile"], {"profile": step["profile"], "steps": 0, "times": []})
+        entry["steps"] += 1
+        entry |= {"method": step["method"], "kernel": step["kernel"], "density": round(step["density"], 4)}
+        entry["times"] += [repeat[index] for repeat in runs.steps]
+    return [{"step_s": spread(entry.pop("times")), **entry} for entry in table.values()]
+
+
+def append_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    """Add rows to a JSON-lines file, each in one write. Raises FpsgenError DISK."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise FpsgenError(
+            f"{path} cannot be written: {error.strerror}", "choose another folder with -o", DISK
+        ) from error

@@ -1,0 +1,54 @@
+"""VMAF and XPSNR of two video files, by the ffmpeg that comes with imageio-ffmpeg. None where it has no such filter."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+from fpsgen import ffmpeg
+from fpsgen.errors import BAD_INPUT, FpsgenError
+
+SECONDS = 600.0  # for two videos
+
+
+def vmaf(video: str | Path, reference: str | Path) -> float | None:
+    """VMAF (model vmaf_v0.6.1) of a video against another of the same size and length: 0 to 100, mean over frames.
+
+    Raises FpsgenError BAD_INPUT where the two cannot be compared.
+    """
+    if "libvmaf" not in _filters():
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "vmaf.json"
+        _compare(video, reference, f"libvmaf=log_fmt=json:log_path={_escaped(log)}")
+        return round(float(json.loads(log.read_text(encoding="utf-8"))["pooled_metrics"]["vmaf"]["mean"]), 2)
+
+
+def xpsnr(video: str | Path, reference: str | Path) -> float | None:
+    """XPSNR of luma in dB (Helmrich et al. 2020) over the whole video; None where both are equal. Raises as vmaf."""
+    if "xpsnr" not in _filters():
+        return None
+    text = _compare(video, reference, "xpsnr=stats_file=-")
+    found = re.findall(r"XPSNR average.*?y: *([\d.]+|inf)", text)
+    return None if not found or found[-1] == "inf" else round(float(found[-1]), 2)
+
+
+def _compare(video: str | Path, reference: str | Path, graph: str) -> str:
+    inputs = [part for path in (video, reference) for part in ("-i", f"file:{Path(path).resolve()}")]
+    done = ffmpeg.run([*inputs, "-lavfi", f"[0:v][1:v]{graph}", "-f", "null", "-"], work=SECONDS)
+    if done.code:
+        raise FpsgenError(f"ffmpeg cannot compare {video} and {reference}: {done.said}", "give two videos", BAD_INPUT)
+    return done.out.decode(errors="replace")
+
+
+def _escaped(path: Path) -> str:
+    return re.sub(r"([\\':,\[\];])", r"\\\\\\\1", str(path))
+
+
+@lru_cache(maxsize=1)
+def _filters() -> frozenset[str]:
+    listed = ffmpeg.run(["-filters"]).out.decode(errors="replace")
+    return frozenset(line.split()[1] for line in listed.splitlines() if len(line.split()) > 2)

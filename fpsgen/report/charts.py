@@ -1,0 +1,83 @@
+"""Small SVG charts for the bench's page: numbers in, text out. Texts are escaped here."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import NamedTuple
+
+WIDTH, HEIGHT, LEFT, BOTTOM = 460, 250, 46, 34
+
+
+class Point(NamedTuple):
+    name: str
+    x: float
+    y: float
+    colour: str
+
+
+def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
+    """Points with their names beside them."""
+    if not points:
+        return ""
+    x_low, x_high = _range([point.x for point in points])
+    y_low, y_high = _range([point.y for point in points])
+    parts = _axes(x_label, y_label, (x_low, x_high), (y_low, y_high))
+    for point in points:
+        x, y = _place(point.x, x_low, x_high, True), _place(point.y, y_low, y_high, False)
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{point.colour}"/>')
+        end = x > WIDTH * 0.75
+        anchor, offset = ("end", -9) if end else ("start", 9)
+        parts.append(
+            f'<text x="{x + offset:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{html.escape(point.name)}</text>'
+        )
+    return _svg(parts, f"{y_label} against {x_label}")
+
+
+def lines(series: Sequence[tuple[str, str, Sequence[float]]], x_label: str, y_label: str) -> str:
+    """Curves over 1, 2, 3 ...; series: (name, colour, values)."""
+    longest = max((len(values) for _, _, values in series), default=0)
+    if longest < 2:
+        return ""
+    y_high = max(max(values) for _, _, values in series) * 1.05 or 1.0
+    parts = _axes(x_label, y_label, (1, longest), (0.0, y_high))
+    for name, colour, values in series:
+        spots = " ".join(
+            f"{_place(i, 1, longest, True):.1f},{_place(value, 0.0, y_high, False):.1f}"
+            for i, value in enumerate(values, 1)
+        )
+        parts.append(
+            f'<polyline points="{spots}" fill="none" stroke="{colour}" stroke-width="2">'
+            f"<title>{html.escape(name)}</title></polyline>"
+        )
+    return _svg(parts, f"{y_label} by {x_label}")
+
+
+def _axes(x_label: str, y_label: str, x: tuple[float, float], y: tuple[float, float]) -> list[str]:
+    base = HEIGHT - BOTTOM
+    parts = [f'<path d="M{LEFT} 8V{base}H{WIDTH - 8}" fill="none" stroke="var(--line)"/>']
+    for share in (0.0, 0.5, 1.0):
+        across, up = x[0] + share * (x[1] - x[0]), y[0] + share * (y[1] - y[0])
+        left = _place(across, *x, True)
+        height = _place(up, *y, False)
+        parts.append(f'<text class="tick" x="{left:.1f}" y="{base + 14}" text-anchor="middle">{across:.3g}</text>')
+        parts.append(f'<text class="tick" x="{LEFT - 5}" y="{height + 4:.1f}" text-anchor="end">{up:.3g}</text>')
+    parts.append(f'<text class="tick" x="{WIDTH - 8}" y="{HEIGHT - 4}" text-anchor="end">{html.escape(x_label)}</text>')
+    parts.append(f'<text class="tick" x="{LEFT + 6}" y="16">{html.escape(y_label)}</text>')
+    return parts
+
+
+def _place(value: float, low: float, high: float, across: bool) -> float:
+    share = (value - low) / ((high - low) or 1.0)
+    return LEFT + share * (WIDTH - LEFT - 8) if across else (HEIGHT - BOTTOM) - share * (HEIGHT - BOTTOM - 24)
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    margin = (high - low) * 0.15 or abs(high) * 0.1 or 1.0
+    return low - margin, high + margin
+
+
+def _svg(parts: list[str], label: str) -> str:
+    frame = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}">'
+    return f"{frame}{''.join(parts)}</svg>"

@@ -1,0 +1,93 @@
+"""One self-contained HTML page from rows of `fpsgen bench`. It fetches nothing: pictures and videos are inside."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from fpsgen.attention.methods import METHODS
+from fpsgen.report import charts
+from fpsgen.report.bench import COLUMNS, cells, is_baseline, notes, setting, where
+
+OURS = "fps"
+OTHER_COLOUR = "#888888"
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The page. rows: of one bench or of several, baselines first; MP4s are read from their "video", if they exist."""
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
+        Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    )
+    first = rows[0]
+    videos = [(_label(row, rows), Path(row["video"])) for row in rows if row["video"] and Path(row["video"]).is_file()]
+    return template.render(
+        title=" / ".join(dict.fromkeys(row["method"] for row in rows)),
+        prompt=first["prompt"],
+        origins=list(dict.fromkeys(text for row in rows for text in (setting(row), where(row)))),
+        command=first.get("command", ""),
+        notes=list(dict.fromkeys(text for row in rows for text in notes(row))),
+        heads=list(COLUMNS.values()),
+        rows=[{"ours": row["method"] == OURS, "cells": [cells(row)[key] for key in COLUMNS]} for row in rows],
+        bars=_bars(rows),
+        scatter=_scatter(rows),
+        steps=charts.lines(
+            [(row["method"], colour(row["method"]), row["steps_s"]) for row in rows if row.get("steps_s")],
+            "denoising step",
+            "seconds",
+        ),
+        keys=[{"name": name, "colour": colour(name)} for name in dict.fromkeys(row["method"] for row in rows)],
+        videos=[{"name": name, "data": base64.b64encode(path.read_bytes()).decode()} for name, path in videos],
+    )
+
+
+def colour(method: str) -> str:
+    """The method's colour, "#rrggbb"."""
+    return METHODS[method].colour if method in METHODS else OTHER_COLOUR
+
+
+def _label(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The method, with the device where the rows come from several."""
+    several = len({other["device"] for other in rows}) > 1
+    return f"{row['method']}, {row['device']}" if several else row["method"]
+
+
+def _bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    longest = max(_seconds(row) for row in rows)
+    bars = []
+    for row in rows:
+        stages = {name: spread["median"] for name, spread in row["stages_s"].items()}
+        inside = stages["denoise"] * (row["attention_share"] or 0)
+        parts = [("self-attention", inside), ("rest of denoising", stages["denoise"] - inside)]
+        parts += [(name, seconds) for name, seconds in stages.items() if name != "denoise"]
+        bars.append(
+            {
+                "name": row["method"],
+                "text": f"denoising {stages['denoise']:.2f} s, {row['speedup_denoise']:.2f}x"
+                + ("" if is_baseline(row) else f" over {row['baseline']}"),
+                "parts": [
+                    {
+                        "width": round(100 * seconds / longest, 2),
+                        "colour": colour(row["method"]) if index < 2 else OTHER_COLOUR,
+                        "title": f"{name}: {seconds:.2f} s",
+                    }
+                    for index, (name, seconds) in enumerate(parts)
+                    if seconds > 0
+                ],
+            }
+        )
+    return bars
+
+
+def _seconds(row: dict[str, Any]) -> float:
+    return sum(spread["median"] for spread in row["stages_s"].values())
+
+
+def _scatter(rows: list[dict[str, Any]]) -> str:
+    known = [row for row in rows if row["psnr_db"] is not None]
+    points = [
+        charts.Point(row["method"], row["speedup_denoise"], row["psnr_db"], colour(row["method"])) for row in known
+    ]
+    return charts.scatter(points, "speed-up of denoising", "PSNR to the baseline, dB")

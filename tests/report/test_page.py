@@ -1,0 +1,103 @@
+"""The bench's page and table: what stands in them comes from the rows, and nothing in them can act."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fpsgen.cli.app import run
+from fpsgen.errors import BAD_INPUT, DISK, OK
+from fpsgen.report import charts
+from fpsgen.report.bench import cells, markdown, table
+from fpsgen.report.page import page
+
+
+def spread(seconds: float) -> dict:
+    return {"median": seconds, "min": seconds * 0.9, "max": seconds * 1.1, "n": 3}
+
+
+def row(method: str, speedup: float, psnr: float | None, **more) -> dict:
+    return {
+        **{"schema": "fpsgen.bench/2", "method": method, "baseline": "bf16", "device": "GPU", "created": "2026"},
+        **{"model": "m", "prompt": "a <b>cat</b>", "schedule": "paper", "versions": {"torch": "2"}, "commit": "abc"},
+        **{"random_weights": False, "width": 64, "height": 48, "frames": 5, "tokens": 96, "steps": 2, "seed": 1},
+        **{"guidance": 5.0, "stages_s": {"text": spread(1.0), "denoise": spread(12.0 / speedup), "vae": spread(2.0)}},
+        **{"step_s": spread(6.0 / speedup), "steps_s": [6.0 / speedup] * 2, "total_s": spread(3 + 12.0 / speedup)},
+        **{"attention_share": 0.5, "density": 0.25, "kernels": {"k": 1}, "peak_memory": {"cuda_bytes": 2 * 10**9}},
+        **{"speedup_denoise": speedup, "psnr_db": psnr, "ssim": psnr and 0.9, "vmaf": psnr and 80.0},
+        **{"xpsnr_db": psnr and 33.0, "flicker": 1.5, "video": None, "command": "fpsgen bench --x '<i>'"},
+    } | more
+
+
+ROWS = [row("bf16", 1.0, None), row("fps", 3.0, 25.0)]
+
+
+def test_cells_say_what_the_row_says():
+    shown = cells(ROWS[1])
+    assert shown["speedup"] == "3.00x" and shown["denoise"] == "4.00" and shown["psnr"] == "25.0"
+    assert shown["step"] == "2.000 (1.800-2.200)" and shown["memory"] == "2.0 GB" and shown["density"] == "25%"
+    assert cells(ROWS[0])["psnr"] == "-" and cells(row("fps", 1.0, None, ssim=1))["psnr"] == "equal"
+
+
+def test_the_page_shows_the_rows_and_escapes_what_they_hold():
+    text = page(ROWS)
+    assert (
+        "3.00x over bf16" in text
+        and ">25.0<" in text
+        and "<b>cat</b>" not in text
+        and "<i>" not in text.split("<h2>")[0]
+    )
+    assert "&lt;i&gt;" in text and not re.findall(r'(?:src|href)="(?!data:)', text)
+    widths = [float(width) for width in re.findall(r"width:([\d.]+)%;background", text)]
+    bars = [sum(widths[:4]), sum(widths[4:])]
+    assert bars == pytest.approx([100, 100 * 7 / 15], abs=0.1)  # 15 and 7 seconds
+
+
+def test_a_profile_of_a_method_that_is_not_known_has_a_colour():
+    assert "other" in page([row("bf16", 1.0, None), row("other", 2.0, 20.0)])
+
+
+def test_charts_place_points_by_value():
+    svg = charts.scatter([charts.Point("a", 1, 10, "red"), charts.Point("b<", 2, 20, "blue")], "x", "y")
+    spots = [tuple(map(float, spot)) for spot in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)]
+    assert spots[0][0] < spots[1][0] and spots[0][1] > spots[1][1] and "b&lt;" in svg
+    assert charts.scatter([], "x", "y") == "" and charts.lines([("a", "red", [1.0])], "x", "y") == ""
+
+
+def test_text_and_markdown_name_setting_and_place():
+    lines = table(ROWS)
+    assert "64x48" in lines[0] and "GPU" in lines[1] and lines[-1].split()[0] == "fps" and "3.00x" in lines[-1]
+    text = markdown([*ROWS, row("fps", 2.0, 20.0, device="other GPU")])
+    assert text.count("\n1. ") == 1 and "\n2. " in text and "other GPU" in text
+
+
+def test_rows_of_several_files_become_one_page(tmp_path, capsys):
+    import json
+
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text("".join(json.dumps(x) + "\n" for x in ROWS))
+    second.write_text(json.dumps(row("fps", 2.0, 20.0, device="other GPU")) + "\n")
+    target = tmp_path / "both.html"
+    assert run(["report", str(first), str(second), "-o", str(target)]) == OK
+    assert "other GPU" in target.read_text() and "other GPU" in capsys.readouterr().out
+    assert run(["report", str(first), "-o", str(target)]) == DISK  # never replaced without being told
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "[]", "{}", '{"schema": "fpsgen.bench/2"}', "[" * 100_000, "\x00", '{"schema": 1}']
+)
+def test_files_that_are_no_rows_are_refused(tmp_path, text, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text(text)
+    assert run(["report", str(path), "-o", str(tmp_path / "x.html")]) == BAD_INPUT
+    assert len(capsys.readouterr().err.splitlines()) == 2 and not (tmp_path / "x.html").exists()
+
+
+def test_a_row_with_one_wrong_value_is_refused(tmp_path):
+    import json
+
+    for key, value in (("speedup_denoise", "fast"), ("stages_s", {}), ("step_s", {"median": None}), ("seed", True)):
+        path = tmp_path / "a.jsonl"
+        path.write_text(json.dumps(ROWS[0] | {key: value}))
+        assert run(["report", str(path), "-o", str(tmp_path / "x.html")]) == BAD_INPUT, key
