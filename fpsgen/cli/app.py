@@ -17,8 +17,6 @@ from fpsgen.errors import FpsgenError
 from fpsgen.signals import Terminated, stoppable
 from fpsgen.text import show
 
-COMPARE_EXAMPLES = options.examples("fpsgen compare a.mp4 b.mp4", "fpsgen compare a.mp4 b.mp4 -o side-by-side.mp4")
-
 app = typer.Typer(
     name="fpsgen",
     cls=options.Group,
@@ -40,7 +38,7 @@ app.add_typer(bench.app)
 app.add_typer(models.app)
 app.command(cls=options.Command, epilog=info.INFO_EXAMPLES)(info.info)
 app.command(cls=options.Command, epilog=info.REPLAY_EXAMPLES)(info.replay)
-app.command(cls=options.Command, epilog=COMPARE_EXAMPLES)(compare.compare)
+app.command(cls=options.Command, epilog=compare.EXAMPLES)(compare.compare)
 app.command(cls=options.Command, epilog=report.EXAMPLES)(report.report)
 app.command(cls=options.Command, epilog=doctor.EXAMPLES)(doctor.doctor)
 

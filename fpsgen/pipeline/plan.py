@@ -54,7 +54,7 @@ def plan(prompt: str, settings: Settings, choice: ModelChoice | None = None) -> 
     impossible = geometry.refuses(values["width"], values["height"], values["frames"])
     if impossible:
         raise FpsgenError(impossible, "choose a smaller --res or fewer --frames", USAGE)
-    path, numbered = resolve_output(settings.output, text, values["seed"], settings.overwrite)
+    path, numbered = resolve_output(settings.output, text, values["seed"], settings.overwrite, values["frames"])
     values |= {"path": path, "numbered": numbered, "overwrite": settings.overwrite, "metadata": settings.metadata}
     values["device"] = settings.device
     request = request_from_values(values, choice)

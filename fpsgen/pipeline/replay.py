@@ -73,7 +73,9 @@ def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRe
     values["prompt"] = _prompt(recipe)
     values["schedule"] = _schedule(recipe)
     choice, differ = _model(recipe.get("model"))
-    path, numbered = resolve_output(settings.output, values["prompt"], values["seed"], settings.overwrite)
+    path, numbered = resolve_output(
+        settings.output, values["prompt"], values["seed"], settings.overwrite, values["frames"]
+    )
     asked = settings.origin("device") != "default"
     device = settings.device if asked else "cpu" if recipe.get("device") == "cpu" else "cuda"
     values |= {"path": path, "numbered": numbered, "overwrite": settings.overwrite, "metadata": True, "device": device}

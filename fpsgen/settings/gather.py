@@ -61,14 +61,33 @@ def gather(
     line: what a line of a prompt file sets, above the flags, and where that is ("prompts.jsonl line 3").
     Raises FpsgenError: USAGE for a flag or variable, BAD_INPUT for a file or a line.
     """
+    return gather_lines(flags, environ, folder, user_config)(line)
+
+
+def gather_lines(
+    flags: Mapping[str, str | bool | None],
+    environ: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    user_config: Path | None = None,
+) -> Callable[[tuple[str, Mapping[str, Any]] | None], Settings]:
+    """As `gather`, for many lines: files are read once. Returns what makes the Settings of a line."""
     environ = os.environ if environ is None else environ
-    layers = [] if line is None else [_checked(line[1], line[0], LINE)]
-    layers += [
+    layers = [
         _Layer({k: v for k, v in flags.items() if v is not None}, "flag", lambda entry: entry.option, USAGE),
         _environment(environ),
         _file_layer((folder or Path()) / CONFIG_NAME, f"./{CONFIG_NAME}"),
         _file_layer(user_config or user_config_file(environ)),
     ]
+    warnings = _unknown_variables(environ)
+
+    def with_line(line: tuple[str, Mapping[str, Any]] | None) -> Settings:
+        return _merge([*([] if line is None else [_checked(line[1], line[0], LINE)]), *layers], warnings)
+
+    return with_line
+
+
+def _merge(layers: list[_Layer], warnings: tuple[str, ...]) -> Settings:
+    """Settings in which a layer wins over those behind it."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer in layers:
@@ -78,7 +97,7 @@ def gather(
         for name, value in found.items():
             if name not in values:
                 values[name], origins[name] = value, layer.origin
-    return Settings(values, origins, _unknown_variables(environ))
+    return Settings(values, origins, warnings)
 
 
 def user_config_file(environ: Mapping[str, str] | None = None) -> Path:

@@ -216,6 +216,7 @@ _ENTRIES = (
         commands=_MAKE,
         layers=ANYWHERE,
     ),
+    _switch("video", "The side-by-side video.", default=True, unset="on", commands=("compare",)),
     _switch("json", "One JSON object on stdout.", commands=_ALL),
     _switch("quiet", "Only the path.", short="-q", commands=_ALL, mistaken_for=("silent",)),
     _switch(

@@ -12,7 +12,8 @@ from triton.compiler import ASTSource
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from fpsgen.attention.kernels import attend_16bit_sm90, attend_fp8_sm90, attend_portable, launch_config, quantize_qkv
+from fpsgen.attention.kernels import attend_16bit_sm90, attend_fp8_sm90, attend_portable, launch_config
+from fpsgen.attention.kernels import quantize_qkv as quantize_module
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
@@ -63,13 +64,14 @@ def build_forward(
     masked: bool = True,
     config: launch_config.PortableConfig | None = None,
     capability: int = 90,
+    center_v: bool = False,
 ) -> Usage:
     config = config or launch_config.choose_portable(dim, block, fp8, divmod(capability, 10), attend_portable.TRITON)
     types = dict.fromkeys(("stride_qb", "stride_ql", "stride_qh", "stride_kb", "stride_kl", "stride_kh"), "i64!")
     types |= dict.fromkeys(("stride_vb", "stride_vl", "stride_vh"), "i64!")
-    types |= dict.fromkeys(("heads", "tokens", "num_blocks", "num_tiles", "num_groups", "longest"), "i32")
+    types |= dict.fromkeys(("heads", "tokens", "num_blocks", "query_tiles", "list_groups", "list_length"), "i32")
     types |= dict.fromkeys(("block_start", "block_len", "block_tile", "list_index", "list_count"), "*i32!")
-    types |= dict.fromkeys(("lse", "q_scale", "k_scale", "v_scale"), "*fp32!") | {
+    types |= dict.fromkeys(("lse", "q_scale", "k_scale", "v_scale", "v_mean"), "*fp32!") | {
         "out": "*bf16!",
         "softmax_scale": "fp32",
     }
@@ -90,53 +92,65 @@ def build_forward(
         "MASKED": masked,
         "PROMOTE": config.promote,
         "ROUNDED_SUM": config.rounded_sum,
+        "CENTER_V": center_v,
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     if config.maxnreg:
         options["maxnreg"] = config.maxnreg
-    return build(attend_portable.attention_forward, types, constants, options, capability)
+    return build(attend_portable.attend_portable, types, constants, options, capability)
 
 
-def build_hopper(config: launch_config.Sm90Config, length: int, fp8: bool = True) -> Usage:
+def build_sm90(config: launch_config.Sm90Config, length: int, fp8: bool = True, center_v: bool = False) -> Usage:
     """length: real keys of every block, 0 where blocks differ."""
-    return build(*hopper_source(config, length, fp8))
+    return build(*sm90_source(config, length, fp8, center_v))
 
 
-def hopper_source(config: launch_config.Sm90Config, length: int, fp8: bool) -> tuple:
+def sm90_source(config: launch_config.Sm90Config, length: int, fp8: bool, center_v: bool = False) -> tuple:
     layout = gl.NVMMASharedLayout.get_default_for([128, 128], gl.float8e4nv if fp8 else gl.bfloat16)
-    types = dict.fromkeys(("lse", "q_scale", "k_scale", "v_scale"), "*fp32!")
+    types = dict.fromkeys(("lse", "q_scale", "k_scale", "v_scale", "v_mean"), "*fp32!")
     types |= dict.fromkeys(("work", "block_start", "block_len", "list_index", "list_count"), "*i32!")
-    names = ("jobs", "groups", "heads", "tokens", "num_blocks", "num_tiles", "num_lists", "longest")
+    names = ("work_tiles", "per_head", "heads", "tokens", "num_blocks", "query_tiles", "list_groups", "list_length")
     types |= dict.fromkeys(names, "i32") | {"out": "*bf16!", "softmax_scale": "fp32"}
-    types |= dict.fromkeys(("step_q", "step_k", "step_v"), "i32!")
+    types |= dict.fromkeys(("stride_qh", "stride_kh", "stride_vh"), "i32!")
     kind = "fp8e4nv" if fp8 else "bf16"
     types |= {f"{x}": f"tensordesc<{kind}[{n}, 128],{layout!r}>" for x, n in (("q", 64), ("k", 128), ("v", 128))}
     constants = {"CONSUMERS": config.consumers, "BLOCK": 128, "D": 128, "STAGES": config.stages, "LENGTH": length}
     constants |= {"POLY": config.poly, "REGISTERS": config.registers}
-    constants |= {"PINGPONG": config.pingpong, "PROMOTE": config.promote} if fp8 else {}
-    kernel = attend_fp8_sm90.attention_forward_hopper if fp8 else attend_16bit_sm90.attention_forward_hopper16
+    constants |= {"PINGPONG": config.pingpong, "PROMOTE": config.promote, "CENTER_V": center_v} if fp8 else {}
+    kernel = attend_fp8_sm90.attend_fp8_sm90 if fp8 else attend_16bit_sm90.attend_16bit_sm90
     return kernel, types, constants, {"num_warps": 4}
 
 
-PREPARES = [("measure_values", False), ("norm_inputs", True), ("quantize_inputs", False), ("quantize_inputs", True)]
+QUANTIZE = [  # kernel, norm, smooth_k and center_v
+    ("measure_kv", False, False),
+    ("norm_rope_quantize", True, False),
+    ("quantize_qkv", False, False),
+    ("quantize_qkv", True, False),
+    ("measure_kv", False, True),
+    ("norm_rope_quantize", True, True),
+    ("quantize_qkv", False, True),
+    ("quantize_qkv", True, True),
+]
 
 
-def build_prepare(name: str, dim: int, block: int, norm: bool, capability: int = 90) -> Usage:
-    """name, norm: of PREPARES."""
-    return build(*prepare_source(name, dim, block, norm), capability)
+def build_quantize(name: str, dim: int, block: int, norm: bool, means: bool = False, capability: int = 90) -> Usage:
+    """name, norm, means: of QUANTIZE."""
+    return build(*quantize_source(name, dim, block, norm, means), capability)
 
 
-def prepare_source(name: str, dim: int, block: int, norm: bool) -> tuple:
-    kernel, config = getattr(quantize_qkv, name), launch_config.NORM_ROPE
+def quantize_source(name: str, dim: int, block: int, norm: bool, means: bool) -> tuple:
+    kernel, config = getattr(quantize_module, name), launch_config.NORM_ROPE
     types = dict.fromkeys((f"stride_{x}{axis}" for x in "qkv" for axis in "blh"), "i64!")
-    types |= dict.fromkeys(("batches", "heads", "tokens", "num_blocks", "granularity", "lag"), "i32") | {"eps": "fp32"}
+    numbers = ("batches", "heads", "tokens", "num_blocks", "granularity", "cast_distance")
+    types |= dict.fromkeys(numbers, "i32") | {"eps": "fp32"}
     types |= dict.fromkeys(("q", "k", "v", "weight_q", "weight_k"), "*bf16!")
-    types |= dict.fromkeys(("q_out", "k_out", "v_out"), "*fp8e4nv!")
-    types |= dict.fromkeys(("q_scale", "k_scale", "v_scale", "q_amax", "k_amax", "v_amax", "norms", "table"), "*fp32!")
-    types |= dict.fromkeys(("block_start", "block_len", "finished", "ticket"), "*i32!")
-    constants = {"D": dim, "BLOCK": block, "SINGLE": True, "PERMUTED": True, "VALUES": norm, "HEADS": dim // 2}
-    rows = {"ROWS": config.rows * 128 // dim, "CAST_ROWS": config.cast_rows * 128 // dim}
-    constants |= rows | {"CAST_HEADS": config.cast_heads}
-    options = {"num_warps": config.num_warps if name == "norm_inputs" else 4}
-    options |= {"maxnreg": config.maxnreg} if name == "norm_inputs" and config.maxnreg else {}
+    types |= dict.fromkeys(("q_out", "k_out", "v_out"), "*fp8e4nv!") | dict.fromkeys(("k_sum", "v_sum"), "*i64!")
+    floats = ("q_scale", "k_scale", "v_scale", "k_mean", "v_mean", "q_amax", "k_amax", "v_amax", "norms", "table")
+    types |= dict.fromkeys(floats, "*fp32!")
+    types |= dict.fromkeys(("block_start", "block_len", "finished", "next_unit", "v_largest"), "*i32!")
+    constants = {"D": dim, "BLOCK": block, "SINGLE": True, "PERMUTED": True, "NORM": norm, "HEADS": dim // 2}
+    constants |= {"SMOOTH_K": means, "CENTER_V": means, "CAST_HEADS": config.cast_heads}
+    constants |= {"ROWS": config.rows * 128 // dim, "CAST_ROWS": config.cast_rows * 128 // dim}
+    options = {"num_warps": 8 if name == "quantize_qkv" and norm and means else config.num_warps}
+    options |= {"maxnreg": config.maxnreg_means if means else config.maxnreg} if name == "norm_rope_quantize" else {}
     return kernel, types, {key: value for key, value in constants.items() if key in kernel.arg_names}, options

@@ -69,6 +69,13 @@ def install(monkeypatch, *modules) -> None:
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", tensor)
 
 
+def kernel_modules() -> tuple:
+    """All that hold Triton functions; those in Gluon cannot be interpreted."""
+    from fpsgen.attention.kernels import attend_portable, norm_rope_quantize, quantize_parts, quantize_qkv
+
+    return attend_portable, norm_rope_quantize, quantize_parts, quantize_qkv
+
+
 @contextlib.contextmanager
 def interpreted(*modules):
     """The interpreter leaves parts of triton.language patched, which breaks every later compilation: put them back."""

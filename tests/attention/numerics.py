@@ -225,15 +225,19 @@ def check_prepared(ready, q, k, v, layout: BlockLayout, granularity: int, permut
         assert (got.float()[:, :, ~real] == 0).all()
 
 
-def check_norm_rope(ready, q, k, layout: BlockLayout, granularity: int, norm_rope: NormRope) -> None:
-    """Raises AssertionError unless prepared queries and keys are those that NormRope asks for: every value the
-    nearest in E4M3, but for what fp32 rounds on the way.
+def check_norm_rope(ready, q, k, layout: BlockLayout, granularity: int, norm_rope: NormRope, k_mean=None) -> None:
+    """Raises AssertionError unless prepared queries and keys are those that NormRope asks for, keys less k_mean
+    [B, H, D]: every value the nearest in E4M3, but for what fp32 rounds on the way.
     """
     real = (torch.arange(layout.block) < layout.block_len.cpu()[:, None]).flatten()
     token = layout.rows.flatten()[real]
-    pairs = ((ready.q, ready.q_scale, q, norm_rope.norm_q), (ready.k, ready.k_scale, k, norm_rope.norm_k))
-    for got, scale, x, weight in pairs:
+    pairs = (
+        (ready.q, ready.q_scale, q, norm_rope.norm_q, None),
+        (ready.k, ready.k_scale, k, norm_rope.norm_k, k_mean),
+    )
+    for got, scale, x, weight, mean in pairs:
         exact = apply_norm_rope(x.cpu().double(), weight.cpu(), norm_rope.table.cpu(), norm_rope.eps)
+        exact = exact if mean is None else exact - mean.cpu().double()[:, None]
         wanted_scale = quantize_blocks(exact.float(), layout, granularity)[1]
         torch.testing.assert_close(scale.cpu(), wanted_scale, rtol=1e-5, atol=0)
         scale = scale.cpu().double().repeat_interleave(layout.block, 2)[..., None][:, :, real]

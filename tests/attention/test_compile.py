@@ -12,7 +12,7 @@ from fpsgen.attention.kernels.attend_portable import TRITON
 from fpsgen.attention.kernels.launch_config import choose_sm90
 
 from . import compiled
-from .compiled import PREPARES, TOOLS, build_forward, build_hopper, build_prepare
+from .compiled import QUANTIZE, TOOLS, build_forward, build_quantize, build_sm90
 from .mutant import graft, load
 
 pytestmark = pytest.mark.skipif(not (TOOLS / "cuobjdump").exists(), reason="this triton carries no CUDA tools")
@@ -36,7 +36,7 @@ def test_forward(dim, block, fp8, masked):
 @pytest.mark.parametrize("length", [128, 120, 0], ids=["whole", "even", "ragged"])
 @pytest.mark.parametrize("consumers", [2, 3])
 def test_hopper(consumers, length):
-    usage = build_hopper(choose_sm90(128, 128, consumers, True, (9, 0)), length)
+    usage = build_sm90(choose_sm90(128, 128, consumers, True, (9, 0)), length)
     print(f"hopper consumers={consumers} length={length}: {usage}")
     assert usage.shared <= 227 * 1024 and usage.registers <= 168
     assert {"QGMMA", "UTMALDG"} <= set(re.findall(r"\b[A-Z]+\b", usage.sass))
@@ -53,7 +53,7 @@ def test_hopper(consumers, length):
 @pytest.mark.parametrize("length", [0, 128, 127, 120, 113, 112, 96, 81, 33, 1])
 @pytest.mark.parametrize("consumers", [2, 3])
 def test_no_half_of_a_packed_word_is_lost(consumers, length):
-    assert not lost_halves(build_hopper(choose_sm90(128, 128, consumers, True, (9, 0)), length).sass)
+    assert not lost_halves(build_sm90(choose_sm90(128, 128, consumers, True, (9, 0)), length).sass)
 
 
 @pytest.mark.skipif(TRITON >= (3, 8), reason="words are not packed by merging")
@@ -61,7 +61,7 @@ def test_a_lost_half_is_noticed(tmp_path, monkeypatch):
     change = ("_MERGES and (LENGTH == 0 or columns - 16 < LENGTH)", "_MERGES")
     copy = graft(attend_fp8_sm90, load(softmax, tmp_path, change), tmp_path)
     monkeypatch.setattr(compiled, "forward_hopper", copy)
-    assert lost_halves(build_hopper(choose_sm90(128, 128, 3, True, (9, 0)), 81).sass)
+    assert lost_halves(build_sm90(choose_sm90(128, 128, 3, True, (9, 0)), 81).sass)
 
 
 def lost_halves(sass: str) -> list[str]:
@@ -81,7 +81,7 @@ def lost_halves(sass: str) -> list[str]:
 @pytest.mark.parametrize("length", [128, 126, 0], ids=["whole", "even", "ragged"])
 @pytest.mark.parametrize("consumers", [2, 3])
 def test_hopper16(consumers, length):
-    usage = build_hopper(choose_sm90(128, 128, consumers, False, (9, 0)), length, fp8=False)
+    usage = build_sm90(choose_sm90(128, 128, consumers, False, (9, 0)), length, fp8=False)
     print(f"hopper16 consumers={consumers} length={length}: {usage}")
     assert usage.shared <= 227 * 1024 and usage.registers <= 168
     inner = [body for body in loops(usage.sass) if sum("HGMMA" in line for line in body) == 16]
@@ -121,31 +121,31 @@ def test_other_gpus(capability, dim, fp8):
     assert usage.stack <= 40 and usage.shared <= SHARED[capability] * 1024
     tensor_core = r"\bUTC\w*MMA\b" if capability == 100 else r"\bQMMA\b" if fp8 else r"\bHMMA\b"
     assert re.search(tensor_core, usage.sass)
-    for name in ("norm_inputs", "quantize_inputs") if fp8 else ():
+    for name in ("norm_rope_quantize", "quantize_qkv") if fp8 else ():
         # its limit of registers is chosen on Hopper; on sm_120 ptxas 13.4 puts two words of it on the stack
-        assert build_prepare(name, dim, 128, True, capability).stack <= 8 * (
-            name == "norm_inputs" and capability == 120
+        assert build_quantize(name, dim, 128, True, False, capability).stack <= 8 * (
+            name == "norm_rope_quantize" and capability == 120
         )
 
 
-@pytest.mark.parametrize(("name", "norm"), PREPARES)
+@pytest.mark.parametrize(("name", "norm", "means"), QUANTIZE)
 @pytest.mark.parametrize(("dim", "block"), [(128, 128), (64, 64)])
-def test_prepare(name, dim, block, norm):
-    usage = build_prepare(name, dim, block, norm)
-    print(f"{name} D={dim} block={block} norm={norm}: {usage}")
+def test_quantize(name, dim, block, norm, means):
+    usage = build_quantize(name, dim, block, norm, means)
+    print(f"{name} D={dim} block={block} norm={norm} means={means}: {usage}")
     assert usage.stack == 0 and usage.local_loads == 0
-    if name == "norm_inputs":  # no thread waits for another but for what a program begins and ends with
+    if name == "norm_rope_quantize" and not means:  # no thread waits for another but where a program begins and ends
         inner = [body for body in loops(usage.sass) if any("LDG.E" in line for line in body) and len(body) > 60]
         assert inner and not any("BAR" in line or "STS" in line for body in inner for line in body)
 
 
 def test_the_interpreter_leaves_the_compiler_as_it_was():
-    from fpsgen.attention.kernels import attend_portable, attention_kernel, norm_rope_quantize, quantize_qkv
+    from fpsgen.attention.kernels import attention_kernel
 
     from .cases import BY_NAME
-    from .interpreter import interpreted
+    from .interpreter import interpreted, kernel_modules
 
     case = BY_NAME["one_tile"]
-    with interpreted(attend_portable, quantize_qkv, norm_rope_quantize):
+    with interpreted(*kernel_modules()):
         attention_kernel(*case.inputs(), *case.lay()[:2], True)
-    assert build_prepare("quantize_inputs", 64, 64, True).registers > 0
+    assert build_quantize("quantize_qkv", 64, 64, True).registers > 0

@@ -190,25 +190,8 @@ def test_query_rows_per_program_change_nothing():
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
 
-def test_a_forgotten_tail_mask_is_caught(monkeypatch, interpreted_kernels):
-    """The planted mistake in the kernel itself: padding keys take part."""
-    plain = interpreted_kernels.attention_forward
-
-    class Unmasked:
-        __name__, arg_names = plain.__name__, plain.arg_names
-
-        def __getitem__(self, grid):
-            return lambda *args, **kwargs: plain[grid](*args, **(kwargs | {"MASKED": False}))
-
-    monkeypatch.setattr(interpreted_kernels, "attention_forward", Unmasked())
-    case = BY_NAME["ragged"]
-    inputs, laid, (out, lse) = run(case, True)
-    with pytest.raises(AssertionError, match="lse_mean"):
-        check(out, lse, truth(*inputs, laid.layout, laid.tile_lists, True))
-
-
 @pytest.mark.parametrize("granularity", [1, 2, 5])
-def test_prepare_equals_the_torch_rule_bit_for_bit(granularity):
+def test_quantize_equals_the_torch_rule_bit_for_bit(granularity):
     from fpsgen.attention.kernels import quantize
 
     case = BY_NAME["ragged_window"]
@@ -222,3 +205,92 @@ def test_head_dims_beyond_the_kernels_are_refused():
     case = Case("large", (2, 4, 4), (2, 4, 4), dim=160)
     with pytest.raises(ValueError, match="160"):
         run(case, True)
+
+
+def less(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """x [B, L, H, D] without a mean [B, H, D]."""
+    return x.float() - mean[:, None]
+
+
+def biased(case: Case, dtype=torch.bfloat16) -> tuple[torch.Tensor, ...]:
+    """Keys and values whose channels are far from zero."""
+    q, k, v = case.inputs(dtype)
+    random = torch.Generator().manual_seed(4)
+    shift = 8 * torch.randn(2, case.heads, case.dim, generator=random)
+    return q, (k + shift[0]).to(dtype), (v + shift[1]).to(dtype)
+
+
+@pytest.mark.parametrize(("smooth_k", "center_v"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("name", ["ragged_window", "shared_scales", "per_batch_head"])
+def test_keys_and_values_without_their_means(name, smooth_k, center_v):
+    from fpsgen.attention.kernels import quantize
+
+    case = BY_NAME[name]
+    laid, (q, k, v) = case.lay(), biased(case)
+    ready = quantize(q, k, v, laid.tables, case.granularity, True, smooth_k=smooth_k, center_v=center_v)
+    if smooth_k:
+        torch.testing.assert_close(ready.k_mean, k.double().mean(1).float(), atol=1e-5, rtol=1e-6)
+        k = less(k, ready.k_mean)
+    if center_v:
+        torch.testing.assert_close(ready.v_mean, v.double().mean(1).float(), atol=1e-5, rtol=1e-6)
+        v = less(v, ready.v_mean)
+    check_prepared(ready, q, k, v, laid.layout, case.granularity, True)
+
+
+@pytest.mark.parametrize("name", ["ragged_window", "shared_scales", "per_batch_head"])
+def test_normed_keys_without_their_mean(name):
+    from fpsgen.attention.kernels import quantize
+
+    case = BY_NAME[name]
+    laid, (q, k, v), norm_rope = case.lay(), case.inputs(torch.bfloat16), case.norm_rope(torch.bfloat16)
+    k = k + 3
+    norm_rope.table[:, : case.dim // 4] = 1  # some pairs hardly rotate, so that a mean is left
+    norm_rope.table[:, case.dim // 2 : 3 * case.dim // 4] = 0
+    ready = quantize(q, k, v, laid.tables, case.granularity, True, norm_rope, smooth_k=True, center_v=True)
+    mean = norm_rope.apply(q.double(), k.double())[1].mean(1)
+    assert mean.abs().max() > 1
+    torch.testing.assert_close(ready.k_mean, mean.float(), atol=1e-5, rtol=1e-5)
+    check_norm_rope(ready, q, k, laid.layout, case.granularity, norm_rope, ready.k_mean)
+    v_only = quantize(q, k, v, laid.tables, case.granularity, True, center_v=True)
+    assert torch.equal(ready.v.float(), v_only.v.float()) and torch.equal(ready.v_mean, v_only.v_mean)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("name", ["ragged_window", "empty_rows", "per_batch_head"])
+def test_means_come_back(name, norm):
+    """The output and the LSE are those of the keys and values as they were given, with a smaller error."""
+    from fpsgen.attention.kernels import attention_kernel
+
+    case = BY_NAME[name]
+    laid, (q, k, v), norm_rope = case.lay(), biased(case, torch.float32), case.norm_rope() if norm else None
+    options = {"norm_rope": norm_rope, "smooth_k": True, "center_v": True}
+    out, lse = attention_kernel(q, k, v, laid.tables, laid.lists, True, case.granularity, **options)
+    assert torch.equal(out, attention_kernel(q, k, v, laid.tables, laid.lists, True, return_lse=False, **options)[0])
+    plain, plain_lse = attention_kernel(q, k, v, laid.tables, laid.lists, True, norm_rope=norm_rope)
+    q, k = norm_rope.apply(q, k) if norm_rope else (q, k)
+    true = truth(q, k, v, laid.layout, laid.tile_lists, False)
+    seen = true.lse.isfinite()
+    assert torch.equal(lse == -math.inf, ~seen) and (out.transpose(1, 2)[~seen] == 0).all()
+
+    def errors(out, lse):
+        return float((out - true.out).norm() / true.out.norm()), float((lse - true.lse)[seen].abs().mean())
+
+    for mine, theirs in zip(errors(out, lse), errors(plain, plain_lse), strict=True):
+        assert mine < 0.03 and (norm or mine < 0.3 * theirs)
+    k_mean, v_mean = k.mean(1), v.mean(1)
+    if not norm:  # and they are what the contract asks of the same inputs without their means
+        true = truth(q, less(k, k_mean), less(v, v_mean), laid.layout, laid.tile_lists, True, case.granularity)
+        true.lse += torch.einsum("blhd,bhd->bhl", q, k_mean).double() * case.dim**-0.5
+        out = torch.where(seen.transpose(1, 2)[..., None], less(out, v_mean), out)
+        check(out, lse, true)
+
+
+def test_nan_does_not_spoil_a_mean():
+    from fpsgen.attention.kernels import quantize
+
+    case = BY_NAME["ragged_window"]
+    laid, (q, k, v) = case.lay(), biased(case)
+    k[0, 3, 0, 2] = v[0, 3, 0, 2] = math.nan
+    ready = quantize(q, k, v, laid.tables, smooth_k=True, center_v=True)
+    assert ready.k_mean.isfinite().all() and ready.v_mean.isfinite().all() and ready.v_scale.isfinite().all()
+    assert ready.v.float().isnan().sum() == 1

@@ -1,15 +1,11 @@
 """16-bit tile-sparse attention forward for Hopper (sm_90a), in Gluon: attend_fp8_sm90.py's plan without quantization.
 q, k, v as the projections wrote them (TMA reads through their strides); same lists and results as attend_portable.py.
 
-A key block that is not full ends in tokens of the next tile. Their scores are masked, but a weight of zero times a
-value that is not finite is NaN, so one more warp clears those rows of V on their way.
+A key block that is not full ends in tokens of the next tile. Their scores are masked, but P of zero times a value that
+is not finite is NaN, so one more warp zeroes those rows of V in shared memory.
 
-Legend: BLOCK 128 rows of a kernel block, D 128, a job is one group of query rows of one (batch, head).
+Legend: BLOCK 128 rows of a kernel block, D 128, bh is batch * H + head.
 """
-
-from __future__ import annotations
-
-import math
 
 import torch
 from triton.experimental import gluon
@@ -17,205 +13,223 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fpsgen.attention.kernels.launch_config import Sm90Config
-from fpsgen.attention.kernels.softmax import exp2, exp2_mixed, masked, number, pick, row_max
-from fpsgen.attention.kernels.tile_scheduler import describe, job_rings, launch_plan, look_ahead, records, ring
+from fpsgen.attention.kernels.sm90_parts import (
+    BarrierPair,
+    BarrierRing,
+    aggregate,
+    barrier_pair,
+    barrier_ring,
+    empty_record,
+    load_record,
+    load_tile,
+    records,
+    scalar,
+    store_rows,
+    with_word,
+    word,
+)
+from fpsgen.attention.kernels.softmax import exp2, exp2_mixed, masked, row_max
+from fpsgen.attention.kernels.tile_scheduler import (
+    Sizes,
+    Tables,
+    describe,
+    launch_arguments,
+    make_schedule,
+    schedule_tiles,
+)
 from fpsgen.attention.plan import BlockLists, DeviceTables
 
-_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared  # its name until Triton 3.8
-_LN_2 = gl.constexpr(math.log(2.0))
 _TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
 
+@aggregate
+class Buffers:
+    """Shared memory: q [consumers, 64, D], k and v [stages, BLOCK, D], and block_len [stages, 1], the number of keys of
+    each block there.
+    """
+
+    q: gl.shared_memory_descriptor
+    k: gl.shared_memory_descriptor
+    v: gl.shared_memory_descriptor
+    block_len: gl.shared_memory_descriptor
+
+
+@aggregate
+class Barriers:
+    """q: by iteration. k, v_loaded and v_full: by key block. V is loaded, then zeroed behind its last key: v_full. A
+    block's K and V are released together, by k.empty.
+    """
+
+    q: BarrierPair
+    k: BarrierPair
+    v_loaded: BarrierRing
+    v_full: BarrierRing
+
+
+@aggregate
+class HeadStrides:
+    """Elements from head to head."""
+
+    q: scalar
+    k: scalar
+    v: scalar
+
+
 @gluon.jit
-def _produce(args, CONSUMERS: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr):
-    """Queries of every job and key blocks of every list, in order, into the rings; with a key block its length."""
-    q, k, v, buffers, bars, rings, jobs, groups, heads, tokens, tables, steps = args
-    q_s, k_s, v_s, block_s = buffers
-    q_full, q_free, k_full, v_raw, _v_full, free = bars
-    walk_s, rows_s, _v_scale_s, job_full, job_free = rings
-    list_index, block_start, block_len = tables
-    step_q, step_k, step_v = steps
-    q_bytes: gl.constexpr = CONSUMERS * 64 * D * 2
-    block_bytes: gl.constexpr = BLOCK * D * 2
-    eight: gl.constexpr = gl.BlockedLayout([8], [32], [1], [0])
-    four: gl.constexpr = gl.BlockedLayout([4], [32], [1], [0])
-    one: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
-    job = gl.program_id(0)
-    turn = 0
-    step = 0
-    while job < jobs:
-        bh = job // groups
-        line = (bh // heads) * tokens
-        head = bh % heads
-        mbarrier.wait(job_full.index(turn & 1), (turn >> 1) & 1)
-        walk = walk_s.index(turn & 1).load(eight)
-        count = pick(walk, 0)
-        keys = list_index + pick(walk, 2)
-        following = pick(walk, 4)
-        start = pick(walk, 5)
-        length = pick(walk, 6)
-        mbarrier.wait(q_free.index(0), (turn & 1) ^ 1)
-        mbarrier.expect(q_full.index(0), q_bytes)
+def _produce(args, CONSUMERS: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr):
+    """The producer warp: queries of every work tile and key blocks of every list."""
+    q, k, v, strides, buffers, barriers, schedule, sizes, tables = args
+    work = gl.program_id(0)
+    iteration = 0
+    step = 0  # key blocks so far
+    while work < sizes.work_tiles:
+        bh = work // sizes.per_head
+        first_row = (bh // sizes.heads) * sizes.tokens
+        head = bh % sizes.heads
+        schedule.barriers.wait(iteration)
+        info = schedule.producer_info(iteration)
+        block_list = tables.list_index + info.list_start
+        next_block = info.next_block
+        token = info.block_word
+        length = info.block_len
+        barriers.q.acquire(iteration)
+        q_full = barriers.q.full.barrier(iteration)
+        mbarrier.expect(q_full, CONSUMERS * 64 * D * 2)
         for i in gl.static_range(CONSUMERS):
-            token = pick(rows_s.index((turn & 1) * CONSUMERS + i).load(four), 2)
-            _load(q, [line + token, head * step_q], q_full.index(0), q_s.index(i))
-        mbarrier.arrive(job_free.index(turn & 1), count=1)
-        for i in range(count):
-            slot = step % STAGES
-            after = gl.load(keys + gl.minimum(i + 2, count - 1))
-            start_ahead = gl.load(block_start + following)
-            length_ahead = gl.load(block_len + following)
-            mbarrier.wait(free.index(slot), ((step // STAGES) & 1) ^ 1)
-            block_s.index(slot).store(gl.full([1], length, gl.int32, one))
-            mbarrier.expect(k_full.index(slot), block_bytes)
-            _load(k, [line + start, head * step_k], k_full.index(slot), k_s.index(slot))
-            mbarrier.expect(v_raw.index(slot), block_bytes)
-            _load(v, [line + start, head * step_v], v_raw.index(slot), v_s.index(slot))
-            following = after
-            start = start_ahead
-            length = length_ahead
+            q_token = schedule.consumer_info(iteration, i).token
+            load_tile(q, [first_row + q_token, head * strides.q], q_full, buffers.q.index(i))
+        schedule.barriers.release(iteration)
+        for i in range(info.num_blocks):
+            slot = barriers.k.slot(step)
+            after_next = gl.load(block_list + gl.minimum(i + 2, info.num_blocks - 1))
+            next_token = gl.load(tables.block_start + next_block)
+            next_length = gl.load(tables.block_len + next_block)
+            barriers.k.acquire(step)
+            buffers.block_len.index(slot).store(with_word(empty_record(1), 0, length))
+            k_full = barriers.k.full.barrier(step)
+            mbarrier.expect(k_full, BLOCK * D * 2)
+            load_tile(k, [first_row + token, head * strides.k], k_full, buffers.k.index(slot))
+            v_loaded = barriers.v_loaded.barrier(step)
+            mbarrier.expect(v_loaded, BLOCK * D * 2)
+            load_tile(v, [first_row + token, head * strides.v], v_loaded, buffers.v.index(slot))
+            next_block = after_next
+            token = next_token
+            length = next_length
             step += 1
-        turn += 1
-        job += gl.num_programs(0)
+        iteration += 1
+        work += gl.num_programs(0)
 
 
 @gluon.jit
-def _clear(args, BLOCK: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, LENGTH: gl.constexpr):
-    """Zeros in the rows of V that belong to no key of the block. Nothing to do where all blocks are full."""
-    buffers, bars, rings, jobs = args
-    _q_s, _k_s, v_s, block_s = buffers
-    _q_full, _q_free, _k_full, v_raw, v_full, _free = bars
-    walk_s, _rows_s, _v_scale_s, job_full, job_free = rings
-    eight: gl.constexpr = gl.BlockedLayout([8], [32], [1], [0])
-    one: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
-    part: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [1, 1], [1, 0])
+def _zero_tails(args, BLOCK: gl.constexpr, D: gl.constexpr, LENGTH: gl.constexpr):
+    """A warp that zeroes the rows of V behind a block's last key. Nothing to do where all blocks are full."""
+    buffers, barriers, schedule, sizes = args
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [1, 1], [1, 0])
     if LENGTH != BLOCK:
-        rows = gl.expand_dims(gl.arange(0, 8, gl.SliceLayout(1, part)), 1)
-        job = gl.program_id(0)
-        turn = 0
+        row = gl.expand_dims(gl.arange(0, 8, gl.SliceLayout(1, layout)), 1)
+        work = gl.program_id(0)
+        iteration = 0
         step = 0
-        while job < jobs:
-            mbarrier.wait(job_full.index(turn & 1), (turn >> 1) & 1)
-            count = pick(walk_s.index(turn & 1).load(eight), 0)
-            mbarrier.arrive(job_free.index(turn & 1), count=1)
-            for _ in range(count):
-                slot = step % STAGES
-                mbarrier.wait(v_raw.index(slot), (step // STAGES) & 1)
-                length = pick(block_s.index(slot).load(one), 0) if LENGTH == 0 else LENGTH
+        while work < sizes.work_tiles:
+            schedule.barriers.wait(iteration)
+            num_blocks = schedule.producer_info(iteration).num_blocks
+            schedule.barriers.release(iteration)
+            for _ in range(num_blocks):
+                slot = barriers.v_full.slot(step)
+                barriers.v_loaded.wait(step)
+                length = word(load_record(buffers.block_len.index(slot)), 0) if LENGTH == 0 else LENGTH
                 for first in gl.static_range(0, BLOCK, 8):
                     if first + 8 > length:
-                        some = v_s.index(slot).slice(first, 8, 0)
-                        values = some.load(part)
-                        some.store(gl.where(rows < length - first, values, gl.zeros_like(values)))
+                        eight_rows = buffers.v.index(slot).slice(first, 8, 0)
+                        values = eight_rows.load(layout)
+                        eight_rows.store(gl.where(row < length - first, values, gl.zeros_like(values)))
                 fence_async_shared()
-                mbarrier.arrive(v_full.index(slot), count=1)
+                barriers.v_full.arrive(step)
                 step += 1
-            turn += 1
-            job += gl.num_programs(0)
+            iteration += 1
+            work += gl.num_programs(0)
 
 
 @gluon.jit
 def _consume(
     args,
     ME: gl.constexpr,
-    CONSUMERS: gl.constexpr,
     BLOCK: gl.constexpr,
     D: gl.constexpr,
-    STAGES: gl.constexpr,
     LENGTH: gl.constexpr,
     POLY: gl.constexpr,
 ):
-    """Rows [64 * ME, 64 * ME + 64) of every job. LENGTH: real keys of every block, 0 where blocks differ."""
-    buffers, bars, rings, jobs, groups, heads, tokens, out, lse = args
-    q_s, k_s, v_s, block_s = buffers
-    q_full, q_free, k_full, _v_raw, v_full, free = bars
-    _walk_s, rows_s, _v_scale_s, job_full, job_free = rings
+    """A consumer: rows [64 * ME, 64 * ME + 64) of every work tile. LENGTH: keys of all blocks, 0 where they differ."""
+    out, lse, buffers, barriers, schedule, sizes = args
     warps: gl.constexpr = gl.num_warps()
-    at_score: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, BLOCK, 16])
-    at_out: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, D, 16])
-    at_store: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [warps, 1], [1, 0])  # whole lines of out
-    score_rows: gl.constexpr = gl.SliceLayout(1, at_score)
-    out_rows: gl.constexpr = gl.SliceLayout(1, at_out)
-    one: gl.constexpr = gl.BlockedLayout([1], [32], [warps], [0])
-    four: gl.constexpr = gl.BlockedLayout([4], [32], [warps], [0])
-    job = gl.program_id(0)
-    turn = 0
-    step = 0
-    while job < jobs:
-        mbarrier.wait(job_full.index(turn & 1), (turn >> 1) & 1)
-        record = rows_s.index((turn & 1) * CONSUMERS + ME).load(four)
-        count = pick(record, 0)
-        scale = number(pick(record, 3))
-        top = gl.full([64], float("-inf"), gl.float32, score_rows)
-        total = gl.zeros([64], gl.float32, score_rows)
-        acc = gl.zeros([64, D], gl.float32, at_out)
-        mbarrier.wait(q_full.index(0), turn & 1)
-        if pick(record, 1) > 0:
-            for _ in range(count):
-                slot = step % STAGES
-                phase = (step // STAGES) & 1
-                mbarrier.wait(k_full.index(slot), phase)
-                score = gl.zeros([64, BLOCK], gl.float32, at_score)
-                key = k_s.index(slot).permute((1, 0))
-                score = warpgroup_mma(q_s.index(ME), key, score, use_acc=False, is_async=True)
-                words = block_s.index(slot).load(one)
-                score = warpgroup_mma_wait(0, deps=(score,))
+    qk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, BLOCK, 16])
+    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, D, 16])
+    o_rows: gl.constexpr = gl.SliceLayout(1, o_layout)
+    work = gl.program_id(0)
+    iteration = 0
+    step = 0  # key blocks so far
+    while work < sizes.work_tiles:
+        schedule.barriers.wait(iteration)
+        info = schedule.consumer_info(iteration, ME)
+        m_i = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, qk_layout))  # running maximum, base 2
+        l_i = gl.zeros([64], gl.float32, gl.SliceLayout(1, qk_layout))
+        acc = gl.zeros([64, D], gl.float32, o_layout)
+        barriers.q.wait(iteration)
+        if info.rows > 0:
+            for _ in range(info.num_blocks):
+                slot = barriers.k.slot(step)
+                barriers.k.wait(step)
+                qk = gl.zeros([64, BLOCK], gl.float32, qk_layout)
+                key = buffers.k.index(slot).permute((1, 0))
+                qk = warpgroup_mma(buffers.q.index(ME), key, qk, use_acc=False, is_async=True)
+                record = load_record(buffers.block_len.index(slot))
+                qk = warpgroup_mma_wait(0, deps=(qk,))
                 if LENGTH == 0:
-                    length = pick(words, 0)
-                    score = masked(score, length)  # without a branch: ptxas serializes the products beside one
+                    qk = masked(qk, word(record, 0))  # without a branch: ptxas serializes the products beside one
                 elif LENGTH < BLOCK:
-                    score = masked(score, LENGTH)
-                higher = gl.maximum(top, row_max(score, top) * scale)
-                base = gl.where(higher == float("-inf"), 0.0, higher)
-                decay = exp2(top - base)
-                top = higher
-                weight = score * scale - gl.expand_dims(base, 1)
-                weight = exp2_mixed(weight, POLY) if POLY else exp2(weight)
-                acc = acc * gl.expand_dims(gl.convert_layout(decay, out_rows), 1)
-                total = total * decay + gl.sum(weight, 1)
-                p = gl.convert_layout(weight.to(q_s.dtype), gl.DotOperandLayout(0, at_out, 2))
-                mbarrier.wait(v_full.index(slot), phase)
-                acc = warpgroup_mma(p, v_s.index(slot), acc, is_async=True)
+                    qk = masked(qk, LENGTH)
+                m_new = gl.maximum(m_i, row_max(qk, m_i) * info.scale)
+                m_base = gl.where(m_new == float("-inf"), 0.0, m_new)
+                alpha = exp2(m_i - m_base)
+                m_i = m_new
+                p = qk * info.scale - gl.expand_dims(m_base, 1)
+                p = exp2_mixed(p, POLY) if POLY else exp2(p)
+                acc = acc * gl.expand_dims(gl.convert_layout(alpha, o_rows), 1)
+                l_i = l_i * alpha + gl.sum(p, 1)
+                p = gl.convert_layout(p.to(buffers.q.dtype), gl.DotOperandLayout(0, o_layout, 2))
+                barriers.v_full.wait(step)
+                acc = warpgroup_mma(p, buffers.v.index(slot), acc, is_async=True)
                 acc = warpgroup_mma_wait(0, deps=(acc,))
-                mbarrier.arrive(free.index(slot), count=1)
+                barriers.k.release(step)
                 step += 1
-        else:  # no row to work for, but the others count on its arrivals
-            for _ in range(count):
-                mbarrier.wait(k_full.index(step % STAGES), (step // STAGES) & 1)
-                mbarrier.wait(v_full.index(step % STAGES), (step // STAGES) & 1)
-                mbarrier.arrive(free.index(step % STAGES), count=1)
+        else:  # without a row of its own, but other warps count on its arrivals
+            for _ in range(info.num_blocks):
+                barriers.k.wait(step)
+                barriers.v_full.wait(step)
+                barriers.k.release(step)
                 step += 1
-        mbarrier.arrive(q_free.index(0), count=1)
+        barriers.q.release(iteration)
 
-        sums = gl.convert_layout(total, out_rows)
-        result = (acc * gl.expand_dims(1.0 / gl.where(sums == 0.0, 1.0, sums), 1)).to(out.dtype.element_ty)
-        result = gl.convert_layout(result, at_store)
-        record = rows_s.index((turn & 1) * CONSUMERS + ME).load(four)  # again: nothing of it stays through the loop
-        left = pick(record, 1)
-        token = pick(record, 2)
-        bh = job // groups
-        place = ((bh // heads).to(gl.int64) * tokens + token) * heads + bh % heads
-        lanes = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(1, at_store)), 1)
-        cells = lanes * (heads * D) + gl.expand_dims(gl.arange(0, D, gl.SliceLayout(0, at_store)), 0)
-        gl.store(out + place * D + cells, result, mask=lanes < left)
-        height = gl.convert_layout(top, out_rows)
-        height = gl.where(height == float("-inf"), 0.0, height) + gl.log2(sums)
-        lanes = gl.arange(0, 64, out_rows)
-        gl.store(lse + bh.to(gl.int64) * tokens + token + lanes, height * _LN_2, mask=lanes < left)
-        mbarrier.arrive(job_free.index(turn & 1), count=1)
-        turn += 1
-        job += gl.num_programs(0)
+        l_o = gl.convert_layout(l_i, o_rows)
+        o = acc * gl.expand_dims(1.0 / gl.where(l_o == 0.0, 1.0, l_o), 1)
+        m_o = gl.convert_layout(m_i, o_rows)
+        lse_base2 = gl.where(m_o == float("-inf"), 0.0, m_o) + gl.log2(l_o)
+        info = schedule.consumer_info(iteration, ME)  # again, so that nothing of it stays in registers in the loop
+        bh = work // sizes.per_head
+        store_rows(out, lse, o, lse_base2, bh, sizes.heads, sizes.tokens, info.token, info.rows)
+        schedule.barriers.release(iteration)
+        iteration += 1
+        work += gl.num_programs(0)
 
 
 @gluon.jit
-def attention_forward_hopper16(
+def attend_16bit_sm90(
     q,  # descriptors [B*L, row], rows as in memory; blocks of 64 x D
     k,  # blocks of BLOCK x D
     v,
@@ -226,17 +240,17 @@ def attention_forward_hopper16(
     block_len,
     list_index,
     list_count,
-    jobs,
-    groups,
+    work_tiles,
+    per_head,
     heads,
     tokens,
     num_blocks,
-    num_tiles,
-    num_lists,
-    longest,
-    step_q,  # elements from head to head
-    step_k,
-    step_v,
+    query_tiles,
+    list_groups,
+    list_length,
+    stride_qh,  # elements
+    stride_kh,
+    stride_vh,
     softmax_scale,  # D^-0.5 * log2(e)
     CONSUMERS: gl.constexpr,
     BLOCK: gl.constexpr,
@@ -246,31 +260,33 @@ def attention_forward_hopper16(
     POLY: gl.constexpr,
     REGISTERS: gl.constexpr,
 ):
-    q_s = gl.allocate_shared_memory(q.dtype, [CONSUMERS, 64, D], q.layout)
-    k_s = gl.allocate_shared_memory(k.dtype, [STAGES, BLOCK, D], k.layout)
-    v_s = gl.allocate_shared_memory(v.dtype, [STAGES, BLOCK, D], v.layout)
-    block_s = records(gl.int32, STAGES, 1)
-    clears: gl.constexpr = LENGTH != BLOCK
-    rings = job_rings(CONSUMERS, CONSUMERS + 1 + clears, D)
-    v_raw = ring(STAGES, 1)
-    v_full = ring(STAGES, 1) if clears else v_raw
-    bars = ring(1, 1), ring(1, CONSUMERS), ring(STAGES, 1), v_raw, v_full, ring(STAGES, CONSUMERS)
+    zeroes: gl.constexpr = LENGTH != BLOCK
+    buffers = Buffers(
+        gl.allocate_shared_memory(q.dtype, [CONSUMERS, 64, D], q.layout),
+        gl.allocate_shared_memory(k.dtype, [STAGES, BLOCK, D], k.layout),
+        gl.allocate_shared_memory(v.dtype, [STAGES, BLOCK, D], v.layout),
+        records(gl.int32, STAGES, 1),
+    )
+    schedule = make_schedule(CONSUMERS, CONSUMERS + 1 + zeroes, D, False)
+    v_loaded = barrier_ring(STAGES, 1)
+    v_full = barrier_ring(STAGES, 1) if zeroes else v_loaded
+    barriers = Barriers(barrier_pair(1, CONSUMERS), barrier_pair(STAGES, CONSUMERS), v_loaded, v_full)
     fence_async_shared()
-    shape = (jobs, groups, num_blocks, num_tiles, num_lists, longest)
-    planned = (rings, shape, (work, block_start, block_len, list_index, list_count), softmax_scale, ())
-    buffers = (q_s, k_s, v_s, block_s)
-    produced = (q, k, v, buffers, bars, rings, jobs, groups, heads, tokens)
-    produced += ((list_index, block_start, block_len), (step_q, step_k, step_v))
-    cleared = (buffers, bars, rings, jobs)
-    args = (buffers, bars, rings, jobs, groups, heads, tokens, out, lse)
+    sizes = Sizes(work_tiles, per_head, heads, tokens, num_blocks, query_tiles, list_groups, list_length)
+    tables = Tables(work, block_start, block_len, list_index, list_count)
+    consumer = (out, lse, buffers, barriers, schedule, sizes)
+    strides = HeadStrides(stride_qh, stride_kh, stride_vh)
+    producer = (q, k, v, strides, buffers, barriers, schedule, sizes, tables)
+    zeroing = (buffers, barriers, schedule, sizes)
+    scheduler = (schedule, sizes, tables, softmax_scale, ())
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
-                (_consume, (args, 0, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
-                (_consume, (args, 1, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
-                (_produce, (produced, CONSUMERS, BLOCK, D, STAGES)),
-                (_clear, (cleared, BLOCK, D, STAGES, LENGTH)),
-                (look_ahead, (planned, CONSUMERS, BLOCK, D, False)),
+                (_consume, (consumer, 0, BLOCK, D, LENGTH, POLY)),
+                (_consume, (consumer, 1, BLOCK, D, LENGTH, POLY)),
+                (_produce, (producer, CONSUMERS, BLOCK, D)),
+                (_zero_tails, (zeroing, BLOCK, D, LENGTH)),
+                (schedule_tiles, (scheduler, BLOCK, D, False, False)),
             ],
             [4, 1, 1, 1],
             [REGISTERS, 24, 24, 24],
@@ -278,12 +294,12 @@ def attention_forward_hopper16(
     else:
         gl.warp_specialize(
             [
-                (_consume, (args, 0, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
-                (_consume, (args, 1, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
-                (_consume, (args, 2, CONSUMERS, BLOCK, D, STAGES, LENGTH, POLY)),
-                (_produce, (produced, CONSUMERS, BLOCK, D, STAGES)),
-                (_clear, (cleared, BLOCK, D, STAGES, LENGTH)),
-                (look_ahead, (planned, CONSUMERS, BLOCK, D, False)),
+                (_consume, (consumer, 0, BLOCK, D, LENGTH, POLY)),
+                (_consume, (consumer, 1, BLOCK, D, LENGTH, POLY)),
+                (_consume, (consumer, 2, BLOCK, D, LENGTH, POLY)),
+                (_produce, (producer, CONSUMERS, BLOCK, D)),
+                (_zero_tails, (zeroing, BLOCK, D, LENGTH)),
+                (schedule_tiles, (scheduler, BLOCK, D, False, False)),
             ],
             [4, 4, 1, 1, 1],
             [REGISTERS, REGISTERS, 24, 24, 24],
@@ -306,24 +322,24 @@ def launch_16bit_sm90(
     scale: softmax scale times log2(e). The current device must be that of the tensors, and sm_90.
     """
     batch, tokens, heads, dim = out.shape
-    q, k, v = (x if _lies_in_rows(x) else x.clone(memory_format=torch.contiguous_format) for x in (q, k, v))
+    q, k, v = (x if _fits_tma(x) else x.clone(memory_format=torch.contiguous_format) for x in (q, k, v))
 
-    def lines(x: torch.Tensor, rows: int) -> TensorDescriptor:
+    def rows_of(x: torch.Tensor, rows: int) -> TensorDescriptor:
         shape = (batch * tokens, (heads - 1) * x.stride(2) + dim)
         return describe(x, shape, (x.stride(1), 1), (rows, dim), _TYPES[x.dtype])
 
-    descriptors = (lines(q, 64), lines(k, tables.layout.block), lines(v, tables.layout.block))
-    programs, arguments, constants = launch_plan(tables, lists, out, config)
-    attention_forward_hopper16[(programs,)](
+    descriptors = (rows_of(q, 64), rows_of(k, tables.layout.block), rows_of(v, tables.layout.block))
+    programs, arguments, constants = launch_arguments(tables, lists, out, config)
+    attend_16bit_sm90[(programs,)](
         *(*descriptors, out, lse, *arguments, q.stride(2), k.stride(2), v.stride(2), scale),
         **constants,
         num_warps=4,
     )
 
 
-def _lies_in_rows(x: torch.Tensor) -> bool:
-    """Whether one row per token, batches behind each other, describes x [B, L, H, D] as TMA wants it."""
+def _fits_tma(x: torch.Tensor) -> bool:
+    """Whether x [B, L, H, D] is a matrix of one row per token, batches behind each other, aligned as TMA needs it."""
     batch, tokens, heads, dim = x.shape
-    in_line = batch == 1 or x.stride(0) == tokens * x.stride(1)
-    whole = x.stride(2) >= 0 and (heads - 1) * x.stride(2) + dim <= x.stride(1)
-    return in_line and whole and x.stride(1) % 8 == 0 and x.data_ptr() % 16 == 0
+    one_matrix = batch == 1 or x.stride(0) == tokens * x.stride(1)
+    row_holds_heads = x.stride(2) >= 0 and (heads - 1) * x.stride(2) + dim <= x.stride(1)
+    return one_matrix and row_holds_heads and x.stride(1) % 8 == 0 and x.data_ptr() % 16 == 0

@@ -30,7 +30,7 @@ _P_SHIFT = tl.constexpr(math.log2(448.0))  # P = 2^(x - m) * 448
 
 
 @triton.jit
-def attention_forward(
+def attend_portable(
     q,  # FP8: descriptor [B*H*N*BLOCK, D], else pointer
     k,  # FP8: descriptor [B*H*N*BLOCK, D], else pointer
     v,  # FP8: descriptor [B*H*D, N*BLOCK], else pointer
@@ -39,6 +39,7 @@ def attention_forward(
     q_scale,
     k_scale,
     v_scale,
+    v_mean,
     block_start,
     block_len,
     block_tile,
@@ -56,9 +57,9 @@ def attention_forward(
     heads,
     tokens,
     num_blocks,
-    num_tiles,
-    num_groups,
-    longest,
+    query_tiles,
+    list_groups,
+    list_length,
     softmax_scale,  # D^-0.5 * log2(e), fp32
     FP8: tl.constexpr,
     HALF: tl.constexpr,  # 16-bit type of the products where not FP8
@@ -68,6 +69,7 @@ def attention_forward(
     MASKED: tl.constexpr,  # some block holds padding
     PROMOTE: tl.constexpr,
     ROUNDED_SUM: tl.constexpr,
+    CENTER_V: tl.constexpr,
 ):
     SPLIT: tl.constexpr = BLOCK // BLOCK_Q
     block_q = tl.program_id(0) // SPLIT
@@ -75,29 +77,31 @@ def attention_forward(
     bh = tl.program_id(1)
     batch = (bh // heads).to(tl.int64)
     head = (bh % heads).to(tl.int64)
-    lanes_q = tl.arange(0, BLOCK_Q)
-    lanes_k = tl.arange(0, BLOCK)
+    rows_q = tl.arange(0, BLOCK_Q)
+    rows_k = tl.arange(0, BLOCK)
     channels = tl.arange(0, D)
 
     token = tl.load(block_start + block_q).to(tl.int64) + part
     rows_left = tl.load(block_len + block_q) - part
-    line = (bh % num_groups).to(tl.int64) * num_tiles + tl.load(block_tile + block_q)
-    count = tl.load(list_count + line)
+    list_number = (bh % list_groups).to(tl.int64) * query_tiles + tl.load(block_tile + block_q)
+    count = tl.load(list_count + list_number)
     count = tl.where(rows_left > 0, count, 0)
-    keys = list_index + line * longest
+    keys = list_index + list_number * list_length
 
     if FP8:
         block_query = q.load([(bh * num_blocks + block_q) * BLOCK + part, 0])  # [BLOCK_Q, D]
         scale_q = tl.load(q_scale + bh.to(tl.int64) * num_blocks + block_q) * softmax_scale
         scales = k_scale + bh.to(tl.int64) * num_blocks
     else:
-        at_q = q + batch * stride_qb + head * stride_qh + (token + lanes_q)[:, None] * stride_ql + channels[None, :]
-        block_query = tl.load(at_q, mask=lanes_q[:, None] < rows_left, other=0.0).to(HALF)
+        query_pointers = (
+            q + batch * stride_qb + head * stride_qh + (token + rows_q)[:, None] * stride_ql + channels[None, :]
+        )
+        block_query = tl.load(query_pointers, mask=rows_q[:, None] < rows_left, other=0.0).to(HALF)
         base_k = k + batch * stride_kb + head * stride_kh + channels[None, :]
         base_v = v + batch * stride_vb + head * stride_vh + channels[None, :]
 
-    top = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum, base 2
-    total = tl.zeros([BLOCK_Q], tl.float32)
+    m_i = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum, m_base 2
+    l_i = tl.zeros([BLOCK_Q], tl.float32)
     acc = tl.zeros([BLOCK_Q, D], tl.float32)
 
     for i in range(count):
@@ -107,47 +111,50 @@ def attention_forward(
             block_key = k.load([(bh * num_blocks + block_k) * BLOCK, 0])  # [BLOCK, D]
             scale = scale_q * tl.load(scales + block_k)
         else:
-            rows = tl.load(block_start + block_k).to(tl.int64) + lanes_k
-            block_key = tl.load(base_k + rows[:, None] * stride_kl, mask=lanes_k[:, None] < length, other=0.0).to(HALF)
+            rows = tl.load(block_start + block_k).to(tl.int64) + rows_k
+            block_key = tl.load(base_k + rows[:, None] * stride_kl, mask=rows_k[:, None] < length, other=0.0).to(HALF)
             scale = softmax_scale
-        score = tl.dot(block_query, block_key.T)  # [BLOCK_Q, BLOCK]
+        qk = tl.dot(block_query, block_key.T)  # [BLOCK_Q, BLOCK]
         if MASKED:
-            score = tl.where(lanes_k[None, :] < length, score, float("-inf"))
-        peak = tl.max(score, 1) * scale
+            qk = tl.where(rows_k[None, :] < length, qk, float("-inf"))
+        qk_max = tl.max(qk, 1) * scale
         if FP8:
-            peak = tl.ceil(peak)
-        higher = tl.maximum(top, peak)
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        decay = tl.exp2(top - base)
-        top = higher
-        acc = acc * decay[:, None]
+            qk_max = tl.ceil(qk_max)
+        m_new = tl.maximum(m_i, qk_max)
+        m_base = tl.where(m_new == float("-inf"), 0.0, m_new)
+        alpha = tl.exp2(m_i - m_base)
+        m_i = m_new
+        acc = acc * alpha[:, None]
         if FP8:
-            weight = tl.exp2(score * scale - (base - _P_SHIFT)[:, None])
-            rounded = weight.to(tl.float8e4nv)
+            p = tl.exp2(qk * scale - (m_base - _P_SHIFT)[:, None])
+            p_e4m3 = p.to(tl.float8e4nv)
             if ROUNDED_SUM:
-                weight = rounded.to(tl.float32)
-            total = total * decay + tl.sum(weight, 1)
+                p = p_e4m3.to(tl.float32)
+            l_i = l_i * alpha + tl.sum(p, 1)
             block_value = v.load([bh * D, block_k * BLOCK])  # [D, BLOCK]
             if PROMOTE:
-                acc = tl.dot(rounded, block_value.T, acc, max_num_imprecise_acc=BLOCK)
+                acc = tl.dot(p_e4m3, block_value.T, acc, max_num_imprecise_acc=BLOCK)
             else:
-                acc = tl.dot(rounded, block_value.T, acc)
+                acc = tl.dot(p_e4m3, block_value.T, acc)
         else:
-            weight = tl.exp2(score * scale - base[:, None])
-            total = total * decay + tl.sum(weight, 1)
-            at_v = base_v + rows[:, None] * stride_vl
-            block_value = tl.load(at_v, mask=lanes_k[:, None] < length, other=0.0).to(HALF)
-            acc = tl.dot(weight.to(HALF), block_value, acc)
+            p = tl.exp2(qk * scale - m_base[:, None])
+            l_i = l_i * alpha + tl.sum(p, 1)
+            value_pointers = base_v + rows[:, None] * stride_vl
+            block_value = tl.load(value_pointers, mask=rows_k[:, None] < length, other=0.0).to(HALF)
+            acc = tl.dot(p.to(HALF), block_value, acc)
 
-    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    height = tl.where(top == float("-inf"), 0.0, top) + tl.log2(total)
+    o = acc / tl.where(l_i == 0.0, 1.0, l_i)[:, None]
+    lse_base2 = tl.where(m_i == float("-inf"), 0.0, m_i) + tl.log2(l_i)
     if FP8:
-        result = result * tl.load(v_scale + bh.to(tl.int64) * D + channels)[None, :]
-        height = height - _P_SHIFT
-    keep = lanes_q < rows_left
-    at_out = ((batch * tokens + token + lanes_q) * heads + head)[:, None] * D + channels[None, :]
-    tl.store(out + at_out, result.to(out.dtype.element_ty), mask=keep[:, None])
-    tl.store(lse + bh.to(tl.int64) * tokens + token + lanes_q, height * _LN_2, mask=keep)
+        o = o * tl.load(v_scale + bh.to(tl.int64) * D + channels)[None, :]
+        lse_base2 = lse_base2 - _P_SHIFT
+        if CENTER_V:
+            mean = tl.load(v_mean + bh.to(tl.int64) * D + channels)[None, :]
+            o += tl.where(l_i[:, None] == 0.0, 0.0, mean)
+    keep = rows_q < rows_left
+    cells = ((batch * tokens + token + rows_q) * heads + head)[:, None] * D + channels[None, :]
+    tl.store(out + cells, o.to(out.dtype.element_ty), mask=keep[:, None])
+    tl.store(lse + bh.to(tl.int64) * tokens + token + rows_q, lse_base2 * _LN_2, mask=keep)
 
 
 def launch_portable(
@@ -159,23 +166,24 @@ def launch_portable(
     lse: torch.Tensor,
     scale: float,
     config: PortableConfig,
+    center_v: bool,
 ) -> None:
     """Fill out [B, L, H, D] and lse [B, H, L] from inputs q, k, v (16 bit), or from `quantized` if given (FP8).
 
-    scale: softmax scale times log2(e).
+    scale: softmax scale times log2(e). center_v: V was quantized without its mean.
     """
     q, k, v = inputs
     batch, tokens, heads, dim = q.shape
     block, blocks = tables.layout.block, tables.layout.num_blocks
     if quantized is None:
-        operands, scales = (q, k, v), (lse, lse, lse)
+        operands, scales = (q, k, v), (lse, lse, lse, lse)
     else:
         operands = (
             TensorDescriptor.from_tensor(quantized.q.view(-1, dim), [config.block_q, dim]),
             TensorDescriptor.from_tensor(quantized.k.view(-1, dim), [block, dim]),
             TensorDescriptor.from_tensor(quantized.v.view(-1, blocks * block), [dim, block]),
         )
-        scales = (quantized.q_scale, quantized.k_scale, quantized.v_scale)
+        scales = (quantized.q_scale, quantized.k_scale, quantized.v_scale, quantized.v_mean)
     constants = {
         "FP8": quantized is not None,
         "HALF": tl.float16 if q.dtype == torch.float16 else tl.bfloat16,
@@ -185,10 +193,11 @@ def launch_portable(
         "MASKED": tables.layout.uniform != block,  # some block holds padding
         "PROMOTE": config.promote,
         "ROUNDED_SUM": config.rounded_sum,
+        "CENTER_V": center_v,
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     options |= {"maxnreg": config.maxnreg} if config.maxnreg else {}
-    attention_forward[blocks * (block // config.block_q), batch * heads](
+    attend_portable[blocks * (block // config.block_q), batch * heads](
         *(*operands, out, lse, *scales),
         *(tables.block_start, tables.block_len, tables.block_tile, lists.list_index, lists.list_count),
         *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], heads, tokens, blocks),

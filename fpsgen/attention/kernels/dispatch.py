@@ -29,6 +29,8 @@ def attention_kernel(
     granularity: int = 1,
     norm_rope: NormRope | None = None,
     return_lse: bool = True,
+    smooth_k: bool = False,
+    center_v: bool = False,
     *,
     config: PortableConfig | Sm90Config | None = None,
     out: torch.Tensor | None = None,
@@ -37,10 +39,11 @@ def attention_kernel(
     """Attention of q, k, v [B, L, H, D] (tile order) over lists of key blocks, as attention_reference does it.
 
     fp8: Q, K, V and P in E4M3, one scale per `granularity` kernel blocks of Q and K. Otherwise products are in q's
-    16-bit type, bf16 for fp32 inputs. norm_rope: q and k are normed and rotated first. D may be up to 128. config:
-    None chooses the fastest kernel that takes these inputs. out (contiguous [B, L, H, D] where D is 64 or 128) and lse
-    (fp32 [B, H, L]) may be given. Returns out in q's dtype and LSE (natural logarithm), None without return_lse.
-    Raises ValueError for other head dims, and for lists whose number of groups is not 1, H or B*H.
+    16-bit type, bf16 for fp32 inputs. norm_rope: q and k are normed and rotated first. smooth_k, center_v: with fp8, K
+    and V are quantized without their mean over all tokens, which neither out nor LSE shows but in their error. D may be
+    up to 128. config: None chooses the fastest kernel that takes these inputs. out (contiguous [B, L, H, D] where D is
+    64 or 128) and lse (fp32 [B, H, L]) may be given. Returns out in q's dtype and LSE (natural logarithm), None without
+    return_lse. Raises ValueError for other head dims, and for lists whose number of groups is not 1, H or B*H.
     """
     batch, tokens, heads, dim = q.shape
     groups = lists.list_count.shape[0]
@@ -62,7 +65,7 @@ def attention_kernel(
     current = not q.is_cuda or q.device.index == torch.cuda.current_device()
     with nullcontext() if current else torch.cuda.device(q.device):
         config = config or choose(q, tables, fp8)
-        zeroed, others = quantized_shapes(q, tables, norm_rope is not None) if fp8 else ({}, {})
+        zeroed, others = quantized_shapes(q, tables) if fp8 else ({}, {})
         if not return_lse:
             others = others | {"lse": ((batch, heads, tokens), torch.float32)}
         workspace = Workspace(q.device, zeroed, others)
@@ -71,8 +74,12 @@ def attention_kernel(
         elif lse is None:
             lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
         if fp8:
-            quantize_into(workspace, q, k, v, tables, granularity, isinstance(config, Sm90Config), norm_rope)
-        launch(config, (q, k, v), workspace if fp8 else None, tables, lists, out, lse, dim**-0.5)
+            permuted = isinstance(config, Sm90Config)
+            quantize_into(workspace, q, k, v, tables, granularity, permuted, norm_rope, smooth_k, center_v)
+        launch(config, (q, k, v), workspace if fp8 else None, tables, lists, out, lse, dim**-0.5, center_v)
+        if fp8 and smooth_k and return_lse:  # that of the keys as they were given
+            q = norm_rope.apply(q, k)[0] if norm_rope else q
+            lse += torch.einsum("blhd,bhd->bhl", q.float(), workspace.k_mean) * dim**-0.5
     return out if padded == dim else out[..., :dim].contiguous(), lse if return_lse else None
 
 
@@ -93,18 +100,19 @@ def launch(
     out: torch.Tensor,
     lse: torch.Tensor,
     scale: float,
+    center_v: bool = False,
 ) -> None:
     """Fill out [B, L, H, D] (contiguous) and lse fp32 [B, H, L] from inputs q, k, v, or from `quantized` if given.
 
-    scale: softmax scale. The current device must be that of the tensors.
+    scale: softmax scale. center_v: V was quantized without its mean. The current device must be that of the tensors.
     """
     scale *= math.log2(math.e)
     if isinstance(config, PortableConfig):
-        launch_portable(inputs, quantized, tables, lists, out, lse, scale, config)
+        launch_portable(inputs, quantized, tables, lists, out, lse, scale, config, center_v)
     elif quantized is not None:
         from fpsgen.attention.kernels.attend_fp8_sm90 import launch_fp8_sm90
 
-        launch_fp8_sm90(quantized, tables, lists, out, lse, scale, config)
+        launch_fp8_sm90(quantized, tables, lists, out, lse, scale, config, center_v)
     else:
         from fpsgen.attention.kernels.attend_16bit_sm90 import launch_16bit_sm90
 

@@ -53,7 +53,7 @@ class NormRopeConfig:
     rows: rows that a program measures. cast_rows, cast_heads: rows and heads that a program casts. Rows are for head
     dim 128, twice as many for 64. cast_distance: blocks from measuring to casting: so many that casts do not wait, so
     few that they read from the L2 cache (measured at 720p: 6 and 32 take 10 % longer than 20). num_warps, maxnreg: as
-    in PortableConfig.
+    in PortableConfig; maxnreg_means: where means are found as well.
     """
 
     rows: int = 16
@@ -62,6 +62,7 @@ class NormRopeConfig:
     cast_distance: int = 20
     num_warps: int = 4
     maxnreg: int = 80
+    maxnreg_means: int = 96
 
 
 NORM_ROPE = NormRopeConfig()

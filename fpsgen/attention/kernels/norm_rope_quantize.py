@@ -1,11 +1,14 @@
-"""Queries and keys that take their RMSNorm (over all heads) and rotary embedding on the way into blocks, in fp32 and
-with no rounding in between; and what quantize_qkv.py shares: the scale rule, how an amax is raised.
+"""Quantize queries and keys that take their RMSNorm (over all heads) and rotary embedding on the way into blocks, in
+fp32 and with no rounding in between. norm_rope.py has the same in plain torch.
 
-A block's scale needs its largest magnitude after norm and rotation, and a row's norm all of its heads: measuring finds
-both in one reading, since a row's norm only stretches the magnitudes that rotation leaves. The cast reads every row
-once more. It follows so closely, in the same launch, that the row still lies in the L2 cache.
+A block's scale needs its largest magnitude after norm and rotation, and a row's norm all of its heads. Measuring finds
+both in one reading, since a row's norm only scales the magnitudes that rotation leaves. The cast reads every row once
+more. It follows so closely, in the same launch, that the row still lies in the L2 cache.
 
-Legend: B batch, H heads, L tokens (tile order), N blocks, D head dim. norm_rope.py has the same in plain torch.
+With a mean to be taken off the keys (smooth_k), a key's cast must wait for all tokens, and is done in the next launch
+(quantize_qkv.py). Here the keys are added up where they would be cast.
+
+Legend: B batch, H heads, L tokens (tile order), N blocks, D head dim.
 """
 
 from __future__ import annotations
@@ -13,62 +16,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fpsgen.attention.quantize import BLOCK_AMAX_FLOOR
-
-_BLOCK_FLOOR = tl.constexpr(BLOCK_AMAX_FLOOR)
-TOP = tl.constexpr(1.0 / 448.0)
-
-
-@triton.jit
-def raise_amax(amax, line, values, real):
-    """amax[line ...] = max(amax[line ...], values), values from zero up; the result does not depend on the order."""
-    at = (amax + line).to(tl.pointer_type(tl.int32), bitcast=True)
-    tl.atomic_max(at, values.to(tl.int32, bitcast=True), mask=real, sem="relaxed")  # as integers, which order alike
-
-
-@triton.jit
-def block_scale(amax):
-    """Scale of blocks of queries or keys whose largest magnitude is amax."""
-    return tl.maximum(amax, _BLOCK_FLOOR) * TOP
-
-
-@triton.jit
-def measure_channels(x, amax, length, stride_l, D: tl.constexpr, BLOCK: tl.constexpr):
-    """amax [D] raised to the largest magnitude of every channel of one block, the `length` rows from x on."""
-    rows: tl.constexpr = 32  # at a time: few registers leave room for other programs
-    row, channels = tl.arange(0, rows), tl.arange(0, D)
-    at = x + row[:, None] * stride_l + channels[None, :]
-    peak = tl.abs(tl.load(at, mask=row[:, None] < length, other=0.0, eviction_policy="evict_first").to(tl.float32))
-    for first in range(rows, BLOCK, rows):
-        at += rows * stride_l
-        values = tl.load(at, mask=first + row[:, None] < length, other=0.0, eviction_policy="evict_first")
-        peak = tl.maximum(peak, tl.abs(values.to(tl.float32)))
-    raise_amax(amax, channels, tl.max(peak, 0), channels >= 0)
-
-
-@triton.jit
-def _load_pairs(x, at, real, policy: tl.constexpr):
-    """Channels 2i and 2i + 1 of x as one word, so that both lie in the same thread. at: in pairs."""
-    word: tl.constexpr = tl.int32 if x.dtype.element_ty.primitive_bitwidth == 16 else tl.int64
-    at += x.to(tl.pointer_type(word), bitcast=True)
-    return tl.load(at, mask=real, other=0, eviction_policy=policy)
-
-
-@triton.jit
-def _split_pairs(words, kind: tl.constexpr):
-    """Even and odd channels, fp32."""
-    if kind == tl.bfloat16:  # the upper half of fp32: one instruction each
-        return (words << 16).to(tl.float32, bitcast=True), (words & -65536).to(tl.float32, bitcast=True)
-    half: tl.constexpr = tl.int16 if kind.primitive_bitwidth == 16 else tl.int32
-    even = words.to(half).to(kind, bitcast=True).to(tl.float32)
-    odd = (words >> kind.primitive_bitwidth).to(half).to(kind, bitcast=True).to(tl.float32)
-    return even, odd
-
-
-@triton.jit
-def _angles(table, token, real, D: tl.constexpr):
-    at = table + token[:, None] * D + tl.arange(0, D // 2)[None, :]
-    return tl.load(at, mask=real[:, None], other=0.0), tl.load(at + D // 2, mask=real[:, None], other=0.0)
+from fpsgen.attention.kernels.quantize_parts import (
+    add_sum,
+    block_scale,
+    load_angles,
+    load_pairs,
+    measure_channels,
+    raise_amax,
+    split_pairs,
+    sum_channels,
+)
 
 
 @triton.jit
@@ -100,20 +57,20 @@ def _measure_rows(
     token = start + rows
     pair = tl.arange(0, D // 2)
     lane = tl.arange(0, HEADS)
-    cos, sin = _angles(table, token, real, D)
+    cos, sin = load_angles(table, token, real, D)
     squares = tl.zeros([ROWS, D // 2], tl.float32)
     peaks = tl.zeros([ROWS, HEADS], tl.float32)  # each row's largest magnitudes, while its norm is not known
-    at = token[:, None] * (stride_l // 2) + pair[None, :]
-    one = _load_pairs(x, at, real[:, None], "evict_last")  # words of two heads ahead, of none beyond the last
-    two = _load_pairs(x + stride_h, at, (rows < tl.where(heads > 1, length, 0))[:, None], "evict_last")
+    offsets = token[:, None] * (stride_l // 2) + pair[None, :]
+    one = load_pairs(x, offsets, real[:, None], "evict_last")  # words of two heads ahead, of none beyond the last
+    two = load_pairs(x + stride_h, offsets, (rows < tl.where(heads > 1, length, 0))[:, None], "evict_last")
     for head in tl.range(heads, num_stages=1):
         words, one = one, two
         more = rows < tl.where(head + 2 < heads, length, 0)
-        two = _load_pairs(x + (head + 2) * stride_h, at, more[:, None], "evict_last")
-        even, odd = _split_pairs(words, x.dtype.element_ty)
+        two = load_pairs(x + (head + 2) * stride_h, offsets, more[:, None], "evict_last")
+        even, odd = split_pairs(words, x.dtype.element_ty)
         squares += even * even + odd * odd
-        gains = _load_pairs(weight, head * (D // 2) + pair, pair >= 0, "")
-        gain_even, gain_odd = _split_pairs(gains, weight.dtype.element_ty)
+        gains = load_pairs(weight, head * (D // 2) + pair, pair >= 0, "")
+        gain_even, gain_odd = split_pairs(gains, weight.dtype.element_ty)
         even *= gain_even[None, :]
         odd *= gain_odd[None, :]
         peak = tl.maximum(tl.abs(even * cos - odd * sin), tl.abs(even * sin + odd * cos))
@@ -127,7 +84,7 @@ def _measure_rows(
 
 
 @triton.jit
-def _cast_normed(
+def _cast_rows(
     x,
     out,
     scales,
@@ -145,22 +102,25 @@ def _cast_normed(
     stride_l,
     stride_h,
     num_blocks,
+    total,
+    adds,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Norm, rotation and cast of ROWS tokens of a block, heads `first` to `last` - 1, once `wanted` parts of the scale
-    group are finished. out, scales: at the block; head by head they are num_blocks apart.
+    group are finished. out, scales: at the block; head by head they are num_blocks apart. adds: no cast, but total
+    [H, D] plus the rows' sums.
     """
     rows = part * ROWS + tl.arange(0, ROWS)
     real = rows < length
     token = start + rows
     pair = tl.arange(0, D // 2)
-    cos, sin = _angles(table, token, real, D)
-    at = token[:, None] * (stride_l // 2) + pair[None, :]
+    cos, sin = load_angles(table, token, real, D)
+    offsets = token[:, None] * (stride_l // 2) + pair[None, :]
     # no wider stores than what a thread has: they would pass through shared memory
     cells = rows[:, None] * D + tl.max_contiguous(tl.arange(0, D), 8)[None, :]
-    one = _load_pairs(x + first * stride_h, at, real[:, None], "evict_first")  # words of a head ahead
+    one = load_pairs(x + first * stride_h, offsets, real[:, None], "evict_first")  # words of a head ahead
     while tl.atomic_add(finished, 0, sem="acquire") < wanted:
         pass
     tl.debug_barrier()  # no thread reads before; what others wrote is in L2 (.cg)
@@ -169,23 +129,27 @@ def _cast_normed(
     for head in tl.range(first, last, num_stages=1):
         words = one
         more = rows < tl.where(head + 1 < last, length, 0)
-        one = _load_pairs(x + (head + 1) * stride_h, at, more[:, None], "evict_first")
+        one = load_pairs(x + (head + 1) * stride_h, offsets, more[:, None], "evict_first")
         scale = block_scale(ahead)
         ahead = tl.load(amax + tl.minimum(head + 1, last - 1) * num_blocks, cache_modifier=".cg")
-        inverse = tl.math.div_rn(1.0, scale)
-        tl.store(scales + head * num_blocks, scale, mask=part == 0)
-        gains = _load_pairs(weight, head * (D // 2) + pair, pair >= 0, "")
-        gain_even, gain_odd = _split_pairs(gains, weight.dtype.element_ty)
-        even, odd = _split_pairs(words, x.dtype.element_ty)
+        gains = load_pairs(weight, head * (D // 2) + pair, pair >= 0, "")
+        gain_even, gain_odd = split_pairs(gains, weight.dtype.element_ty)
+        even, odd = split_pairs(words, x.dtype.element_ty)
         even = even * gain_even[None, :] * norm
         odd = odd * gain_odd[None, :] * norm
-        values = tl.join((even * cos - odd * sin) * inverse, (even * sin + odd * cos) * inverse).reshape(ROWS, D)
-        to = out + (head * num_blocks).to(tl.int64) * (BLOCK * D) + cells
-        tl.store(to, values.to(tl.float8e4nv), cache_modifier=".cs")
+        if adds:
+            sums = tl.join(tl.sum(even * cos - odd * sin, 0), tl.sum(even * sin + odd * cos, 0)).reshape(D)
+            add_sum(total, head * D + tl.arange(0, D), sums)
+        else:
+            inverse = tl.math.div_rn(1.0, scale)
+            tl.store(scales + head * num_blocks, scale, mask=part == 0)
+            values = tl.join((even * cos - odd * sin) * inverse, (even * sin + odd * cos) * inverse).reshape(ROWS, D)
+            to = out + (head * num_blocks).to(tl.int64) * (BLOCK * D) + cells
+            tl.store(to, values.to(tl.float8e4nv), cache_modifier=".cs")
 
 
 @triton.jit
-def norm_inputs(
+def norm_rope_quantize(
     q,
     k,
     v,
@@ -200,8 +164,11 @@ def norm_inputs(
     q_amax,
     k_amax,
     v_amax,
+    v_largest,
+    v_sum,
+    k_sum,
     finished,
-    ticket,
+    next_unit,
     block_start,
     block_len,
     stride_qb,
@@ -218,7 +185,7 @@ def norm_inputs(
     tokens,
     num_blocks,
     granularity,
-    lag,
+    cast_distance,
     eps,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -226,40 +193,44 @@ def norm_inputs(
     CAST_ROWS: tl.constexpr,
     CAST_HEADS: tl.constexpr,
     HEADS: tl.constexpr,
+    SMOOTH_K: tl.constexpr,
+    CENTER_V: tl.constexpr,
 ):
-    """q and k measured and cast, v_amax [B, H, D] raised to the largest magnitudes of V's channels.
+    """q and k measured and cast, and V's channels measured: v_amax [B, H, D], or with CENTER_V v_largest [B, H, 2, D]
+    and v_sum [B, H, D]. SMOOTH_K: k is measured and added up instead, k_sum [B, H, D].
 
-    Work comes in steps, one for each block of the batch and `lag` more: measuring ROWS rows of q or k over all heads,
-    as often as a block has them; casting CAST_ROWS rows and up to CAST_HEADS heads of the block that was measured lag
-    steps ago, lag + 1 being granularity at least; measuring V, head by head. Programs take it in the order in which
-    they start: what a cast waits for has begun, and waits for nothing itself.
+    Units of work come in steps, one step for each block of the batch and `cast_distance` more: measuring ROWS rows of
+    q or k over all heads, as often as a block has them; casting CAST_ROWS rows and up to CAST_HEADS heads of the block
+    that was measured cast_distance steps ago, cast_distance + 1 being granularity at least; measuring V, head by head.
+    Programs take units in the order in which they start: what a cast waits for has begun, and waits for nothing itself.
 
-    Zero before: amax of q and k [B, H, N], where the column of a scale group is used, v_amax, finished [2, B, N],
-    ticket [1]. norms [2, B, L] pass from measuring to casting. HEADS: H or more, a power of 2.
+    Zero before: amax of q and k [B, H, N], where the column of a scale group is used, what V and k_sum receive,
+    finished [2, B, N], next_unit [1]. norms [2, B, L] pass from measuring to casting. HEADS: H or more, a power of 2.
     """
     parts: tl.constexpr = BLOCK // ROWS
     cast_parts: tl.constexpr = BLOCK // CAST_ROWS
     shares = tl.cdiv(heads, CAST_HEADS)
     casts = 2 * cast_parts * shares
     units = 2 * parts + casts + heads
-    turn = tl.atomic_add(ticket, 1, sem="relaxed")
-    unit = turn % units
-    place = turn // units
+    number = tl.atomic_add(next_unit, 1, sem="relaxed")
+    unit = number % units
+    step = number // units
     unit -= 2 * parts
     if (unit >= 0) & (unit < casts):
-        place -= lag
-    if (place >= 0) & (place < batches * num_blocks):
-        batch = (place // num_blocks).to(tl.int64)
-        block = place % num_blocks
+        step -= cast_distance
+    if (step >= 0) & (step < batches * num_blocks):
+        batch = (step // num_blocks).to(tl.int64)
+        block = step % num_blocks
         start = tl.load(block_start + block).to(tl.int64)
         length = tl.load(block_len + block)
         if unit >= casts:
             head = unit - casts
-            measure_channels(
-                v + batch * stride_vb + head.to(tl.int64) * stride_vh + start * stride_vl,
-                v_amax + (batch * heads + head) * D,
-                *(length, stride_vl, D, BLOCK),
-            )
+            line = (batch * heads + head) * D
+            values = v + batch * stride_vb + head.to(tl.int64) * stride_vh + start * stride_vl
+            if CENTER_V:
+                sum_channels(values, v_sum + line, v_largest + 2 * line, length, stride_vl, D, BLOCK, True)
+            else:
+                measure_channels(values, v_amax + line, length, stride_vl, D, BLOCK)
         else:
             which = unit & 1  # 0 for queries, 1 for keys
             if which == 0:
@@ -284,10 +255,13 @@ def norm_inputs(
             else:
                 part = unit // 2 // shares
                 first = unit // 2 % shares * CAST_HEADS
+                last = tl.minimum(first + CAST_HEADS, heads)
                 blocks = tl.minimum(granularity, num_blocks - group * granularity)
                 slot += block
-                _cast_normed(
-                    *(x, out + slot * (BLOCK * D), scales + slot, amax, norms, weight, finished, blocks * parts),
-                    *(table, start, length, part, first, tl.minimum(first + CAST_HEADS, heads)),
-                    *(stride_l, stride_h, num_blocks, D, BLOCK, CAST_ROWS),
+                out += slot * (BLOCK * D)
+                scales += slot
+                adds = which == 1 if SMOOTH_K else False
+                _cast_rows(
+                    *(x, out, scales, amax, norms, weight, finished, blocks * parts, table, start, length, part, first),
+                    *(last, stride_l, stride_h, num_blocks, k_sum + batch * heads * D, adds, D, BLOCK, CAST_ROWS),
                 )

@@ -115,29 +115,27 @@ def _own_columns(x):
 
 
 @gluon.jit
-def row_max(score, top):
-    """Largest of every row of score [64, 128], where that exceeds top [64], else anything up to top. Minus infinity
-    counts, NaN may be taken or left.
-    """
-    own = _own_columns(score)
+def row_max(qk, m_i):
+    """Largest of every row of qk [64, 128] where it exceeds m_i [64], else anything up to m_i. NaN may be ignored."""
+    own = _own_columns(qk)
     rows: gl.constexpr = gl.SliceLayout(1, own[0].type.layout)
-    threshold = gl.expand_dims(gl.convert_layout(top, rows), 1) + gl.zeros_like(own[0])
+    threshold = gl.expand_dims(gl.convert_layout(m_i, rows), 1) + gl.zeros_like(own[0])
     operands = own + (threshold,)  # noqa: RUF005 - Gluon unpacks no tuples
     largest = gl.inline_asm_elementwise(
         _LARGEST, _LARGEST_REGISTERS, operands, dtype=gl.float32, is_pure=True, pack=2
     )  # [64, 4]
-    return gl.convert_layout(gl.max(largest, 1), gl.SliceLayout(1, score.type.layout))
+    return gl.convert_layout(gl.max(largest, 1), gl.SliceLayout(1, qk.type.layout))
 
 
 @gluon.jit
-def as_operand(weight, layout: gl.constexpr, LENGTH: gl.constexpr):
+def p_operand(p, layout: gl.constexpr, LENGTH: gl.constexpr):
     """P in E4M3 as left operand. Its columns are taken in the order that V's keys have: a matter of names only.
 
     LENGTH: as masked, 0 where that is not known before. With 16 masked columns a word may hold nothing else.
     """
-    rows: gl.constexpr = weight.shape[0]
-    columns: gl.constexpr = weight.shape[1]
-    x = gl.permute(gl.reshape(weight, [rows, columns // 16, 2, 4, 2]), [0, 1, 3, 2, 4])
+    rows: gl.constexpr = p.shape[0]
+    columns: gl.constexpr = p.shape[1]
+    x = gl.permute(gl.reshape(p, [rows, columns // 16, 2, 4, 2]), [0, 1, 3, 2, 4])
     x = gl.reshape(x, [rows, columns])
     if _MERGES and (LENGTH == 0 or columns - 16 < LENGTH):
         x = gl.convert_layout(x, layout)
@@ -149,31 +147,9 @@ def as_operand(weight, layout: gl.constexpr, LENGTH: gl.constexpr):
 
 
 @gluon.jit
-def masked(score, length):
+def masked(qk, length):
     """Minus infinity in columns from length on. A thread holds columns 8a + 2b + c for one b of its own: compared as
     8a + c, constants, with length - 2b, so that no column number takes a register through the loop.
     """
-    column = gl.expand_dims(gl.arange(0, score.shape[1], gl.SliceLayout(0, score.type.layout)), 0)
-    return gl.where(column // 8 * 8 + column % 2 < length - column % 8 // 2 * 2, score, float("-inf"))
-
-
-@gluon.jit
-def pick(words, which: gl.constexpr):
-    """One word of a record [N] that every thread holds whole."""
-    index = gl.arange(0, words.shape[0], words.type.layout)
-    return gl.sum(gl.where(index == which, words, 0), 0)
-
-
-@gluon.jit
-def put(words, which: gl.constexpr, value):
-    return gl.where(gl.arange(0, words.shape[0], words.type.layout) == which, value, words)
-
-
-@gluon.jit
-def bits(x):
-    return x.to(gl.int32, bitcast=True)
-
-
-@gluon.jit
-def number(x):
-    return x.to(gl.float32, bitcast=True)
+    column = gl.expand_dims(gl.arange(0, qk.shape[1], gl.SliceLayout(0, qk.type.layout)), 0)
+    return gl.where(column // 8 * 8 + column % 2 < length - column % 8 // 2 * 2, qk, float("-inf"))

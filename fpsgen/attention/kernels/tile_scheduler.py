@@ -1,118 +1,193 @@
-"""How the warps of a Hopper program hand work to each other, in Gluon: rings of barriers, and a warp that looks one job
-ahead, so that all that is known of a job lies in shared memory when it begins.
+"""The scheduler warp of the sm_90 kernels, in Gluon: it reads the tables one work tile ahead and leaves in shared
+memory what the other warps need to begin a work tile, so that none of them waits for a chain of loads.
 
-A job is one group of 64 query rows for each consumer, of one (batch, head). Its records of 32-bit words:
-- walk [2, 8], for the producer: key blocks in the list, first padded query row, start of the list, the list's first
-  and second block, of the first block also its K scale (FP8) or first token (16 bit) and its length.
-- rows [2 * CONSUMERS, 4], for each consumer: key blocks in the list, own rows with a token (0: nothing to do), first
-  token, score scale (softmax scale, base 2, times the Q scale).
-
-Legend: BLOCK rows of a kernel block, STAGES key blocks in flight.
+A work tile is 64 query rows for each consumer, of one (batch, head). bh is batch * H + head.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fpsgen.attention.kernels.launch_config import Sm90Config
-from fpsgen.attention.kernels.softmax import bits, put
+from fpsgen.attention.kernels.sm90_parts import (
+    BarrierPair,
+    aggregate,
+    as_float,
+    as_int,
+    barrier_pair,
+    empty_record,
+    load_record,
+    records,
+    scalar,
+    with_word,
+    word,
+)
 from fpsgen.attention.plan import BlockLists, DeviceTables
 
 
-@gluon.jit
-def ring(SIZE: gl.constexpr, COUNT: gl.constexpr):
-    """SIZE barriers, each open after COUNT arrivals."""
-    bars = gl.allocate_shared_memory(gl.int64, [SIZE, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(SIZE):
-        mbarrier.init(bars.index(i), count=COUNT)
-    return bars
+@aggregate
+class Sizes:
+    """work_tiles: of the whole call; per_head: of one (batch, head). query_tiles, list_groups, list_length: M, G, K of
+    the lists.
+    """
+
+    work_tiles: scalar
+    per_head: scalar
+    heads: scalar
+    tokens: scalar
+    num_blocks: scalar
+    query_tiles: scalar
+    list_groups: scalar
+    list_length: scalar
+
+
+@aggregate
+class Tables:
+    """Pointers to DeviceTables and BlockLists."""
+
+    work: gl.tensor
+    block_start: gl.tensor
+    block_len: gl.tensor
+    list_index: gl.tensor
+    list_count: gl.tensor
+
+
+@aggregate
+class ProducerInfo:
+    """num_blocks: of the list; row: first query row, in padded rows; list_start: offset of the list; block, next_block:
+    its first two key blocks; block_word: of the first block its K scale, as int (FP8), or first token (16 bit);
+    block_len: its number of keys.
+    """
+
+    num_blocks: gl.tensor
+    row: gl.tensor
+    list_start: gl.tensor
+    block: gl.tensor
+    next_block: gl.tensor
+    block_word: gl.tensor
+    block_len: gl.tensor
+
+
+@aggregate
+class ConsumerInfo:
+    """num_blocks: of the list; rows: own query rows that are tokens, 0 or less for none; token: the first; scale: of
+    Q.K, base 2, with the Q scale.
+    """
+
+    num_blocks: gl.tensor
+    rows: gl.tensor
+    token: gl.tensor
+    scale: gl.tensor
+
+
+@aggregate
+class Schedule:
+    """Records of a program's current and next work tile in shared memory, by iteration."""
+
+    barriers: BarrierPair
+    producer: gl.shared_memory_descriptor
+    consumer: gl.shared_memory_descriptor
+    v_scale: gl.shared_memory_descriptor
+    v_mean: gl.shared_memory_descriptor
+    consumers: gl.constexpr
+
+    @gluon.jit
+    def producer_info(self, iteration):
+        record = load_record(self.producer.index(iteration & 1))
+        return ProducerInfo(
+            word(record, 0),
+            word(record, 1),
+            word(record, 2),
+            word(record, 3),
+            word(record, 4),
+            word(record, 5),
+            word(record, 6),
+        )
+
+    @gluon.jit
+    def consumer_info(self, iteration, ME: gl.constexpr):
+        record = load_record(self.consumer.index((iteration & 1) * self.consumers + ME))
+        return ConsumerInfo(word(record, 0), word(record, 1), word(record, 2), as_float(word(record, 3)))
 
 
 @gluon.jit
-def records(TYPE: gl.constexpr, COUNT: gl.constexpr, WORDS: gl.constexpr):
-    return gl.allocate_shared_memory(TYPE, [COUNT, WORDS], gl.SwizzledSharedLayout(1, 1, 1, order=[0]))
+def make_schedule(CONSUMERS: gl.constexpr, READERS: gl.constexpr, D: gl.constexpr, CENTER_V: gl.constexpr):
+    """READERS: warps and warpgroups that read the records and release them."""
+    producer = records(gl.int32, 2, 8)
+    consumer = records(gl.int32, 2 * CONSUMERS, 4)
+    v_scale = records(gl.float32, 2, D)
+    v_mean = records(gl.float32, 2, D) if CENTER_V else v_scale
+    return Schedule(barrier_pair(2, READERS), producer, consumer, v_scale, v_mean, CONSUMERS)
 
 
 @gluon.jit
-def job_rings(CONSUMERS: gl.constexpr, READERS: gl.constexpr, D: gl.constexpr):
-    """walk, rows, V scales, and the barriers of jobs; READERS: warps and warpgroups that read them."""
-    walk_s = records(gl.int32, 2, 8)
-    rows_s = records(gl.int32, 2 * CONSUMERS, 4)
-    v_scale_s = records(gl.float32, 2, D)
-    return walk_s, rows_s, v_scale_s, ring(2, 1), ring(2, READERS)
-
-
-@gluon.jit
-def look_ahead(args, CONSUMERS: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr, FP8: gl.constexpr):
-    """Chains of loads that would stop the tensor cores at each job's start, one job early."""
-    rings, shape, tables, softmax_scale, scales = args
-    walk_s, rows_s, v_scale_s, job_full, job_free = rings
-    jobs, groups, num_blocks, num_tiles, num_lists, longest = shape
-    work, block_start, block_len, list_index, list_count = tables
+def schedule_tiles(args, BLOCK: gl.constexpr, D: gl.constexpr, FP8: gl.constexpr, CENTER_V: gl.constexpr):
+    """The scheduler warp. args: schedule, sizes, tables, softmax scale; with FP8 Q, K and V scales and V's mean."""
+    schedule, sizes, tables, softmax_scale, scales = args
     channels = gl.arange(0, D, gl.BlockedLayout([D // 32], [32], [1], [0]))
-    eight: gl.constexpr = gl.BlockedLayout([8], [32], [1], [0])
-    four: gl.constexpr = gl.BlockedLayout([4], [32], [1], [0])
-    job = gl.program_id(0)
-    turn = 0
-    while job < jobs:
-        bh = job // groups
-        entry = work + (job % groups) * 4
+    work = gl.program_id(0)
+    iteration = 0
+    while work < sizes.work_tiles:
+        bh = work // sizes.per_head
+        entry = tables.work + (work % sizes.per_head) * 4
         row = gl.load(entry)
         end = gl.load(entry + 1)
-        line = (bh % num_lists) * num_tiles + gl.load(entry + 2)
-        count = gl.load(list_count + line)
-        keys = line * longest
-        first = gl.maximum(gl.load(list_index + keys), 0)  # an empty list holds -1
-        second = gl.maximum(gl.load(list_index + keys + gl.minimum(longest - 1, 1)), 0)
-        walk = gl.full([8], 0, gl.int32, eight)
-        walk = put(put(put(walk, 0, count), 1, row), 2, keys)
-        walk = put(put(put(walk, 3, first), 4, second), 6, gl.load(block_len + first))
+        list_number = (bh % sizes.list_groups) * sizes.query_tiles + gl.load(entry + 2)
+        num_blocks = gl.load(tables.list_count + list_number)
+        start = list_number * sizes.list_length
+        first = gl.maximum(gl.load(tables.list_index + start), 0)  # an empty list holds -1
+        second = gl.maximum(gl.load(tables.list_index + start + gl.minimum(sizes.list_length - 1, 1)), 0)
+        record = with_word(with_word(with_word(empty_record(8), 0, num_blocks), 1, row), 2, start)
+        record = with_word(with_word(record, 3, first), 4, second)
+        record = with_word(record, 6, gl.load(tables.block_len + first))
         if FP8:
-            q_scale, k_scale, v_scale = scales
-            scales_v = gl.load(v_scale + bh * D + channels)
-            walk = put(walk, 5, bits(gl.load(k_scale + bh * num_blocks + first)))
+            q_scale, k_scale, v_scale, v_mean = scales
+            own_v_scale = gl.load(v_scale + bh * D + channels)
+            if CENTER_V:
+                own_v_mean = gl.load(v_mean + bh * D + channels)
+            record = with_word(record, 5, as_int(gl.load(k_scale + bh * sizes.num_blocks + first)))
         else:
-            walk = put(walk, 5, gl.load(block_start + first))
-        mbarrier.wait(job_free.index(turn & 1), ((turn >> 1) & 1) ^ 1)
-        walk_s.index(turn & 1).store(walk)
+            record = with_word(record, 5, gl.load(tables.block_start + first))
+        schedule.barriers.acquire(iteration)
+        schedule.producer.index(iteration & 1).store(record)
         if FP8:
-            v_scale_s.index(turn & 1).store(scales_v)
-        for i in gl.static_range(CONSUMERS):
-            at = row + i * 64
-            own = gl.minimum(at // BLOCK, num_blocks - 1)
-            left = gl.where(at < end, gl.load(block_len + own) - at % BLOCK, 0)  # rows with a token
-            token = gl.load(block_start + own) + at % BLOCK
+            schedule.v_scale.index(iteration & 1).store(own_v_scale)
+            if CENTER_V:
+                schedule.v_mean.index(iteration & 1).store(own_v_mean)
+        for i in gl.static_range(schedule.consumers):
+            own_row = row + i * 64
+            block = gl.minimum(own_row // BLOCK, sizes.num_blocks - 1)
+            rows = gl.where(own_row < end, gl.load(tables.block_len + block) - own_row % BLOCK, 0)
+            token = gl.load(tables.block_start + block) + own_row % BLOCK
             scale = softmax_scale
             if FP8:
-                scale = gl.load(q_scale + bh * num_blocks + own) * softmax_scale
-            rows = gl.full([4], 0, gl.int32, four)
-            rows = put(put(rows, 0, count), 1, left)
-            rows = put(put(rows, 2, token), 3, bits(scale))
-            rows_s.index((turn & 1) * CONSUMERS + i).store(rows)
-        mbarrier.arrive(job_full.index(turn & 1), count=1)
-        turn += 1
-        job += gl.num_programs(0)
+                scale = gl.load(q_scale + bh * sizes.num_blocks + block) * softmax_scale
+            record = with_word(with_word(empty_record(4), 0, num_blocks), 1, rows)
+            record = with_word(with_word(record, 2, token), 3, as_int(scale))
+            schedule.consumer.index((iteration & 1) * schedule.consumers + i).store(record)
+        schedule.barriers.commit(iteration)
+        iteration += 1
+        work += gl.num_programs(0)
 
 
-def launch_plan(
+def launch_arguments(
     tables: DeviceTables, lists: BlockLists, out: torch.Tensor, config: Sm90Config
 ) -> tuple[int, tuple, dict[str, Any]]:
-    """Programs, arguments from `work` to `longest`, and constants of an sm_90 kernel that fills out [B, L, H, D]."""
+    """Number of programs, arguments from `work` to `list_length`, and constants of an sm_90 kernel that fills out
+    [B, L, H, D].
+    """
     batch, tokens, heads, dim = out.shape
     work = tables.work_tiles(config.consumers)
-    jobs = work.shape[0] * batch * heads
+    work_tiles = work.shape[0] * batch * heads
     arguments = (work, tables.block_start, tables.block_len, *lists)
-    arguments += (jobs, work.shape[0], heads, tokens, tables.layout.num_blocks)
+    arguments += (work_tiles, work.shape[0], heads, tokens, tables.layout.num_blocks)
     arguments += (lists.list_count.shape[1], lists.list_count.shape[0], lists.list_index.shape[2])
     constants = {"CONSUMERS": config.consumers, "BLOCK": tables.layout.block, "D": dim, "STAGES": config.stages}
     constants |= {"LENGTH": tables.layout.uniform, "POLY": config.poly, "REGISTERS": config.registers}
-    programs = min(jobs, torch.cuda.get_device_properties(out.device).multi_processor_count)
+    programs = min(work_tiles, torch.cuda.get_device_properties(out.device).multi_processor_count)
     return programs, arguments, constants
 
 

@@ -24,10 +24,10 @@ from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.models.patch.attention import AttentionPatch, active_backend
 from fpsgen.models.patch.forward_state import ForwardHook, refuse_parallelism
 from fpsgen.models.patch.noise_level import NoiseLevels
+from fpsgen.models.patch.report import latest_step, report, summary
 from fpsgen.models.patch.run_record import ATTENTION
 from fpsgen.models.patch.schedule_choice import checkpoint_schedule, resolve_schedule
 from fpsgen.models.patch.stack import Patch, Run, install, undo
-from fpsgen.models.patch.summary import summary
 from fpsgen.models.patch.timer import Timer
 
 HOOK = "fpsgen"
@@ -104,7 +104,8 @@ class Handle:
         steps: one row per step and transformer (or, outside a loop, per profile, with index None): index, sigma,
         profile, method, kernel and density (mean over layers) of attention, calls, tile and window in force, counted
         ("run", or "planned" where compiled code ran and calls follow from the plan), and layers: groups with component,
-        layers, parts (modules within a layer), kernel, density, calls and the reason where they do not run as asked.
+        layers, parts (modules within a layer), kernel, density (densities, one a layer, where a method chooses its keys
+        online), calls and the reason where they do not run as asked.
         Reasons of attention: dense_layer, dense_by_schedule, method_bf16, method_fp8, window_covers_grid.
         density: mean over steps. fallbacks: deviations from what was asked for. components {component: {kernel:
         calls}}; kernels: those of attention. grid (T, H, W) in tokens. layers_dense. attention_backend: the one chosen
@@ -116,7 +117,7 @@ class Handle:
             "asked_method": self.method,
             "attention_backend": None if backend is None else backend.value,
             "layers_dense": list(self.schedule.dense_layers),
-            **self._run.record.as_dict(),
+            **report(self._run.record),
         }
 
     def summary(self) -> str:
@@ -124,10 +125,10 @@ class Handle:
         return summary(self.report())
 
     def latest_step(self) -> dict[str, Any] | None:
-        """Index, sigma, profile, method and planned density of the step that runs or ran last; None before the first.
-        Never waits for the device, so it serves a progress bar.
+        """Index, sigma, profile, method and planned density (None for online methods) of the step that runs or ran
+        last; None before the first. Never waits for the device, so it serves a progress bar.
         """
-        return self._run.record.latest_step()
+        return latest_step(self._run.record)
 
     def clear_report(self) -> None:
         """Forget what ran; a new denoising loop does so on its own."""

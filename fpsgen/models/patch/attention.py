@@ -16,8 +16,8 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from fpsgen.attention.methods import METHODS
 from fpsgen.attention.norm_rope import NormRope
-from fpsgen.attention.op import attend
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.op import attend, kept_density, select_lists
+from fpsgen.attention.plan import AttentionPlan, BlockLists
 from fpsgen.attention.schedule import Profile
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.fused import FP8Rows
@@ -107,9 +107,13 @@ def self_attention(
     if torch.compiler.is_compiling():
         out = _attention(query, key, value, plan, norm_rope, backend)
     else:
-        processor.run.count(ATTENTION, processor.layer)
-        with processor.run.time(ATTENTION, value.device):
-            out = _attention(query, key, value, plan, norm_rope, backend)
+        run = processor.run
+        run.count(ATTENTION, processor.layer)
+        with run.time(ATTENTION, value.device):
+            lists = select_lists(query, key, plan) if plan.rule.online else None
+            out = _attention(query, key, value, plan, norm_rope, backend, lists)
+        if lists is not None:
+            run.count_density(processor.layer, kept_density(lists, plan))
     return out.flatten(2, 3).type_as(value)
 
 
@@ -120,14 +124,15 @@ def _attention(
     plan: AttentionPlan,
     norm_rope: NormRope | None,
     backend: AttentionBackendName | None,
+    lists: BlockLists | None = None,
 ) -> Any:
-    """query, key, value [B, L, H, D] to [B, L, H, D]."""
+    """query, key, value [B, L, H, D] to [B, L, H, D]. lists: of this call, where the method chooses keys online."""
     if backend is not None and takes_backend(plan):
         return dispatch_attention_fn(query, key, value, backend=backend)
     if torch.is_autocast_enabled(value.device.type):  # the cast is done; nothing within is to be cast again
         with torch.autocast(value.device.type, enabled=False):
-            return attend(query, key, value, plan)
-    return attend(query, key, value, plan, norm_rope=norm_rope)
+            return attend(query, key, value, plan, lists=lists)
+    return attend(query, key, value, plan, norm_rope=norm_rope, lists=lists)
 
 
 def takes_backend(plan: AttentionPlan) -> bool:

@@ -87,7 +87,7 @@ def test_hooked_norms_are_called(transformer, monkeypatch):
     right = attention_module.attend
 
     def attend(query, key, value, plan, **others):
-        fused.append(next(iter(others.values())) is not None)
+        fused.append(others["norm_rope"] is not None)
         return right(query, key, value, plan, **others)
 
     monkeypatch.setattr(attention_module, "attend", attend)
