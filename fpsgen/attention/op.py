@@ -22,7 +22,7 @@ from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.plan import GPU_KERNELS, AttentionPlan, BlockLists
 from fpsgen.attention.profile import Profile
 from fpsgen.attention.reference import attention_reference
-from fpsgen.attention.sparse_sdpa import attention_cpu, token_groups
+from fpsgen.attention.sparse_sdpa import attention_cpu, attention_cpu_lists
 from fpsgen.attention.windows import Size3, Window, density_window, size3
 
 
@@ -115,8 +115,10 @@ def _run(
         q, k = norm_rope.apply(q, k) if norm_rope else (q, k)
         if kernel == "reference" or q.is_cuda:
             return attention_reference(q, k, v, plan.layout, lists or plan.tile_lists(), plan.fp8, plan.granularity)
-        groups = plan.token_groups() if lists is None else token_groups(plan.layout, *lists)
-        return attention_cpu(q, k, v, plan.layout, groups, plan.fp8, plan.granularity, return_lse)
+        rest = (plan.fp8, plan.granularity, return_lse)
+        if lists is not None:
+            return attention_cpu_lists(q, k, v, plan.layout, *lists, *rest)
+        return attention_cpu(q, k, v, plan.layout, plan.token_groups(), *rest)
     if plan.fp8 and q.is_cuda and _capability(q.device) < (8, 9):
         major, minor = _capability(q.device)
         raise UnsupportedDeviceError(
