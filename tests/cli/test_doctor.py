@@ -67,11 +67,12 @@ def test_what_is_missing_is_named(fpsgen, monkeypatch):
 
 def test_the_command_reference_is_current(tmp_path):
     assert reference.main(["--check", "--root", str(ROOT)]) == 0
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (tmp_path / "README.md").write_text(text.replace("Denoising steps.", "Steps."), encoding="utf-8")
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "commands.md").write_text(text.replace("Denoising steps.", "Steps."), encoding="utf-8")
     assert reference.main(["--check", "--root", str(tmp_path)]) == 1
     assert reference.main(["--root", str(tmp_path)]) == 0
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == text
+    assert (tmp_path / "docs" / "commands.md").read_text(encoding="utf-8") == text
 
 
 def test_the_reference_holds_every_command():
