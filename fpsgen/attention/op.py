@@ -130,7 +130,9 @@ def _run(
             'Install the triton that belongs to your torch, or use method="bf16".'
         ) from error
     tables, lists = plan.tables(q.device), lists or plan.lists(q.device)
-    return attention_kernel(q, k, v, tables, lists, plan.fp8, plan.granularity, norm_rope, return_lse)
+    return attention_kernel(
+        q, k, v, tables, lists, plan.fp8, plan.granularity, norm_rope, return_lse, smooth_k=plan.smooth_k
+    )
 
 
 @lru_cache
@@ -179,14 +181,16 @@ def attend(
     if norm_rope is not None:
         norm_rope.check(q)
     online = plan.rule.online and lists is None
-    exact = plan.kernel(q.device, listed=lists is not None) == "sdpa" and not return_lse
-    if norm_rope is not None and (trains or exact or online or plan.smooth_k):
+    kernel = plan.kernel(q.device, listed=lists is not None)
+    exact = kernel == "sdpa" and not return_lse
+    smooths = plan.smooth_k and not (plain and not trains and kernel in GPU_KERNELS)  # which do it as they quantize
+    if norm_rope is not None and (trains or exact or online or smooths):
         q, k = norm_rope.apply(q, k)
         norm_rope = None
     if online:
         lists = select_lists(q, k, plan)
     mean = None
-    if plan.smooth_k:
+    if smooths:
         mean = k.detach().mean(1, keepdim=True, dtype=torch.float32)  # softmax's gradients of keys add up to 0
         k = (k - mean).to(k.dtype)
     if exact:

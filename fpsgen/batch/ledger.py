@@ -55,7 +55,8 @@ class Ledger:
                 entry = fields(parse_json(decode(line, NAME), NAME), _ENTRY, NAME, more=True)
             except FpsgenError:
                 continue  # what a kill cut short
-            self._note(entry)
+            if not os.path.isabs(entry["path"]) and ".." not in Path(entry["path"]).parts:
+                self._note(entry)
 
     def done(self, job: Job) -> Path | None:
         """The finished file of a job, if it is still there and has the size it had."""
@@ -80,7 +81,7 @@ class Ledger:
         """Enter that a job is about to be made and to become `path`."""
         before = _state(path)
         entry = {"job": job.key, "path": os.path.relpath(path, self._folder)}
-        self._append(entry | {"before": before, "replaces": before is not None})
+        self._append(entry | ({"before": before, "replaces": True} if before else {}))
 
     def add(self, job: Job, path: Path, seconds: float | None) -> None:
         """Enter a finished job. seconds: what it took, None where that is not known any more."""
@@ -98,7 +99,7 @@ class Ledger:
             self._done[entry["job"]] = (entry["path"], entry["bytes"])
             self._begun.pop(entry["job"], None)
         else:
-            self._begun[entry["job"]] = (entry["path"], entry["before"], entry["replaces"])
+            self._begun[entry["job"]] = (entry["path"], entry.get("before"), entry.get("replaces", False))
 
 
 @contextmanager

@@ -54,6 +54,32 @@ def test_info_of_what_has_no_recipe(fpsgen, made):
     fpsgen.refused(4, "fpsgen.recipe/9")
 
 
+ODD = (None, True, "x", -1, 0, 1e300, [], [1, "a"], {}, {"a": {"b": []}}, "\x1b[31m\u202e")
+
+
+def test_info_shows_any_recipe(fpsgen):
+    """Recipes come with videos of other people."""
+    whole = {
+        "schema": "fpsgen.recipe/1",
+        **dict.fromkeys(("prompt", "negative", "method", "device"), "a"),
+        **dict.fromkeys(("width", "height", "frames", "fps", "steps"), 16),
+        **{"model": {}, "schedule": {"toml": "x"}, "versions": {}, "scaled_to": None},
+    }
+    report = {"stages_s": {}, "total_s": 1, "peak_memory": {}, "attention": {}, "density": 1, "warnings": []}
+    for odd in ODD:
+        for key in (*whole, *report):
+            data = {"recipe": whole | ({key: odd} if key in whole and key != "schema" else {})}
+            data["report"] = report | ({key: odd} if key in report else {})
+            Path("a.json").write_text(json.dumps(data))
+            assert fpsgen("info", "a.json") == 0, (key, odd, fpsgen.err)
+            assert "\x1b" not in fpsgen.out and "\u202e" not in fpsgen.out
+        for part in ("model", "schedule", "versions", "stages_s"):
+            data = {"recipe": whole, "report": report}
+            (data["recipe"] if part in whole else data["report"])[part] = {"name": odd, "toml": odd}
+            Path("a.json").write_text(json.dumps(data))
+            assert fpsgen("info", "a.json") == 0, (part, odd, fpsgen.err)
+
+
 @pytest.mark.parametrize("method", [None, "bf16", "sta", "fp8"])
 def test_replay_gives_the_same_bytes(fpsgen, tiny_dir, method):
     options = ("--method", method) if method else ()
