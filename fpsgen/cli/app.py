@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from contextlib import suppress
@@ -56,8 +55,7 @@ def run(arguments: list[str] | None = None) -> int:
     """Run one command line (default: the process's own) and return its exit code. Errors are shown, never raised."""
     arguments = sys.argv[1:] if arguments is None else arguments
     bare = not arguments or arguments == [models.app.info.name]
-    console.prepare_streams()
-    with stoppable() as stop:
+    with console.safe_streams(), stoppable() as stop:
         try:
             given = [*arguments, "--help"] if bare else arguments
             code = app(args=given, prog_name="fpsgen", standalone_mode=False) or errors.OK
@@ -66,10 +64,6 @@ def run(arguments: list[str] | None = None) -> int:
             if code == errors.INTERRUPTED:
                 raise KeyboardInterrupt
             return errors.USAGE if bare else code
-        except BrokenPipeError:  # whoever read our results has gone
-            with suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return errors.OK
         except (KeyboardInterrupt, Terminated):
             by_term = stop.received == signal.SIGTERM
             console.note(f"{'terminated' if by_term else 'cancelled'}; no unfinished file was left")
@@ -78,8 +72,9 @@ def run(arguments: list[str] | None = None) -> int:
             problem = _explain(error, arguments)
             if console.debugging("--debug" in arguments):
                 console.traceback()
-        if "--json" in arguments:
-            console.print_json(_command(arguments), error=problem)
+        with suppress(FpsgenError):  # stdout may be what failed
+            if "--json" in arguments:
+                console.print_json(_command(arguments), error=problem)
         console.error(problem)
         return problem.code
 
