@@ -11,7 +11,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fpsgen"
-FLOORS = {"attention": 1, "fused": 1, "settings": 2, "models": 3, "pipeline": 4, "train": 4, "bench": 5, "batch": 5, "cli": 6}
+FLOORS = {
+    "attention": 1,
+    "fused": 1,
+    "settings": 2,
+    "models": 3,
+    "pipeline": 4,
+    "train": 4,
+    "bench": 5,
+    "batch": 5,
+    "cli": 6,
+}
 FLOORS["__main__"] = 7
 LEAVES = {"errors", "text", "fields", "files", "ffmpeg", "signals", "assets", "config", "video", "evaluate", "report"}
 MAY_USE = {
