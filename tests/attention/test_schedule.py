@@ -4,12 +4,11 @@ import pytest
 
 from fpsgen.attention.methods import METHODS
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.presets import PRESETS, preset
 from fpsgen.attention.profile import Profile
 from fpsgen.attention.schedule import (
-    PRESETS,
     Schedule,
     flow_sigma,
-    preset,
     sigma_at_fraction,
     windows_from_fractions,
 )
