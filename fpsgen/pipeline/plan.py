@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fpsgen.attention.schedule import PRESETS, Schedule
+from fpsgen.attention.presets import PRESETS
+from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, NUMERIC, USAGE, FpsgenError
 from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.registry import ModelSpec, models, shipped
