@@ -1,7 +1,7 @@
-"""docs/commands.md: the list of commands and options, written from the commands themselves.
+"""The list of commands and options in docs/commands.md, written from the commands themselves.
 
-`python -m tools.commands` rewrites what stands between `<!-- commands -->` and `<!-- /commands -->` in docs/commands.md;
-with --check it changes nothing and fails where they differ.
+`python -m tools.commands` rewrites what stands between `<!-- commands -->` and `<!-- /commands -->`; with --check it
+changes nothing and fails where they differ.
 """
 
 from __future__ import annotations

@@ -88,9 +88,9 @@ def render(model: LoadedModel, request: GenerateRequest, timing: Timing) -> Rend
         set_shift(pipe, request.sampling.shift)
         with apply(pipe, schedule=attention.schedule, method=attention.method, strict=attention.strict) as handle:
             with timing.stage("text"):
-                embeds = _stand_in(model, request) if model.random else _encode(pipe, request, timing)
+                embeds = _stand_in(model, request) if model.random else encode(pipe, request, timing)
             with timing.stage("denoise"), handle.timer() as timer:
-                latents = _denoise(pipe, handle, request, embeds, timing)
+                latents = denoise(pipe, handle, request, embeds, timing)
                 attention_s = timer.seconds()
             frames, held = None, {}
             if not model.random:
@@ -126,7 +126,7 @@ def mean_density(attention: dict[str, Any]) -> float | None:
 
 
 @torch.no_grad()
-def _encode(pipe: Any, request: GenerateRequest, timing: Timing) -> tuple[torch.Tensor, torch.Tensor | None]:
+def encode(pipe: Any, request: GenerateRequest, timing: Timing) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Prompt and negative prompt as [1, max_sequence_length, text dim]; the second is None without guidance."""
     limit = request.prompt.max_sequence_length
     for what, text in (("prompt", request.prompt.text), ("negative prompt", request.prompt.negative)):
@@ -146,7 +146,7 @@ def _stand_in(model: LoadedModel, request: GenerateRequest) -> tuple[torch.Tenso
     return embeds, embeds.flip(1) if request.sampling.guidance > 1 else None
 
 
-def _denoise(
+def denoise(
     pipe: Any,
     handle: Any,
     request: GenerateRequest,
