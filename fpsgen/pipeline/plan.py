@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,14 +90,14 @@ def check_schedule(name: str | None) -> str | Schedule | None:
         return name
     path = Path(name)
     presets = ", ".join(PRESETS)
-    if path.suffix == ".toml" and path.is_file():
+    if path.suffix == ".toml" and os.path.isfile(path):
         try:
             return Schedule.from_file(path)
         except (ValueError, KeyError, TypeError, OSError) as error:
             message = f"schedule {show(name)} cannot be used: {show(error, 200)}"
             raise FpsgenError(message, f"mend it, or take a preset: {presets}", BAD_INPUT) from error
-    if path.suffix == ".toml" or path.exists():
-        what = "is not a TOML file" if path.exists() else "does not exist"
+    if path.suffix == ".toml" or os.path.exists(path):
+        what = "is not a TOML file" if os.path.exists(path) else "does not exist"
         raise FpsgenError(f"schedule {show(name)} {what}", f"or take a preset: {presets}", BAD_INPUT)
     raise FpsgenError(f"no schedule is named {show(name)}", f"choose from {presets}, or name a file", USAGE)
 
