@@ -68,7 +68,8 @@ class FpsAttnProcessor(WanAttnProcessor):
         """hidden_states [B, L, dim] to [B, L, dim]. Raises ValueError for cross-attention or a mask."""
         if encoder_hidden_states is not None or attention_mask is not None or not isinstance(rotary_emb, Rotary):
             raise ValueError("attn1 was called on its own, or with a mask.\nCall the transformer, without a mask.")
-        out = self_attention(attn, *project(attn, hidden_states), rotary_emb, self)
+        query, key, value = project(attn, hidden_states)
+        out = self_attention(attn, query, key, value, rotary_emb, self)
         return attn.to_out[1](attn.to_out[0](out))
 
 
@@ -189,7 +190,7 @@ class _InstalledAttention:
         self._runs: dict[tuple[Any, ...], tuple[LayerRun, ...]] = {}
         for attn, processor in zip(self._attentions, self._processors, strict=True):
             attn.set_processor(processor)
-        self._rope = transformer.rope.register_forward_hook(self._rope_hook)
+        self._rope = transformer.rope.register_forward_hook(self._rope_hook)  # pyright: ignore[reportAttributeAccessIssue]
 
     def undo(self) -> None:
         self._rope.remove()
@@ -252,7 +253,7 @@ def active_backend() -> AttentionBackendName | None:
     variable DIFFUSERS_ATTN_BACKEND. None for the default.
     """
     backend, _ = _AttentionBackendRegistry.get_active_backend()
-    return None if backend == AttentionBackendName.NATIVE else backend
+    return None if backend == AttentionBackendName.NATIVE else AttentionBackendName(backend)
 
 
 def dense_reason(profile: Profile, plan: AttentionPlan, method: str | None) -> str | None:

@@ -82,7 +82,7 @@ class ForwardHook(ModelHook):
         """Choose the plan of this forward and move the latents' patches into its order."""
         if torch.compiler.is_compiling():
             break_graph()
-        return self._begin(module, args, kwargs)
+        return self._begin(module, args, kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     @torch.compiler.disable
     def _begin(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
@@ -153,7 +153,7 @@ class ForwardHook(ModelHook):
             plan = AttentionPlan.of(profile, grid)
             self._plans[key] = (
                 plan,
-                AttentionPlan(grid, profile.tile, method="bf16"),
+                AttentionPlan(grid, profile.tile or "fit", method="bf16"),
                 self._order(profile, plan, grid),
             )
         return self._plans[key]
