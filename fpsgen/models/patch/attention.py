@@ -211,6 +211,7 @@ class _InstalledAttention:
             )
         active = active_backend()
         backends = tuple(processor._attention_backend or active for processor in self._processors)
+        forward.backend = next((_name(backend) for backend in backends if backend is not None), None)
         key = (forward.profile.name, forward.plan, forward.device, backends)
         if key not in self._runs:
             self._runs[key] = tuple(
@@ -222,7 +223,7 @@ class _InstalledAttention:
     def _layer_run(self, processor: FpsAttnProcessor, backend: Any, forward: ForwardState) -> LayerRun:
         plan = forward.dense_plan if processor.dense else forward.plan
         if backend is not None and takes_backend(plan):
-            kernel = str(getattr(backend, "value", backend))
+            kernel = _name(backend)
         else:
             kernel = plan.kernel(forward.device, self._head_dim)
         reason = DENSE_LAYER if processor.dense else dense_reason(forward.profile, plan, self._run.method)
@@ -254,6 +255,10 @@ def active_backend() -> AttentionBackendName | None:
     """
     backend, _ = _AttentionBackendRegistry.get_active_backend()
     return None if backend == AttentionBackendName.NATIVE else AttentionBackendName(backend)
+
+
+def _name(backend: Any) -> str:
+    return str(getattr(backend, "value", backend))
 
 
 def dense_reason(profile: Profile, plan: AttentionPlan, method: str | None) -> str | None:
