@@ -22,7 +22,9 @@ from diffusers.utils.torch_utils import unwrap_module
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.models.patch.attention import AttentionPatch
+from fpsgen.models.patch.block import FusedPatch
 from fpsgen.models.patch.forward_state import ForwardHook, refuse_parallelism
+from fpsgen.models.patch.linear import LinearPatch
 from fpsgen.models.patch.noise_level import NoiseLevels
 from fpsgen.models.patch.report import latest_step, report, summary
 from fpsgen.models.patch.run_record import ATTENTION
@@ -31,6 +33,7 @@ from fpsgen.models.patch.stack import Patch, Run, install, undo
 from fpsgen.models.patch.timer import Timer
 
 HOOK = "fpsgen"
+LINEARS = ("bf16", "fp8")
 
 
 def apply(
@@ -39,19 +42,25 @@ def apply(
     method: str | None = None,
     strict: bool = False,
     patches: Sequence[Patch] = (),
+    linear: str = "bf16",
+    exact: bool = False,
 ) -> Handle:
     """Patch a WanPipeline, or a bare WanTransformer3DModel, in place; returns the handle that undoes it.
 
     schedule: a Schedule, a preset ("safe", "balanced", "paper"), a TOML file, or None for the checkpoint's own
     (schedule.toml in the folder it was loaded from), else "safe". method: run it all as this method. strict: a
     deviation from what was asked for raises FpsgenError NUMERIC instead of being reported. patches: more of them, put
-    on after attention.
+    on last. linear: "fp8" multiplies the blocks' linear layers in FP8, "bf16" leaves them as they are. exact: keep
+    diffusers' rounding between them; otherwise element-wise passes are fused on a GPU, in fp32.
 
     Goes together with classifier-free guidance, LoRA, fuse_qkv_projections, compile_repeated_blocks, offloading,
     layerwise casting, gradient checkpointing and two threads on one transformer, before or after. Raises FpsgenError
     for what it does not handle: other models, context or tensor parallelism, custom attention processors, a second
     apply. Warns (ScheduleWarning) where schedule and weights do not belong together.
     """
+    if linear not in LINEARS:
+        raise FpsgenError(f"linear is {linear!r}", f"give one of {', '.join(LINEARS)}", USAGE)
+    stack = [AttentionPatch(), *[LinearPatch()] * (linear == "fp8"), *[FusedPatch()] * (not exact), *patches]
     transformers = _transformers(pipe)
     for transformer in transformers:
         _check(transformer)
@@ -65,7 +74,7 @@ def apply(
     handle = Handle(run)
     try:
         for number, transformer in enumerate(transformers):
-            handle._stacks.append(_Stack(transformer, run, number, [AttentionPatch(), *patches], scheduler))
+            handle._stacks.append(_Stack(transformer, run, number, stack, scheduler))
     except BaseException:
         handle.remove()
         raise

@@ -22,7 +22,6 @@ from fpsgen.attention.schedule import Profile
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.fused import FP8Rows
 from fpsgen.models.patch.forward_state import ForwardState
-from fpsgen.models.patch.linear import project_rows
 from fpsgen.models.patch.run_record import ATTENTION, DENSE_LAYER, LayerRun
 from fpsgen.models.patch.stack import Run
 
@@ -77,8 +76,6 @@ def project(attn: Any, hidden_states: torch.Tensor | FP8Rows) -> tuple[torch.Ten
     """q, k, v [B, L, dim] of a WanAttention, fused or not. Modules are called, their weights never read: LoRA, fp8
     storage and quantized layers live in the call.
     """
-    if isinstance(hidden_states, FP8Rows):
-        return project_rows(attn, hidden_states)
     if attn.fused_projections:
         return attn.to_qkv(hidden_states).chunk(3, dim=-1)
     return attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
