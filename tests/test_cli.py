@@ -237,6 +237,40 @@ def test_streams_that_are_closed_or_narrow(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("arguments", [["models", "list"], ["--help"], ["generate", "cat", "--dry-run", "--json"]])
+def test_a_full_standard_output_ends_with_7(tmp_path, arguments):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fpsgen", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 7 and "standard output" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_batch_goes_on_where_nobody_reads_its_results(tmp_path, tiny_dir):
+    (tmp_path / "p.txt").write_text("a cat\na dog\n")
+    small = ["--res", "32x32", "--frames", "5", "--steps", "1", "--guidance", "1", "--method", "bf16"]
+    command = [sys.executable, "-m", "fpsgen", "batch", "p.txt", "-m", str(tiny_dir), *small]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, cwd=tmp_path, env=env, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "outputs").glob("*.mp4"))) == 2
+
+
+def test_samples_are_found_by_the_name_in_the_documents(tmp_path):
+    done = fpsgen("batch", "prompts/nano.txt", "-m", "nano", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) >= 6
+    two_lines(fpsgen("batch", "prompts/none.txt", "-m", "nano", cwd=tmp_path), 4)
+
+
 def test_the_first_line_that_people_type_makes_a_plan_without_a_gpu(tmp_path):
     done = fpsgen("generate", "a cat surfing", "--res", "720p", "--dry-run", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,7 @@ def make_batch(file: str, given: dict[str, Any], command: str) -> None:
     from fpsgen.cli.model_choice import choose_model
 
     settings = gather(given)
+    file = sample_or(file)
     jobs = read_batch(file, given, settings.overwrite, choose_model)
     if settings.dry_run:
         show(jobs, settings.json, command)
@@ -92,6 +94,18 @@ def make_batch(file: str, given: dict[str, Any], command: str) -> None:
         again = "the same command tries them again"
         console.note(f"failed: line {', '.join(str(outcome.job.number) for outcome in failed)}; {again}")
         raise typer.Exit(PARTIAL)
+
+
+def sample_or(file: str) -> str:
+    """`file`, or the sample of that name that comes with fpsgen ("prompts/nano.txt") where there is no such file."""
+    from fpsgen.assets import prompts_dir
+
+    folder, _, name = file.rpartition("/")
+    sample = prompts_dir() / name
+    if folder != "prompts" or os.path.lexists(file) or not name or not sample.is_file():
+        return file
+    console.note(f"{file} is the sample that comes with fpsgen: {sample}")
+    return str(sample)
 
 
 class ShownProgress:

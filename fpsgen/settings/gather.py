@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import platformdirs
 
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
+from fpsgen.files import read_toml
 from fpsgen.settings.setting import ENVIRONMENT, FILE, LINE, Setting
 from fpsgen.settings.table import SETTINGS
 from fpsgen.text import show
@@ -105,7 +105,7 @@ def user_config_file(environ: Mapping[str, str] | None = None) -> Path:
     BAD_INPUT where FPSGEN_CONFIG names no file.
     """
     named = (os.environ if environ is None else environ).get(CONFIG_VARIABLE)
-    if named and not Path(named).is_file():
+    if named and not os.path.isfile(named):
         raise FpsgenError(f"{CONFIG_VARIABLE}={show(named)} is not a file", "name a TOML file, or unset it", BAD_INPUT)
     return Path(named) if named else platformdirs.user_config_path("fpsgen") / "config.toml"
 
@@ -182,20 +182,7 @@ def _superseded(found: Mapping[str, Any], above: Mapping[str, Any], layer: _Laye
 def _file_layer(path: Path, origin: str = "") -> _Layer:
     """The settings of one TOML file; an absent file is an empty layer."""
     origin = origin or show(path, 200)
-    try:
-        if not path.exists():
-            return _checked({}, origin, FILE)
-        if not path.is_file():
-            raise FpsgenError(f"{origin} is not a regular file", "remove it, or write settings there", BAD_INPUT)
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise FpsgenError(f"{origin} is larger than 1 MiB", "settings are a few lines of TOML", BAD_INPUT)
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise FpsgenError(f"{origin} cannot be read: {error.strerror}", "check its permissions", BAD_INPUT) from error
-    except tomllib.TOMLDecodeError as error:
-        raise FpsgenError(f"{origin} is not valid TOML: {show(error)}", "mend the line named", BAD_INPUT) from error
-    except (ValueError, RecursionError) as error:
-        raise FpsgenError(f"{origin} is not UTF-8 TOML text", "save it as plain UTF-8 text", BAD_INPUT) from error
+    values = read_toml(path, _MAX_CONFIG_BYTES, origin) if os.path.lexists(path) else {}
     return _checked(values, origin, FILE)
 
 

@@ -21,7 +21,6 @@ from fpsgen.models.catalog.folder import MANIFEST, broken, check_folder, model_f
 from fpsgen.models.catalog.manifest import read_manifest
 
 Progress = Callable[[str, int, int], None]
-_CHUNK = 1 << 22
 _STAMP = "fpsgen.stamp/1"
 
 
@@ -69,14 +68,12 @@ def has_digests(folder: Path) -> bool:
 
 def mismatch(path: Path, digest: str) -> str:
     """How a file differs from its digest (64 hex digits: sha256; 40: git blob id), "" where it does not."""
-    if len(digest) == 64:
-        found = hashlib.sha256()
-    else:
-        found = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+
+    def git() -> hashlib._Hash:
+        return hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    got = found.hexdigest()
+        got = hashlib.file_digest(file, "sha256" if len(digest) == 64 else git).hexdigest()
     return "" if got == digest else f"its digest is {got[:12]}..., not {digest[:12]}..."
 
 

@@ -18,10 +18,11 @@ from diffusers.hooks import ModelHook
 from fpsgen.attention.methods import METHODS
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.schedule import Profile
+from fpsgen.attention.windows import Size3
 from fpsgen.errors import ENVIRONMENT, USAGE, FpsgenError
 from fpsgen.models.patch.noise_level import NoiseLevels
 from fpsgen.models.patch.one_graph import break_graph
-from fpsgen.models.patch.patch_permute import Size3, move_patches, token_grid
+from fpsgen.models.patch.patch_permute import move_patches, patch_grid
 from fpsgen.models.patch.run_record import Key, Position, Step
 from fpsgen.models.patch.stack import Installed, Run
 
@@ -92,7 +93,7 @@ class ForwardHook(ModelHook):
         position = self.levels.position(timestep, training=torch.is_grad_enabled())
         profile = self._profile(position, one_each=timestep.dim() == 1)
         patch = tuple(module.config.patch_size)
-        grid = token_grid(latents, patch)
+        grid = patch_grid(latents, patch)
         forward = ForwardState(*position[:3], profile, grid, patch, latents.device, *self._plan(profile, grid))
         runs = {component: patch.layer_runs(forward) for component, patch in self.installed.items()}
         forward.step = self.run.record.begin(position, self.number, profile, forward.plan, runs)

@@ -17,12 +17,11 @@ class OneGraphError(FpsgenError, Unsupported):
     """Breaks the graph where that may be done. Under fullgraph=True it is what people see: two lines."""
 
     def __init__(self) -> None:
-        what = (
-            "torch.compile(transformer, fullgraph=True) does not go with fpsgen.apply, which picks a plan in each step"
+        super().__init__(
+            "torch.compile(transformer, fullgraph=True) does not go with fpsgen.apply, which picks a plan at each step",
+            "compile the blocks instead: transformer.compile_repeated_blocks(fullgraph=True)",
+            USAGE,
         )
-        remedy = "compile the blocks instead: transformer.compile_repeated_blocks(fullgraph=True)"
-        Unsupported.__init__(self, f"{what}\n{remedy}")
-        FpsgenError.__init__(self, what, remedy, USAGE)
 
     def __reduce__(self) -> tuple:
         return type(self), ()

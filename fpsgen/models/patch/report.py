@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 
-from fpsgen.models.patch.run_record import ATTENTION, DENSE_LAYER, LayerRun, Loop, RunRecord, Step
+from fpsgen.models.patch.run_record import ATTENTION, DENSE_LAYER, LayerRun, RunRecord, Step
 
 
 def report(record: RunRecord) -> dict[str, Any]:
-    """steps, density, fallbacks, components, kernels and grid, see Handle.report. Reads what lies on devices."""
+    """steps, density, fallbacks, components, kernels and grid, see Handle.report. Reads what lies on devices.
+
+    The loop may go on meanwhile in another thread.
+    """
     loop, fallbacks = record.shown()
     steps = list(loop.steps.values())
-    measured = _read_densities(loop)
+    measured = _read_densities(steps)
     rows = [_row(step, measured.get(id(step), {})) for step in steps]
     components: dict[str, Counter[str]] = {}
     for row in rows:
@@ -46,10 +49,10 @@ def latest_step(record: RunRecord) -> dict[str, Any] | None:
     }
 
 
-def _read_densities(loop: Loop) -> dict[int, dict[int, float]]:
+def _read_densities(steps: list[Step]) -> dict[int, dict[int, float]]:
     """{id of step: {layer: mean density}} of what lies on devices, one transfer for each device."""
     found: dict[int, dict[int, float]] = {}
-    entries = [(id(step), layer, entry) for step in loop.steps.values() for layer, entry in step.kept.items()]
+    entries = [(id(step), layer, entry) for step in steps for layer, entry in list(step.kept.items())]
     for device in {entry.device for _, _, entry in entries}:
         here = [(step, layer, entry) for step, layer, entry in entries if entry.device == device]
         sums = torch.stack([entry for _, _, entry in here]).tolist()
@@ -77,7 +80,7 @@ def _row(step: Step, measured: dict[int, float]) -> dict[str, Any]:
         "method": step.profile.method,
         "kernel": attention[0].kernel,
         "density": _mean(measured.get(run.layer, run.density) for run in attention),
-        "calls": sum(calls for (component, _, _), calls in step.calls.items() if component == ATTENTION),
+        "calls": sum(calls for (component, _, _), calls in list(step.calls.items()) if component == ATTENTION),
         "counted": "planned" if step.planned else "run",
         "tile": list(step.plan.tile),
         "window": list(step.plan.window),

@@ -18,7 +18,6 @@ import torch
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.schedule import Profile
 
-Size3 = tuple[int, int, int]
 Key = tuple[str, int, str]  # component, layer, part
 ATTENTION = "attention"
 DENSE_LAYER = "dense_layer"  # the reason of layers that a schedule keeps dense at every step
