@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from fpsgen.attention.schedule import Profile, Schedule, preset
+from fpsgen.attention.presets import preset
+from fpsgen.attention.profile import Profile
+from fpsgen.attention.schedule import Schedule
 from fpsgen.models.patch.schedule_choice import read_schedule
 from fpsgen.pipeline.estimate import Estimate, ProfileSteps, estimate
 from fpsgen.pipeline.plan import Plan
