@@ -12,6 +12,7 @@ from fpsgen.settings.parsers import method_names
 from fpsgen.settings.setting import ANYWHERE, ENVIRONMENT, FILE, Setting
 
 VIDEO, QUALITY, SPEED, OUTPUT, MACHINE = "Video", "Quality", "Acceleration", "Output", "Machine"
+LINEARS = ("bf16", "fp8")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 MAX_TEXT = 10_000  # characters of a prompt or negative prompt; the text encoders read 512 tokens
 
@@ -179,6 +180,30 @@ _ENTRIES = (
         unset="model's own, or safe",
         complete="schedules",
         mistaken_for=("preset", "profile"),
+    ),
+    Setting(
+        "linear",
+        parse.choice(lambda: LINEARS),
+        "bf16; fp8: linear layers on FP8 tensor cores.",
+        SPEED,
+        "fp8",
+        metavar="NAME",
+        default="bf16",
+        unset="bf16",
+        commands=_PLAN,
+        layers=ANYWHERE,
+        recipe=True,
+        key=True,
+        complete=lambda: LINEARS,
+    ),
+    _switch(
+        "exact",
+        "Round as diffusers does: nothing fused, VAE in fp32.",
+        group=SPEED,
+        commands=_PLAN,
+        layers=ANYWHERE,
+        recipe=True,
+        key=True,
     ),
     _switch(
         "strict",

@@ -104,6 +104,8 @@ OTHER = {  # a value of each setting that differs from what request_for and the 
     "method": "bf16",
     "schedule": "balanced",
     "strict": True,
+    "linear": "fp8",
+    "exact": True,
     "output": "elsewhere/",
     "overwrite": True,
     "metadata": False,
