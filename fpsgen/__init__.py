@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fpsgen.attention.op import fps_attention
     from fpsgen.models.patch.apply import apply
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__", "apply", "fps_attention"]
 
 _LAZY = {"apply": "fpsgen.models.patch.apply", "fps_attention": "fpsgen.attention.op"}

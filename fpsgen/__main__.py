@@ -12,8 +12,11 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from fpsgen.cli.app import run
+        from fpsgen.signals import unfinished
 
         code = run()
+        if unfinished():
+            os._exit(code)
     except KeyboardInterrupt:  # before or after the part of `run` that speaks of it
         code = 130
     sys.exit(code)

@@ -20,6 +20,11 @@ def weights_dir() -> Path:
     return _folder("weights")
 
 
+def figures_dir() -> Path:
+    """Folder of the measured rows that estimates are taken from."""
+    return _folder("figures")
+
+
 def prompts_dir() -> Path:
     """Folder of the sample prompt files."""
     return _folder("prompts")

@@ -122,6 +122,14 @@ def make_folder(path: str | Path) -> Path:
     return Path(path)
 
 
+def absolute(path: str | Path) -> Path:
+    """The path from the root on. Raises FpsgenError DISK where the working folder was removed."""
+    try:
+        return Path(path).absolute()
+    except OSError as error:
+        raise FpsgenError("the working folder was removed", "change to one that exists", DISK) from error
+
+
 def sync(path: str | Path) -> None:
     """Ask the disk to keep a file, or the names in a folder, now. Raises OSError."""
     if os.path.isdir(path):

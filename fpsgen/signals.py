@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
+_WORKER = "fpsgen-interruptible"
 
 
 class Terminated(BaseException):
@@ -52,6 +56,34 @@ def stoppable() -> Iterator[StopHandler]:
     finally:
         for number, old in before.items():
             signal.signal(number, signal.SIG_DFL if old is None else old)
+
+
+def interruptible(work: Callable[[], T]) -> T:
+    """The result of `work`, done in a thread: signals are heard while a library computes and holds the interpreter.
+
+    Where a signal ends the wait, the thread computes on until the process ends, see `unfinished`.
+    """
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:  # raised again in the waiting thread
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name=_WORKER, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+    if failed:
+        raise failed[0]
+    return done[0]
+
+
+def unfinished() -> bool:
+    """Whether a thread of `interruptible` still computes: the process must then end without waiting for it."""
+    return any(thread.name == _WORKER for thread in threading.enumerate())
 
 
 def check_stop() -> None:

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from fpsgen.errors import BAD_INPUT, DISK, ENVIRONMENT, FpsgenError
+from fpsgen.errors import BAD_INPUT, DISK, FpsgenError
 from fpsgen.ffmpeg import Process, check_ffmpeg, encode, raw_input, run
-from fpsgen.files import atomic, sweep, temporary
+from fpsgen.files import absolute, atomic, sweep, temporary
 from fpsgen.text import show
 
 _SCHEMA_KEY = "schema"
@@ -149,9 +149,10 @@ def read_frames(path: str | Path) -> tuple[np.ndarray, float]:
 
 
 def count_frames(path: str | Path) -> int:
-    """Decode a whole video and count its frames; 0 where it is not whole or does not decode cleanly."""
+    """Decode a whole MP4 or PNG and count its frames; 0 where it is not whole or does not decode cleanly."""
     try:
-        return _frames_of(path, 0) if whole_mp4(path) else 0
+        picture = Path(path).suffix.lower() == ".png"
+        return _frames_of(path, 0) if picture or whole_mp4(path) else 0
     except OSError:
         return 0
 
@@ -270,8 +271,5 @@ def _escaped(text: str) -> str:
 
 
 def _url(path: str | Path) -> str:
-    """A name that is never taken for an option or a protocol. Raises FpsgenError where the working folder is gone."""
-    try:
-        return f"file:{Path(path).absolute()}"
-    except OSError as error:
-        raise FpsgenError("the working folder was removed", "change to one that exists", ENVIRONMENT) from error
+    """A name that is never taken for an option or a protocol."""
+    return f"file:{absolute(path)}"

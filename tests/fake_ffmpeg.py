@@ -26,6 +26,8 @@ FILES_ALONE = {
     'printf \'half\' > "${last#file:}";; *) exec "$REAL" "$@";; esac',
     "writes an empty file": 'case "$*" in *faststart*) for last in "$@"; do :; done; cat >/dev/null; '
     ': > "${last#file:}";; *) exec "$REAL" "$@";; esac',
+    "writes an empty file and counts it": 'case "$*" in *faststart*) for last in "$@"; do :; done; '
+    'cat >/dev/null; : > "${last#file:}";; *"-f null"*) echo frame=9;; *) exec "$REAL" "$@";; esac',
     "drops frames": 'case "$*" in *faststart*) for last in "$@"; do :; done; exec "$REAL" -v error -f rawvideo '
     '-pix_fmt rgb24 -s:v 48x32 -r 16 -i pipe:0 -frames:v 4 -f mp4 -y "$last";; *) exec "$REAL" "$@";; esac',
     "meets a full disk": "case \"$*\" in *faststart*) cat >/dev/null; echo 'No space left on device' >&2; exit 1;; "

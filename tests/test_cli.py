@@ -237,6 +237,40 @@ def test_streams_that_are_closed_or_narrow(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("arguments", [["models", "list"], ["--help"], ["generate", "cat", "--dry-run", "--json"]])
+def test_a_full_standard_output_ends_with_7(tmp_path, arguments):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fpsgen", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 7 and "standard output" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_batch_goes_on_where_nobody_reads_its_results(tmp_path, tiny_dir):
+    (tmp_path / "p.txt").write_text("a cat\na dog\n")
+    small = ["--res", "32x32", "--frames", "5", "--steps", "1", "--guidance", "1", "--method", "bf16"]
+    command = [sys.executable, "-m", "fpsgen", "batch", "p.txt", "-m", str(tiny_dir), *small]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, cwd=tmp_path, env=env, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "outputs").glob("*.mp4"))) == 2
+
+
+def test_samples_are_found_by_the_name_in_the_documents(tmp_path):
+    done = fpsgen("batch", "prompts/nano.txt", "-m", "nano", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) >= 6
+    two_lines(fpsgen("batch", "prompts/none.txt", "-m", "nano", cwd=tmp_path), 4)
+
+
 def test_the_first_line_that_people_type_makes_a_plan_without_a_gpu(tmp_path):
     done = fpsgen("generate", "a cat surfing", "--res", "720p", "--dry-run", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -249,3 +283,19 @@ def test_the_first_line_that_people_type_makes_a_plan_without_a_gpu(tmp_path):
 def test_strict_refuses_a_scaled_video(tmp_path):
     done = fpsgen("generate", "a cat surfing", "--res", "720p", "--strict", "--dry-run", cwd=tmp_path)
     assert "1280x720" in two_lines(done, 9)[0]
+
+
+def test_shells_complete_models_methods_schedules_and_files(tmp_path):
+    (tmp_path / "own.toml").write_text("")
+    (tmp_path / "prompts.txt").write_text("")
+    for words, wanted in (
+        ("generate --model ", {"auto", "nano", "wan2.1-1.3b"}),
+        ("generate --method f", {"fp8", "fps"}),
+        ("generate --schedule ", {"safe", "paper", "own.toml"}),
+        ("batch p", {"prompts.txt"}),
+        ("models verify n", {"nano"}),
+    ):
+        line = f"fpsgen {words}"
+        place = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - (not line.endswith(" ")))}
+        done = fpsgen(cwd=tmp_path, _FPSGEN_COMPLETE="complete_bash", **place)
+        assert wanted <= set(done.stdout.split()), (words, done.stderr)

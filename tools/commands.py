@@ -1,7 +1,7 @@
-"""README's list of commands and options, written from the commands themselves.
+"""The list of commands and options in docs/commands.md, written from the commands themselves.
 
-`python -m tools.commands` rewrites what stands between `<!-- commands -->` and `<!-- /commands -->` in README.md;
-with --check it changes nothing and fails where they differ.
+`python -m tools.commands` rewrites what stands between `<!-- commands -->` and `<!-- /commands -->`; with --check it
+changes nothing and fails where they differ.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ def fill(text: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fill or check README.md of a checkout; the exit code."""
+    """Fill or check docs/commands.md of a checkout; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.commands", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where README is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where it is out of date")
     parser.add_argument("--root", type=Path, default=Path(), help="folder of the checkout")
     chosen = parser.parse_args(arguments)
-    path = chosen.root / "README.md"
+    path = chosen.root / "docs" / "commands.md"
     old = path.read_text(encoding="utf-8")
     new = fill(old)
     if chosen.check:
         if new != old:
-            print("README.md is out of date: run python -m tools.commands", file=sys.stderr)
+            print("docs/commands.md is out of date: run python -m tools.commands", file=sys.stderr)
         return int(new != old)
     path.write_text(new, encoding="utf-8")
     return 0

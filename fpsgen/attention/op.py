@@ -22,7 +22,7 @@ from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.plan import GPU_KERNELS, AttentionPlan, BlockLists
 from fpsgen.attention.profile import Profile
 from fpsgen.attention.reference import attention_reference
-from fpsgen.attention.sparse_sdpa import attention_cpu, token_groups
+from fpsgen.attention.sparse_sdpa import attention_cpu, attention_cpu_lists
 from fpsgen.attention.windows import Size3, Window, density_window, size3
 
 
@@ -38,7 +38,7 @@ _NORM_ROPE = "Tensor? norm_q, Tensor? norm_k, Tensor? table, float eps"
 # without a gradient's formula, which costs the host more than all else here: what inference calls
 torch.library.define(
     "fpsgen::attention_inference",
-    f"(Tensor q, Tensor k, Tensor v, {_LISTS}, {_PLAN}, {_NORM_ROPE}) -> (Tensor, Tensor)",
+    f"(Tensor q, Tensor k, Tensor v, {_LISTS}, {_PLAN}, {_NORM_ROPE}, bool smooth_k) -> (Tensor, Tensor)",
 )
 torch.library.define("fpsgen::attention", f"(Tensor q, Tensor k, Tensor v, {_LISTS}, {_PLAN}) -> (Tensor, Tensor)")
 torch.library.define(
@@ -50,9 +50,9 @@ torch.library.define(
 
 @torch.library.impl("fpsgen::attention_inference", ("cpu", "cuda"))
 def _inference(q, k, v, list_index, list_count, *settings):
-    *plan, norm_q, norm_k, table, eps = settings
+    *plan, norm_q, norm_k, table, eps, smooth_k = settings
     norm_rope = None if table is None else NormRope(norm_q, norm_k, table, eps)
-    return _run(q, k, v, _plan(*plan), _lists(list_index, list_count), norm_rope, True)
+    return _run(q, k, v, _plan(*plan), _lists(list_index, list_count), norm_rope, True, smooth_k)
 
 
 @torch.library.impl("fpsgen::attention", ("cpu", "cuda"))
@@ -108,14 +108,17 @@ def _run(
     lists: BlockLists | None,
     norm_rope: NormRope | None,
     return_lse: bool,
+    smooth_k: bool = False,
 ) -> tuple[torch.Tensor, Any]:
     kernel = plan.kernel(q.device, listed=lists is not None)
     if kernel not in GPU_KERNELS:
         q, k = norm_rope.apply(q, k) if norm_rope else (q, k)
         if kernel == "reference" or q.is_cuda:
             return attention_reference(q, k, v, plan.layout, lists or plan.tile_lists(), plan.fp8, plan.granularity)
-        groups = plan.token_groups() if lists is None else token_groups(plan.layout, *lists)
-        return attention_cpu(q, k, v, plan.layout, groups, plan.fp8, plan.granularity, return_lse)
+        rest = (plan.fp8, plan.granularity, return_lse)
+        if lists is not None:
+            return attention_cpu_lists(q, k, v, plan.layout, *lists, *rest)
+        return attention_cpu(q, k, v, plan.layout, plan.token_groups(), *rest)
     if plan.fp8 and q.is_cuda and _capability(q.device) < (8, 9):
         major, minor = _capability(q.device)
         raise UnsupportedDeviceError(
@@ -130,9 +133,7 @@ def _run(
             'Install the triton that belongs to your torch, or use method="bf16".'
         ) from error
     tables, lists = plan.tables(q.device), lists or plan.lists(q.device)
-    return attention_kernel(
-        q, k, v, tables, lists, plan.fp8, plan.granularity, norm_rope, return_lse, smooth_k=plan.smooth_k
-    )
+    return attention_kernel(q, k, v, tables, lists, plan.fp8, plan.granularity, norm_rope, return_lse, smooth_k)
 
 
 @lru_cache
@@ -183,14 +184,14 @@ def attend(
     online = plan.rule.online and lists is None
     kernel = plan.kernel(q.device, listed=lists is not None)
     exact = kernel == "sdpa" and not return_lse
-    smooths = plan.smooth_k and not (plain and not trains and kernel in GPU_KERNELS)  # which do it as they quantize
-    if norm_rope is not None and (trains or exact or online or smooths):
+    in_kernel = plan.smooth_k and kernel in GPU_KERNELS and not trains  # where the LSE is that of the keys as given
+    if norm_rope is not None and (trains or exact or online or (plan.smooth_k and not in_kernel)):
         q, k = norm_rope.apply(q, k)
         norm_rope = None
     if online:
         lists = select_lists(q, k, plan)
     mean = None
-    if smooths:
+    if plan.smooth_k and not in_kernel:
         mean = k.detach().mean(1, keepdim=True, dtype=torch.float32)  # softmax's gradients of keys add up to 0
         k = (k - mean).to(k.dtype)
     if exact:
@@ -198,10 +199,10 @@ def attend(
     if trains:
         out, lse = torch.ops.fpsgen.attention.default(q, k, v, *(lists or (None, None)), *_fields(plan))
     elif plain:
-        out, lse = _run(q, k, v, plan, lists, norm_rope, return_lse)
+        out, lse = _run(q, k, v, plan, lists, norm_rope, return_lse, in_kernel)
     else:
         fused = (None, None, None, 0.0) if norm_rope is None else norm_rope
-        inputs = (q, k, v, *(lists or (None, None)), *_fields(plan), *fused)
+        inputs = (q, k, v, *(lists or (None, None)), *_fields(plan), *fused, in_kernel)
         out, lse = torch.ops.fpsgen.attention_inference.default(*inputs)
     if mean is not None and return_lse:  # that of the keys as they were given
         lse = lse + torch.einsum("blhd,bkhd->bhl", q.float(), mean) * q.shape[-1] ** -0.5

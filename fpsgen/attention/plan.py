@@ -99,6 +99,11 @@ class AttentionPlan:
 
     def __post_init__(self) -> None:
         method = find_method(self.method)
+        if method.qk is not method.pv:
+            raise ValueError(
+                f"method {self.method!r} multiplies Q.K in {method.qk.value} and P.V in {method.pv.value}.\n"
+                "Give both one precision: no kernel has another pair."
+            )
         if self.impl not in IMPLEMENTATIONS:
             raise ValueError(f"impl is {self.impl!r}.\nGive one of {', '.join(IMPLEMENTATIONS)}.")
         for name, least in (("granularity", 1), ("prefix", 0), ("suffix", 0)):

@@ -80,6 +80,8 @@ class Profile:
                 f"profile {self.name!r} has smooth_k {self.smooth_k!r} and method {self.method!r}.\n"
                 f"Give true or false; true goes with {_names(lambda m: m.quantized)}."
             )
+        if not isinstance(self.options, (Mapping, tuple)):
+            self._refuse("options", "Give a table of names and values.")
         object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
         for key, value in self.options:
             if key not in method.options or type(value) is not type(method.options[key]):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from fpsgen.attention.quantize import fake_quantize
 from fpsgen.attention.tiles import BlockLayout
 
+GATHERED = 1 << 18  # values of K gathered for one call: what stays in the cache
 Rows = slice | torch.Tensor
 # per list group: query rows and key rows of each distinct list
 TokenGroups = tuple[tuple[tuple[Rows, Rows], ...], ...]
@@ -78,14 +79,12 @@ def attention_cpu(
             f"lists have {len(groups)} groups.\nGive 1, {heads} (heads) or {batch * heads} (batch x heads)."
         )
     dtype = q.dtype
-    if fp8:
-        product = torch.bfloat16 if _fast_bf16() or dtype == torch.bfloat16 else torch.float32
-        q, k, v = fake_quantize(q, k, v, layout, granularity, product)
-    if len(groups) == 1 and len(groups[0]) == 1 and groups[0][0][0] == slice(0, length):  # one list for all
-        rows, keys = groups[0][0]
+    q, k, v = _operands(q, k, v, layout, fp8, granularity)
+    if len(groups) == 1 and len(groups[0]) == 1 and _number(groups[0][0][0]) == length:  # one list for all
+        keys = groups[0][0][1]
         out, lse = _attend(q, _take(k, keys), _take(v, keys), return_lse)
         return out.to(dtype), lse
-    covered = all(sum(map(_number, rows)) == length for rows in ([pair[0] for pair in lists] for lists in groups))
+    covered = all(sum(_number(rows) for rows, _ in lists) == length for lists in groups)
     out = (torch.empty if covered else torch.zeros)(batch, length, heads, dim, dtype=dtype)
     lse = torch.full((batch, heads, length), -math.inf) if return_lse else None
     for g, lists in enumerate(groups):
@@ -101,6 +100,53 @@ def attention_cpu(
             if lse is not None and height is not None:
                 lse[line, head, rows] = height
     return out, lse
+
+
+def attention_cpu_lists(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: BlockLayout,
+    index: torch.Tensor,
+    count: torch.Tensor,
+    fp8: bool,
+    granularity: int = 1,
+    return_lse: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """attention_cpu over lists of kernel blocks that serve this call alone: index int32 [G, M, K], count int32 [G, M].
+
+    Where blocks and lists are all of one length and a tile is one block, as lists of online methods on small grids are,
+    the keys of some tiles are gathered for one SDPA call: for nano's shape 1.4 times as fast as a call for each list.
+    """
+    batch, length, heads, dim = q.shape
+    keys = int(count.max())
+    one_size = layout.uniform and layout.num_tiles == layout.num_blocks and bool((count == keys).all())
+    if len(count) == 1 or not one_size or not keys or len(count) not in (heads, batch * heads):
+        groups = token_groups(layout, index, count)
+        return attention_cpu(q, k, v, layout, groups, fp8, granularity, return_lse)
+    dtype = q.dtype
+    q, k, v = _operands(q, k, v, layout, fp8, granularity)
+    lines, blocks, rows = batch * heads, layout.num_blocks, layout.uniform
+    q, k, v = (x.transpose(1, 2).reshape(lines * blocks, rows, dim) for x in (q, k, v))
+    index = index[:, :, :keys].repeat(lines // len(count), 1, 1)  # batch-major, as the lines are
+    index = (index + torch.arange(0, lines * blocks, blocks)[:, None, None]).flatten(0, 1)
+    parts = []
+    for some, chosen in zip(q.split(step := max(1, GATHERED // (keys * rows * dim))), index.split(step), strict=True):
+        key, value = (x.index_select(0, chosen.flatten()).view(len(chosen), keys * rows, 1, dim) for x in (k, v))
+        parts.append(_attend(some[:, :, None], key, value, return_lse))
+    out = torch.cat([part for part, _ in parts]).view(batch, heads, length, dim).transpose(1, 2).to(dtype)
+    lse = torch.cat([lse for _, lse in parts if lse is not None]).view(batch, heads, length) if return_lse else None
+    return out.contiguous(), lse
+
+
+def _operands(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: BlockLayout, fp8: bool, granularity: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k, v in the type of the products; with fp8 rounded to E4M3."""
+    if not fp8:
+        return q, k.to(q.dtype), v.to(q.dtype)
+    product = torch.bfloat16 if _fast_bf16() or q.dtype == torch.bfloat16 else torch.float32
+    return fake_quantize(q, k, v, layout, granularity, product)
 
 
 def _take(x: torch.Tensor, rows: Rows) -> torch.Tensor:

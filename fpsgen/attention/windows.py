@@ -51,7 +51,7 @@ def resolve_tile(grid: Size3, tile: str | Size3) -> tuple[Size3, Size3 | None]:
     tile: "fit" (one piece that fills kernel blocks best), "blocks" (three 3D blocks in a row), "paper" ((6, 8, 8)), or
     sizes in tokens, clipped to the grid. Raises ValueError for anything else.
     """
-    grid = size3(tuple(grid), "grid")
+    grid = size3(grid, "grid")
     if tile == "blocks":
         block, whole = fit_blocks(grid)
         return whole, block
@@ -77,7 +77,7 @@ def resolve_window(units: Size3, window: Window, least: Size3 = (1, 1, 1)) -> Si
                 f'window is {window!r}.\nGive "all" or three entries (odd units, 0, "all" or a share below 1).'
             )
         return units
-    if len(window) != 3:
+    if not isinstance(window, (tuple, list)) or len(window) != 3:
         raise ValueError(f"window is {window!r}.\nGive one entry per axis: (wt, wh, ww).")
     out = []
     for entry, n, low in zip(window, units, least, strict=True):

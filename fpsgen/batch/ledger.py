@@ -1,7 +1,8 @@
-"""What a folder holds already: one line per finished job, appended after its MP4 has its name. And the folder's lock.
+"""What a folder holds already: a log of jobs begun and finished. And the folder's lock.
 
-The ledger is trusted only where the file that it names still has the size it had. A video that was finished but not
-yet entered (the run died in between) is taken for done if it decodes to the right number of frames.
+A job is entered before its file is written (`begin`) and after file and sidecar have their names (`add`). The log is
+trusted only where the file that it names still has the size it had. A file that is there but was not entered, because
+the run died in between, is found again by `unfinished`: through the entry of its beginning, or the key in its name.
 """
 
 from __future__ import annotations
@@ -10,76 +11,114 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fpsgen.batch.jobs import Job
-from fpsgen.errors import DISK, LOCKED, FpsgenError
-from fpsgen.video import count_frames
+from fpsgen.errors import DISK, FpsgenError
+from fpsgen.fields import fields, many, parse_json, raw, switch, whole
+from fpsgen.files import append_line, decode, lock, make_folder, read_bytes
+from fpsgen.text import show
 
 NAME = ".fpsgen-batch.jsonl"
 LOCK = ".fpsgen-batch.lock"
+_MAX_BYTES = 1 << 30
+_ENTRY = {
+    "job": raw(64),
+    "path": raw(4096),
+    "bytes": whole(0, 1 << 60, default=None),  # of a finished file
+    "before": many(whole(0, 1 << 80), 3, 3, default=None),  # what stood under that name when the job began
+    "replaces": switch(default=False),
+}
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A file that a run wrote and did not enter. replaces: its sidecar may be that of a file that it replaced."""
+
+    path: Path
+    replaces: bool
 
 
 class Ledger:
-    """Finished jobs of one folder. Raises FpsgenError DISK where it cannot be read or written."""
+    """Jobs of one folder. Raises FpsgenError DISK where it cannot be read or written."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._path = folder / NAME
-        self._entries: dict[str, dict[str, Any]] = {}
-        try:
-            lines = self._path.read_text(encoding="utf-8").split("\n") if self._path.is_file() else []
-        except (OSError, UnicodeDecodeError) as error:
-            raise FpsgenError(f"{self._path} cannot be read: {error}", "remove it; videos stay", DISK) from error
-        for line in lines:
+        self._done: dict[str, tuple[str, int]] = {}  # (path, bytes)
+        self._begun: dict[str, tuple[str, Any, bool]] = {}  # (path, before, replaces), where nothing followed
+        lines = read_bytes(self._path, _MAX_BYTES, show(self._path), DISK) if os.path.lexists(self._path) else b""
+        for line in filter(None, lines.split(b"\n")):
             try:
-                entry = json.loads(line)
-                self._entries[entry["job"]] = {"path": str(entry["path"]), "bytes": int(entry["bytes"])}
-            except (ValueError, KeyError, TypeError):
-                continue  # the last line of a run that was killed
+                entry = fields(parse_json(decode(line, NAME), NAME), _ENTRY, NAME, more=True)
+            except FpsgenError:
+                continue  # what a kill cut short
+            if not os.path.isabs(entry["path"]) and ".." not in Path(entry["path"]).parts:
+                self._note(entry)
 
     def done(self, job: Job) -> Path | None:
-        """The finished video of a job, if it is still there and whole."""
-        entry = self._entries.get(job.key)
-        path = self._folder / entry["path"] if entry else job.request.output.path
-        if entry and (path == job.request.output.path or not job.named):
-            return path if path.is_file() and path.stat().st_size == entry["bytes"] else None
-        if not job.named and path.is_file() and count_frames(path) == job.request.video.frames:
-            return path
+        """The finished file of a job, if it is still there and has the size it had."""
+        name, size = self._done.get(job.key, ("", 0))
+        path = self._folder / name
+        if not name or (job.named and path != job.path):
+            return None
+        state = _state(path)
+        return path if state and state[2] == size else None
+
+    def unfinished(self, job: Job) -> Unfinished | None:
+        """A file that may be this job's, finished and not entered. Whether it is whole has to be looked at."""
+        name, before, replaces = self._begun.get(job.key, ("", None, False))
+        path = self._folder / name
+        if name and (not job.named or path == job.path) and _state(path) not in (None, before):
+            return Unfinished(path, replaces)
+        if not job.named and job.key not in self._done and _state(job.path):  # its name holds the key
+            return Unfinished(job.path, False)
         return None
 
-    def add(self, job: Job, path: Path, seconds: float) -> None:
-        """Enter a finished job, in one write that survives a crash."""
-        name = os.path.relpath(path, self._folder)
-        entry = {"job": job.key, "path": name, "bytes": path.stat().st_size, "seconds": round(seconds, 2)}
-        entry |= {"prompt": job.request.prompt.text, "seed": job.request.sampling.seed}
-        try:
-            with self._path.open("a", encoding="utf-8") as file:  # blank lines part it from what a kill cut short
-                file.write("\n" + json.dumps(entry, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise FpsgenError(f"{self._path} cannot be written: {error.strerror}", "free space", DISK) from error
-        self._entries[job.key] = entry
+    def begin(self, job: Job, path: Path) -> None:
+        """Enter that a job is about to be made and to become `path`."""
+        before = _state(path)
+        entry = {"job": job.key, "path": os.path.relpath(path, self._folder)}
+        self._append(entry | ({"before": before, "replaces": True} if before else {}))
+
+    def add(self, job: Job, path: Path, seconds: float | None) -> None:
+        """Enter a finished job. seconds: what it took, None where that is not known any more."""
+        size = path.stat().st_size
+        entry = {"job": job.key, "path": os.path.relpath(path, self._folder), "bytes": size}
+        entry |= {"seconds": None if seconds is None else round(seconds, 2), "prompt": job.prompt, "seed": job.seed}
+        self._append(entry)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        append_line(self._path, json.dumps(entry, ensure_ascii=False))
+        self._note(entry)
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        if entry.get("bytes") is not None:
+            self._done[entry["job"]] = (entry["path"], entry["bytes"])
+            self._begun.pop(entry["job"], None)
+        else:
+            self._begun[entry["job"]] = (entry["path"], entry.get("before"), entry.get("replaces", False))
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for one run; the lock goes with the process. Raises FpsgenError LOCKED, DISK."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a")
-    except OSError as error:
-        raise FpsgenError(f"{folder} cannot be written: {error.strerror}", "choose another with -o", DISK) from error
-    with file:
-        try:
-            import fcntl
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold the folder for one run; the lock goes with the process. Yields whether it is held: a file system may know
+    no locks. Raises FpsgenError LOCKED naming the other run, DISK.
+    """
+    make_folder(folder)
+    busy = f"another batch is writing to {show(folder)}"
+    with lock(folder / LOCK, busy, "wait for it, or choose another folder with -o") as held:
+        yield held
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # no such locks on this system
-            pass
-        except OSError:
-            what = f"another batch is writing to {folder}"
-            raise FpsgenError(what, "wait for it, or choose another folder with -o", LOCKED) from None
-        yield
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """(inode, time of change in ns, bytes) of a regular file, None where there is none. A file that replaces another
+    differs in one of them.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return (found.st_ino, found.st_mtime_ns, found.st_size) if os.path.isfile(path) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +12,13 @@ from typing import Any, Protocol
 from fpsgen.batch.jobs import Batch, Job
 from fpsgen.batch.ledger import Ledger, locked
 from fpsgen.errors import DISK, INTERNAL, FpsgenError
+from fpsgen.ffmpeg import check_ffmpeg
+from fpsgen.files import read_json, sweep
 from fpsgen.pipeline.events import Events, Timing
+from fpsgen.pipeline.output import free_name, sidecar, taken, write_sidecar
 from fpsgen.signals import check_stop
+from fpsgen.text import show
+from fpsgen.video import count_frames, read_recipe
 
 MADE, SKIPPED, FAILED = "made", "skipped", "failed"
 
@@ -33,8 +39,8 @@ class Outcome:
             "line": self.job.number,
             "status": self.status,
             "path": str(self.path) if self.path else None,
-            "prompt": self.job.request.prompt.text,
-            "seed": self.job.request.sampling.seed,
+            "prompt": self.job.prompt,
+            "seed": self.job.seed,
             "seconds": round(self.seconds, 3),
             "error": error,
         }
@@ -52,18 +58,25 @@ def run(batch: Batch, progress: BatchProgress, timing: Timing) -> Iterator[Outco
     """Yields an outcome per job: those that are done first, then as they are made, model by model.
 
     A job's own error (out of memory, no real video, anything unforeseen) is its outcome. What every job would meet
-    ends the run: FpsgenError from loading the model, DISK, LOCKED. Finished videos stay whatever happens.
+    ends the run: FpsgenError from ffmpeg or from loading the model, DISK, LOCKED. Finished videos stay whatever
+    happens. What a run that was killed left half done is completed first.
     """
-    with locked(batch.folder):
+    with locked(batch.folder) as held:
+        if not held:
+            timing.warn(f"{batch.folder} is on a file system without locks: run one batch at a time there")
+        for folder in {batch.folder, *(job.path.parent for job in batch.jobs if job.own)}:
+            sweep(folder)
         ledger = Ledger(batch.folder)
         waiting = []
         for job in batch.jobs:
-            path = None if job.request.output.overwrite else ledger.done(job)
+            path = None if job.shared.output.overwrite else ledger.done(job) or complete(job, ledger)
             if path is None:
                 _check_free(job)
                 waiting.append(job)
             else:
                 yield Outcome(job, SKIPPED, path)
+        if waiting:
+            check_ffmpeg()  # before there is work to lose
         index = 0
         for group in _by_model(waiting):
             from fpsgen.pipeline.loaded_model import load_model
@@ -72,7 +85,7 @@ def run(batch: Batch, progress: BatchProgress, timing: Timing) -> Iterator[Outco
             for job in group:
                 check_stop()
                 index += 1
-                outcome = _make(job, model, progress.job_start(job, index, len(waiting)), timing)
+                outcome = _make(job, ledger, model, progress.job_start(job, index, len(waiting)), timing)
                 if outcome.path is not None:
                     ledger.add(job, outcome.path, outcome.seconds)
                 progress.job_end(outcome)
@@ -80,23 +93,52 @@ def run(batch: Batch, progress: BatchProgress, timing: Timing) -> Iterator[Outco
             del model  # its memory is needed for the next
 
 
-def _make(job: Job, model: Any, events: Events, shared: Timing) -> Outcome:
+def complete(job: Job, ledger: Ledger) -> Path | None:
+    """The file of a job that a run finished and did not enter, entered now, its sidecar written if it lacks.
+
+    None where there is no such file, or it is not whole. Raises FpsgenError DISK.
+    """
+    found = ledger.unfinished(job)
+    shared = job.shared
+    if found is None or count_frames(found.path) != shared.video.frames:
+        return None
+    recipe = read_recipe(found.path) if shared.output.metadata else None
+    if recipe is not None:
+        beside = sidecar(found.path)
+        if not os.path.lexists(beside):
+            write_sidecar(found.path, recipe, None, False)
+        elif found.replaces and _recipe_beside(beside) != recipe:
+            write_sidecar(found.path, recipe, None, True)
+    ledger.add(job, found.path, None)
+    return found.path
+
+
+def _recipe_beside(path: Path) -> Any:
+    try:
+        return read_json(path, 1 << 24, str(path)).get("recipe")
+    except FpsgenError:
+        return None
+
+
+def _make(job: Job, ledger: Ledger, model: Any, events: Events, shared: Timing) -> Outcome:
     from fpsgen.pipeline.run import run as generate
 
     start = time.monotonic()
     timing = Timing(events)
     timing.warnings += shared.warnings  # each is told once in a run, not once in a job
+    request = job.request
+    if not job.named and not request.output.overwrite:
+        request = request.replace(output={"path": free_name(request.output.path)})
+    ledger.begin(job, request.output.path)
     try:
-        result = generate(job.request, timing, model)
+        result = generate(request, timing, model)
     except FpsgenError as error:
         if error.code == DISK:
             raise
         return Outcome(job, FAILED, None, time.monotonic() - start, error)
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        problem = FpsgenError(
-            f"internal error: {type(error).__name__}: {text}", "run that prompt alone with --debug", INTERNAL
-        )
+        what = f"internal error: {type(error).__name__}: {show(error, 300)}"
+        problem = FpsgenError(what, "run that prompt alone with --debug", INTERNAL)
         return Outcome(job, FAILED, None, time.monotonic() - start, problem)
     finally:
         shared.warnings += [text for text in timing.warnings if text not in shared.warnings]
@@ -105,9 +147,8 @@ def _make(job: Job, model: Any, events: Events, shared: Timing) -> Outcome:
 
 def _check_free(job: Job) -> None:
     """A job with a name of its own must not meet a file that is not its; other names are numbered when taken."""
-    path = job.request.output.path
-    if job.named and path.exists() and not job.request.output.overwrite:
-        what = f"line {job.number}: {path} exists and holds something else"
+    if job.named and not job.shared.output.overwrite and (other := taken(job.path)):
+        what = f"line {job.number}: {show(other)} exists and holds something else"
         raise FpsgenError(what, "move it away, or add --overwrite", DISK)
 
 
@@ -115,6 +156,5 @@ def _by_model(jobs: list[Job]) -> list[list[Job]]:
     """Jobs that share a loaded model, in order of first appearance."""
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
-        request = job.request
-        groups.setdefault((request.model.folder, request.machine), []).append(job)
+        groups.setdefault((job.shared.model.folder, job.shared.machine), []).append(job)
     return list(groups.values())

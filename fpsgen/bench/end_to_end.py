@@ -20,8 +20,9 @@ from fpsgen.bench.rows import append_rows, bench_row, quality
 from fpsgen.files import write_text
 from fpsgen.pipeline.events import Events, Timing
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model
+from fpsgen.pipeline.output import write_output
 from fpsgen.pipeline.request import GenerateRequest
-from fpsgen.pipeline.run import render, write_video
+from fpsgen.pipeline.run import render
 from fpsgen.report.page import page
 
 WARM_STEPS = {"cuda": 3, "cpu": 1}  # kernels are compiled in the first step of each kind
@@ -102,7 +103,7 @@ def _save(runs: Runs, base: GenerateRequest) -> Path:
     assert runs.frames is not None
     path = base.output.path.with_name(f"{runs.method}.mp4")
     request = base.replace(output={"path": path, "numbered": False, "overwrite": True})
-    return write_video(runs.frames, request, runs.report["recipe"])
+    return write_output(runs.frames, request, runs.report["recipe"])
 
 
 def save(rows: list[dict[str, Any]], root: Path, place: Path) -> Path:

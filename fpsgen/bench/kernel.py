@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -51,13 +51,14 @@ class Shape:
         return [torch.randn(size, generator=generator, device=device, dtype=torch.bfloat16) for _ in range(3)]
 
 
-def run(shapes: list[Shape], methods: list[str], densities: list[float], seconds: float, device: torch.device) -> list:
-    """Rows for every shape: peers first, then methods, the windowed ones at each density.
+def run(
+    shapes: list[Shape], methods: list[str], densities: list[float], seconds: float, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Rows for every shape as they come: peers first, then methods, the windowed ones at each density.
 
     seconds: time given to each row's repeats. Raises FpsgenError NUMERIC where a result is wrong.
     """
     facts = provenance(device)
-    rows: list[dict[str, Any]] = []
     others, missing = peers(device)
     for shape in shapes:
         q, k, v = shape.inputs(device)
@@ -67,27 +68,26 @@ def run(shapes: list[Shape], methods: list[str], densities: list[float], seconds
         alike = shape.tile == shapes[0].tile  # peers do not depend on tiles, but for flex
         for name, function in others.items() if alike else ():
             row = {**common, "method": name, "peer": True, "density": 1.0, "tile": None, "window": None}
-            rows.append(row | _timed(function, full, (q, k, v), seconds, PEER_GATE, False))
+            row |= _timed(function, full, (q, k, v), seconds, PEER_GATE, False)
             if name == "fa3-fp8":
                 alone = _rate(measure(fa3_fp8_alone(q, k, v), seconds, device).milliseconds, full, q)
-                rows[-1] |= {f"attend_{key}": value for key, value in alone.items()}
+                row |= {f"attend_{key}": value for key, value in alone.items()}
+            yield row
         for name, why in missing.items() if alike else ():
-            rows.append({**common, "method": name, "peer": True, "missing": why})
+            yield {**common, "method": name, "peer": True, "missing": why}
         once = alike and (shape.heads, shape.batch) == (shapes[0].heads, shapes[0].batch)  # flex compiles for long
         for plan in _plans(shape, "sta", densities) if once and device.type == "cuda" else ():
             row = {**common, "method": "flex", "peer": True, "density": round(plan.density, 4)}
             row |= {"tile": list(plan.tile), "window": list(plan.window)}
-            rows.append(row | _flex(plan, (q, k, v), seconds))
+            yield row | _flex(plan, (q, k, v), seconds)
         for name in methods:
             for plan in _plans(shape, name, densities if METHODS[name].windowed else [1.0]):
                 row = {**common, "method": name, "peer": False, "density": round(plan.density, 4)}
                 row |= {"tile": list(plan.tile), "window": list(plan.window), "kernel": plan.kernel(device, shape.dim)}
                 function = cast(Attention, partial(attend, plan=plan))
-                rows.append(row | _timed(function, plan, (q, k, v), seconds, GATE[plan.fp8], plan.fp8))
-                if row["kernel"] == "hopper":
-                    rows[-1] |= _parts(plan, (q, k, v), seconds)
+                row |= _timed(function, plan, (q, k, v), seconds, GATE[plan.fp8], plan.fp8)
+                yield row | _parts(plan, (q, k, v), seconds) if row["kernel"] == "hopper" else row
         torch.cuda.empty_cache()
-    return rows
 
 
 def _flex(plan: AttentionPlan, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], seconds: float) -> dict:

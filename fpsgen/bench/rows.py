@@ -34,7 +34,7 @@ def bench_row(runs: Runs, baseline: Runs, base: GenerateRequest, facts: dict[str
     return {
         "schema": SCHEMA,
         **facts,
-        **_setting(base),
+        **setting_of(base),
         "method": runs.method,
         "schedule": runs.report["schedule"],
         "baseline": baseline.method,
@@ -57,7 +57,8 @@ def bench_row(runs: Runs, baseline: Runs, base: GenerateRequest, facts: dict[str
     }
 
 
-def _setting(base: GenerateRequest) -> dict[str, Any]:
+def setting_of(base: GenerateRequest) -> dict[str, Any]:
+    """What every row of a bench says of the video."""
     video, sampling = base.video, base.sampling
     grid = token_grid(video.frames, video.height, video.width)
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from contextlib import suppress
@@ -11,13 +10,11 @@ from typing import Annotated
 import typer
 
 from fpsgen import __version__, errors
-from fpsgen.cli import batch, bench, compare, console, doctor, generate, info, models, options, report
+from fpsgen.cli import batch, bench, compare, console, doctor, generate, info, models, options, report, train
 from fpsgen.cli.usage import explain_usage
 from fpsgen.errors import FpsgenError
 from fpsgen.signals import Terminated, stoppable
 from fpsgen.text import show
-
-COMPARE_EXAMPLES = options.examples("fpsgen compare a.mp4 b.mp4", "fpsgen compare a.mp4 b.mp4 -o side-by-side.mp4")
 
 app = typer.Typer(
     name="fpsgen",
@@ -37,10 +34,11 @@ app = typer.Typer(
 app.command(cls=options.Command, epilog=generate.EXAMPLES)(generate.generate)
 app.command(cls=options.Command, epilog=batch.EXAMPLES)(batch.batch)
 app.add_typer(bench.app)
+app.command(cls=options.Command, epilog=train.EXAMPLES)(train.train)
 app.add_typer(models.app)
 app.command(cls=options.Command, epilog=info.INFO_EXAMPLES)(info.info)
 app.command(cls=options.Command, epilog=info.REPLAY_EXAMPLES)(info.replay)
-app.command(cls=options.Command, epilog=COMPARE_EXAMPLES)(compare.compare)
+app.command(cls=options.Command, epilog=compare.EXAMPLES)(compare.compare)
 app.command(cls=options.Command, epilog=report.EXAMPLES)(report.report)
 app.command(cls=options.Command, epilog=doctor.EXAMPLES)(doctor.doctor)
 
@@ -58,8 +56,7 @@ def run(arguments: list[str] | None = None) -> int:
     """Run one command line (default: the process's own) and return its exit code. Errors are shown, never raised."""
     arguments = sys.argv[1:] if arguments is None else arguments
     bare = not arguments or arguments == [models.app.info.name]
-    console.prepare_streams()
-    with stoppable() as stop:
+    with console.safe_streams(), stoppable() as stop:
         try:
             given = [*arguments, "--help"] if bare else arguments
             code = app(args=given, prog_name="fpsgen", standalone_mode=False) or errors.OK
@@ -68,10 +65,6 @@ def run(arguments: list[str] | None = None) -> int:
             if code == errors.INTERRUPTED:
                 raise KeyboardInterrupt
             return errors.USAGE if bare else code
-        except BrokenPipeError:  # whoever read our results has gone
-            with suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return errors.OK
         except (KeyboardInterrupt, Terminated):
             by_term = stop.received == signal.SIGTERM
             console.note(f"{'terminated' if by_term else 'cancelled'}; no unfinished file was left")
@@ -80,8 +73,9 @@ def run(arguments: list[str] | None = None) -> int:
             problem = _explain(error, arguments)
             if console.debugging("--debug" in arguments):
                 console.traceback()
-        if "--json" in arguments:
-            console.print_json(_command(arguments), error=problem)
+        with suppress(FpsgenError):  # stdout may be what failed
+            if "--json" in arguments:
+                console.print_json(_command(arguments), error=problem)
         console.error(problem)
         return problem.code
 

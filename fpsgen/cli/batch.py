@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from fpsgen.settings.gather import gather
 
 if TYPE_CHECKING:
     from fpsgen.batch.jobs import Batch, Job
+    from fpsgen.batch.ledger import Ledger
     from fpsgen.batch.run import Outcome
     from fpsgen.cli.progress import Quiet
 
@@ -51,6 +53,7 @@ def make_batch(file: str, given: dict[str, Any], command: str) -> None:
     from fpsgen.cli.model_choice import choose_model
 
     settings = gather(given)
+    file = sample_or(file)
     jobs = read_batch(file, given, settings.overwrite, choose_model)
     if settings.dry_run:
         show(jobs, settings.json, command)
@@ -93,6 +96,18 @@ def make_batch(file: str, given: dict[str, Any], command: str) -> None:
         raise typer.Exit(PARTIAL)
 
 
+def sample_or(file: str) -> str:
+    """`file`, or the sample of that name that comes with fpsgen ("prompts/nano.txt") where there is no such file."""
+    from fpsgen.assets import prompts_dir
+
+    folder, _, name = file.rpartition("/")
+    sample = prompts_dir() / name
+    if folder != "prompts" or os.path.lexists(file) or not name or not sample.is_file():
+        return file
+    console.note(f"{file} is the sample that comes with fpsgen: {sample}")
+    return str(sample)
+
+
 class ShownProgress:
     """Jobs for a person: which one runs, what it took, how long the rest will take. A batch.run.BatchProgress."""
 
@@ -104,7 +119,7 @@ class ShownProgress:
 
     def job_start(self, job: Job, index: int, total: int) -> Quiet:
         self._place, self._left = f"[{index}/{total}]", total - index
-        self._events.job(self._place, job.request.prompt.text, self._rest(self._left + 1))
+        self._events.job(self._place, job.prompt, self._rest(self._left + 1))
         return self._events
 
     def job_end(self, outcome: Outcome) -> None:
@@ -130,8 +145,8 @@ def summary(outcomes: list[Outcome], seconds: float) -> str:
 
 def models_of(jobs: Batch) -> str:
     """Their models by name, and why the first was chosen."""
-    names = list(dict.fromkeys(job.request.model.spec.name for job in jobs.jobs))
-    return f"{names[0]} ({jobs.jobs[0].request.model.reason})" if len(names) == 1 else ", ".join(names)
+    names = list(dict.fromkeys(job.shared.model.spec.name for job in jobs.jobs))
+    return f"{names[0]} ({jobs.jobs[0].shared.model.reason})" if len(names) == 1 else ", ".join(names)
 
 
 def show(jobs: Batch, as_json: bool, command: str) -> None:
@@ -139,14 +154,7 @@ def show(jobs: Batch, as_json: bool, command: str) -> None:
     from fpsgen.batch.ledger import Ledger
 
     ledger = Ledger(jobs.folder)
-    rows = []
-    for job in jobs.jobs:
-        request, video = job.request, job.request.video
-        done = None if request.output.overwrite else ledger.done(job)
-        size = f"{video.width}x{video.height}x{video.frames}"
-        row = {"line": job.number, "status": "done" if done else "to make", "prompt": request.prompt.text}
-        row |= {"model": request.model.spec.name, "size": size, "steps": request.sampling.steps}
-        rows.append(row | {"seed": request.sampling.seed, "path": str(done or request.output.path)})
+    rows = (dry_row(job, ledger) for job in jobs.jobs)
     if as_json:
         console.print_json(command, [{"dry_run": True, **row} for row in rows], list(jobs.warnings))
         return
@@ -155,3 +163,12 @@ def show(jobs: Batch, as_json: bool, command: str) -> None:
     for row in rows:
         print(f"{row['line']:>4}  {row['status']:<7}  {row['size']}, {row['steps']} steps  {row['path']}")
     sys.stdout.flush()
+
+
+def dry_row(job: Job, ledger: Ledger) -> dict[str, Any]:
+    """What a job would make, and whether that is there."""
+    shared, video = job.shared, job.shared.video
+    done = None if shared.output.overwrite else ledger.done(job)
+    row = {"line": job.number, "status": "done" if done else "to make", "prompt": job.prompt}
+    row |= {"model": shared.model.spec.name, "size": f"{video.width}x{video.height}x{video.frames}"}
+    return row | {"steps": shared.sampling.steps, "seed": job.seed, "path": str(done or job.path)}

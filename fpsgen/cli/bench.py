@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fpsgen.cli.options import CONTEXT, Command, Group, examples, takes_settings
 from fpsgen.settings.bench_table import SHAPES
 from fpsgen.settings.gather import DEFAULT, gather
 from fpsgen.settings.parsers import method_names
+from fpsgen.signals import interruptible
 
 app = typer.Typer(
     name="bench",
@@ -29,6 +31,9 @@ app = typer.Typer(
 KERNEL_EXAMPLES = examples(
     "fpsgen bench kernel --shape 480p,720p --heads 12,40", "fpsgen bench kernel --shape nano --compare bf16,fps"
 )
+
+
+STEPS_EXAMPLES = examples("fpsgen bench steps --compare fp8,sta", "fpsgen bench steps -m nano --schedule paper")
 
 
 @app.callback(invoke_without_command=True)
@@ -86,6 +91,7 @@ def kernel(given: dict[str, Any]) -> None:
     from fpsgen.bench import kernel as measured
     from fpsgen.bench.end_to_end import append_rows
     from fpsgen.pipeline.loaded_model import choose_device
+    from fpsgen.report.kernel import line, lines
 
     shapes = [
         measured.Shape(str(name), SHAPES.get(name, name), heads, 64 if name == "nano" else 128, batch, tile)
@@ -95,17 +101,67 @@ def kernel(given: dict[str, Any]) -> None:
         for tile in settings.tile
     ]
     device = choose_device(settings.device)
-    rows = measured.run(shapes, list(names), list(settings.density), settings.row_seconds, device)
+    if device.type == "cpu":
+        console.warning(
+            "these are times of a CPU; the GPU kernels play no part, and a row of a large shape takes minutes"
+        )
+    rows = []
+    for row in each(measured.run(shapes, list(names), list(settings.density), settings.row_seconds, device), device):
+        rows.append(row)
+        if not settings.quiet:
+            console.note(line(row))
     path = Path(settings.bench_output) / "kernel.jsonl"
     append_rows(rows, path)
     if settings.json:
         console.print_json("bench kernel", rows)
         return
     if not settings.quiet:
-        from fpsgen.report.kernel import lines
-
         print("\n".join(lines(rows)))
     print(path, flush=True)
+
+
+@app.command("steps", cls=Command, epilog=STEPS_EXAMPLES)
+@takes_settings("bench steps")
+def steps(given: dict[str, Any]) -> None:
+    """Error of every denoising step against dense bf16, on the dense trajectory: cosine, MSE, SNR; rows and a chart."""
+    settings = gather(given)
+
+    from fpsgen.bench.plan import plan_bench
+    from fpsgen.cli import progress
+    from fpsgen.cli.model_choice import choose_model
+    from fpsgen.pipeline.events import Timing
+    from fpsgen.pipeline.memory import check_machine
+
+    planned = plan_bench(settings, choose_model)
+    check_machine(planned.request)
+    console.quiet_libraries(settings.debug)
+    with progress.choose(settings.quiet) as events:
+        timing = Timing(events)
+        for text in (*settings.warnings, *planned.notes):
+            timing.warn(text)
+        with timing.stage("import"):
+            from fpsgen.bench import steps as measured
+            from fpsgen.bench.rows import append_rows
+        with console.library_warnings(timing.warn, settings.debug):
+            rows = measured.run(planned.request, settings.compare, timing, command_line())
+    path = Path(settings.bench_output) / "steps.jsonl"
+    append_rows(rows, path)
+    from fpsgen.files import write_text
+    from fpsgen.report import steps as shown
+
+    chart = write_text(shown.chart(rows), path.with_suffix(".svg"), overwrite=True)
+    if settings.json:
+        console.print_json("bench steps", rows, timing.warnings)
+        return
+    if not settings.quiet:
+        print("\n".join(shown.table(rows)))
+    print(path, chart, sep="\n", flush=True)
+
+
+def each(rows: Iterator[dict[str, Any]], device: Any) -> Iterator[dict[str, Any]]:
+    """The same rows. On a CPU, where one call may take a minute, a signal ends the wait for the next at once."""
+    while row := interruptible(lambda: next(rows, None)) if device.type == "cpu" else next(rows, None):
+        yield row
 
 
 def command_line() -> str:

@@ -2,82 +2,116 @@
 
 from __future__ import annotations
 
+import filecmp
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fpsgen.cli import console, options
+from fpsgen.cli.options import examples, takes_settings
 from fpsgen.errors import BAD_INPUT, FpsgenError
-from fpsgen.settings.gather import gather
+from fpsgen.settings.gather import Settings, gather
 from fpsgen.text import show
 
-First = Annotated[str, typer.Argument(metavar="A", help="A video, shown on the left.", show_default=False)]
-Second = Annotated[str, typer.Argument(metavar="B", help="Another of the same size.", show_default=False)]
+if TYPE_CHECKING:
+    from fpsgen.evaluate.compare import Comparison
+
+EXAMPLES = examples("fpsgen compare bf16.mp4 fps.mp4", "fpsgen compare a.mp4 b.mp4 --no-video --json")
+
+First = Annotated[
+    str,
+    typer.Argument(
+        metavar="A",
+        help="A video, shown on the left.",
+        show_default=False,
+        autocompletion=options.complete_files,
+    ),
+]
+Second = Annotated[
+    str,
+    typer.Argument(
+        metavar="B",
+        help="Another of the same size, rate and length.",
+        show_default=False,
+        autocompletion=options.complete_files,
+    ),
+]
 
 
-def compare(
-    a: First,
-    b: Second,
-    output: options.Output = None,
-    overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-) -> None:
+@takes_settings("compare")
+def compare(a: First, b: Second, given: dict[str, Any]) -> None:
     """Compare two videos frame by frame (PSNR, SSIM) and write them side by side.
 
-    stdout: the figures and the path of the side-by-side MP4.
+    stdout: the figures, then the path of the side-by-side MP4.
     """
-    settings = gather({"output": output})
-    paths = [Path(a), Path(b)]
+    settings = gather(given)
+    paths = Path(a), Path(b)
     for path in paths:
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise FpsgenError(f"{show(path)} is not a file", "name two MP4 files", BAD_INPUT)
-    from fpsgen.pipeline.output import resolve_output
+    target = target_of(*paths, settings) if settings.video else None
 
-    name = f"{paths[0].stem} vs {paths[1].stem}"
-    target, _ = resolve_output(settings.output, name, 0, bool(overwrite))
+    from fpsgen.evaluate.compare import compare_videos, side_by_side
+    from fpsgen.files import make_folder
+    from fpsgen.video import write_mp4
 
-    import numpy as np
+    found = compare_videos(*paths)
+    same_files = filecmp.cmp(*paths, shallow=False)
+    if not settings.json and not settings.quiet:
+        print("\n".join(lines(found, same_files)), flush=True)
+    if target is not None:
+        make_folder(target.parent)
+        write_mp4(side_by_side(*paths), target, found.fps or 1, None, settings.overwrite)
+    if settings.json:
+        result = {"a": a, "b": b, "identical_files": same_files, **as_json(found)}
+        console.print_json("compare", [result | {"path": str(target) if target else None}])
+    elif target is not None:
+        print(target, flush=True)
 
-    from fpsgen.video import read_frames, write_mp4
 
-    (left, fps), (right, other_fps) = (read_frames(path) for path in paths)
-    if left.shape != right.shape:
-        sizes = [f"{x.shape[2]}x{x.shape[1]}, {x.shape[0]} frames" for x in (left, right)]
-        raise FpsgenError(
-            f"the videos differ in size: {sizes[0]} and {sizes[1]}", "compare videos of one size and length", BAD_INPUT
-        )
-    from fpsgen.evaluate.metrics import psnr, ssim
+def target_of(a: Path, b: Path, settings: Settings) -> Path:
+    """Where the side-by-side video goes: the file of -o, or <a>-vs-<b>.mp4. Raises FpsgenError USAGE, DISK."""
+    from fpsgen.pipeline.output import OUTPUT_FOLDER, VIDEO, free_name, is_folder, resolve_output, slug
 
-    peak, alike = psnr(left, right), ssim(left, right)
-    mean_square = float(((left.astype(np.float64) - right) ** 2).mean())
-    over_all = float("inf") if mean_square == 0 else 10 * float(np.log10(255**2 / mean_square))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    written = write_mp4(np.concatenate([left, right], axis=2), target, max(1, round(fps)), None, bool(overwrite))
-    result = {
-        "a": a,
-        "b": b,
-        "identical_files": paths[0].read_bytes() == paths[1].read_bytes(),
-        "identical_frames": mean_square == 0,
-        "frames": len(left),
-        "psnr_db": finite(over_all),
-        "psnr_db_of_frames": [finite(value) for value in peak],
-        "ssim": round(float(alike.mean()), 5),
-        "ssim_of_frames": [round(float(value), 5) for value in alike],
-        "path": str(written),
+    name = f"{slug(a.stem)[:20]}-vs-{slug(b.stem)[:20]}"
+    output = settings.output
+    if output is None or is_folder(output):
+        path = Path(output or OUTPUT_FOLDER) / f"{name}{VIDEO}"
+        output = str(path if settings.overwrite else free_name(path))
+    return resolve_output(output, name, 0, settings.overwrite)[0]
+
+
+def lines(found: Comparison, same_files: bool) -> list[str]:
+    """The figures for a person."""
+    peak, alike = found.psnr, found.ssim
+    same = "the files are identical" if same_files else "the frames are identical"
+    first = f"frames  {len(peak)}" + (f", {same}" if not found.mean_square.any() else "")
+    each = f"of frames {middle(peak):.2f} ({peak.min():.2f} to {peak.max():.2f})"
+    second = f"PSNR    {found.psnr_of_all:.2f} dB; {each}"
+    each = f"of frames {middle(alike):.4f} ({alike.min():.4f} to {alike.max():.4f})"
+    return [first, second, f"SSIM    {alike.mean():.4f}; {each}"]
+
+
+def middle(values: Any) -> float:
+    """The middle value; of two, their mean, and inf if one is."""
+    ordered = sorted(map(float, values))
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
+def as_json(found: Comparison) -> dict[str, Any]:
+    return {
+        "identical_frames": not found.mean_square.any(),
+        "frames": len(found.mean_square),
+        "width": found.width,
+        "height": found.height,
+        "fps": found.fps,
+        "psnr_db": finite(found.psnr_of_all),
+        "psnr_db_of_frames": [finite(value) for value in found.psnr],
+        "ssim": round(float(found.ssim.mean()), 5),
+        "ssim_of_frames": [round(float(value), 5) for value in found.ssim],
     }
-    if fps != other_fps:
-        console.warning(f"frame rates differ: {fps:g} and {other_fps:g}; frames were compared one by one")
-    if as_json:
-        console.print_json("compare", [result])
-        return
-    if not quiet:
-        same = "the files are identical" if result["identical_files"] else "the frames are identical"
-        print(f"frames  {len(left)}" + (f", {same}" if mean_square == 0 else ""))
-        print(f"PSNR    {over_all:.2f} dB; of frames {np.median(peak):.2f} ({peak.min():.2f} to {peak.max():.2f})")
-        print(f"SSIM    {alike.mean():.4f}; of frames {np.median(alike):.4f} ({alike.min():.4f} to {alike.max():.4f})")
-    print(written, flush=True)
 
 
 def finite(value: float) -> float | None:

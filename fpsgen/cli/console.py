@@ -12,17 +12,54 @@ import sys
 import traceback as tb
 import warnings as py_warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-from fpsgen.errors import FpsgenError
+from fpsgen.errors import DISK, FpsgenError
 from fpsgen.text import show
 
 SCHEMA = "fpsgen/1"
 
 
-def prepare_streams() -> None:
-    """Make both streams safe to write to: closed ones swallow, characters that they lack are escaped."""
+class Results:
+    """stdout, such that work goes on where its reader has gone, and ends with exit 7 where results cannot be kept.
+
+    Raises FpsgenError DISK from write and flush, once; what comes after it is dropped.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._guarded(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._guarded(self._stream.flush)
+
+    def _guarded(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except BrokenPipeError:
+            self._drop()
+        except OSError as error:
+            self._drop()
+            what = f"standard output cannot be written: {error.strerror}"
+            raise FpsgenError(what, "send it elsewhere; videos that were made are there", DISK) from error
+
+    def _drop(self) -> None:
+        with suppress(OSError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
+@contextmanager
+def safe_streams() -> Iterator[None]:
+    """Both streams are safe to write to within the block: closed ones swallow, characters that they lack are escaped,
+    stdout is Results.
+    """
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if sys.stderr is None:
@@ -30,6 +67,12 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    before = sys.stdout
+    sys.stdout = Results(before)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        sys.stdout = before
 
 
 def can_draw() -> bool:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -22,7 +22,11 @@ from fpsgen.errors import ENVIRONMENT, FpsgenError
 from fpsgen.settings.gather import CONFIG_NAME, gather, user_config_file
 from fpsgen.text import show
 
-OK, WARN, FAIL = "ok", "warn", "fail"
+if TYPE_CHECKING:
+    from fpsgen.models.catalog.choice import ModelChoice
+    from fpsgen.models.catalog.registry import ModelSpec
+
+OK, INFO, WARN, FAIL = "ok", "info", "warn", "fail"  # ok: it was tried; info: it was only looked up
 SELF_TEST_LIMIT = 3e-2  # relative L2 against exact attention on the same FP8 inputs; P's cast alone is 1.7e-2 to 2.7e-2
 
 EXAMPLES = examples("fpsgen doctor", "fpsgen doctor -m wan2.1-1.3b", "fpsgen doctor --json")
@@ -30,7 +34,7 @@ EXAMPLES = examples("fpsgen doctor", "fpsgen doctor -m wan2.1-1.3b", "fpsgen doc
 
 @dataclass(frozen=True)
 class Check:
-    """name, status (ok, warn, fail), what was found, and how to mend it where it is not ok."""
+    """name, status (ok, info, warn, fail), what was found, and how to mend it where it is not ok."""
 
     name: str
     status: str
@@ -48,6 +52,7 @@ def doctor(given: dict[str, Any]) -> None:
     as_json = settings.json
     console.quiet_libraries(settings.debug)
     wanted = "nano" if settings.model == "auto" else settings.model
+    _spec(wanted)  # a name that means nothing ends it here
     checks: list[Check] = []
     for part in (software, gpu, memory_and_disk, video, model_checks, settings_in_use, self_test):
         checks += _guarded(part, wanted)
@@ -93,8 +98,9 @@ def software(wanted: str) -> list[Check]:
         import triton
     except ImportError:
         remedy = "pip install triton (it comes with CUDA builds of torch)"
-        status = WARN if torch.cuda.is_available() else OK
-        return [*checks, Check("triton", status, "not installed; needed for GPU kernels", remedy if status else "")]
+        needed = torch.cuda.is_available()
+        what = "not installed; needed for GPU kernels"
+        return [*checks, Check("triton", WARN if needed else INFO, what, remedy if needed else "")]
     checks.append(Check("triton", OK, str(triton.__version__)))
     path = os.environ.get("TRITON_PTXAS_PATH") or str(Path(triton.__file__).parent / "backends/nvidia/bin/ptxas")
     return [*checks, _ptxas(path)]
@@ -110,24 +116,29 @@ def _ptxas(path: str) -> Check:
 
 
 def gpu(wanted: str) -> list[Check]:
+    """Each GPU with a small computation on it; whether the largest suffices for the model."""
     import torch
 
-    needs = _spec(wanted).min_memory_gb
-    if not torch.cuda.is_available():
-        remedy = "" if not needs else "use a machine with an NVIDIA GPU, or -m nano"
-        return [Check("GPU", FAIL if needs else OK, "none that torch can use; nano runs on the CPU", remedy)]
+    from fpsgen.pipeline.memory import model_lack
+
+    lack = model_lack(_spec(wanted), "auto")
     checks = []
+    if not torch.cuda.is_available():
+        remedy = "use a machine with an NVIDIA GPU, or -m nano" if lack else ""
+        return [Check("GPU", FAIL if lack else INFO, "none that torch can use; nano runs on the CPU", remedy)]
     driver = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
-    checks.append(Check("driver", OK, driver[0] if driver else "unknown"))
+    checks.append(Check("driver", INFO, driver[0] if driver else "unknown"))
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
         fp8 = (facts.major, facts.minor) >= (8, 9)
         name = f"{facts.name}, {facts.total_memory / 1e9:.0f} GB, compute capability {facts.major}.{facts.minor}"
         remedy = "" if fp8 else "run with --method sta or bf16: FP8 needs compute capability 8.9"
-        checks.append(Check(f"GPU {index}", OK if fp8 else WARN, f"{name}, FP8 {'yes' if fp8 else 'no'}", remedy))
-        if needs and facts.total_memory / 1e9 < needs:
-            text = f"{wanted} needs {needs:g} GB of GPU memory"
-            checks.append(Check(f"memory of GPU {index}", FAIL, text, "use a larger GPU, or a smaller model"))
+        status = OK if fp8 else WARN
+        if float(torch.ones(256, device=f"cuda:{index}").sum()) != 256:
+            status, remedy = FAIL, "choose another with --device; it does not add up"
+        checks.append(Check(f"GPU {index}", status, f"{name}, FP8 {'yes' if fp8 else 'no'}", remedy))
+    if lack:
+        checks.append(Check("GPU memory", FAIL, f"{wanted} {lack}", "use a larger GPU, or a smaller model"))
     return checks
 
 
@@ -154,24 +165,21 @@ def memory_and_disk(wanted: str) -> list[Check]:
 
 
 def video(wanted: str) -> list[Check]:
-    from fpsgen.ffmpeg import ffmpeg
+    """One frame is encoded."""
+    from fpsgen.ffmpeg import check_ffmpeg, ffmpeg
 
+    check_ffmpeg()
     path = ffmpeg()
     said = _run(path, "-hide_banner", "-version").splitlines()
-    encoders = _run(path, "-hide_banner", "-encoders")
-    version = said[0].split(" Copyright")[0] if said else "does not run"
-    if "libx264" in encoders:
-        return [Check("ffmpeg", OK, f"{version}, libx264 ({path})")]
-    return [Check("ffmpeg", FAIL, f"{version}, no libx264 ({path})", "unset IMAGEIO_FFMPEG_EXE")]
+    version = said[0].split(" Copyright")[0] if said else "version unknown"
+    return [Check("ffmpeg", OK, f"{version}, libx264 ({path})")]
 
 
 def model_checks(wanted: str) -> list[Check]:
+    """Models on this machine: structure and digests. The hub is not asked."""
     from fpsgen.models.catalog.cache import on_disk
-    from fpsgen.models.catalog.folder import check_folder
     from fpsgen.models.catalog.hub import hub_settings
     from fpsgen.models.catalog.registry import models
-
-    hub = hub_settings()
 
     checks = []
     for spec in models():
@@ -179,21 +187,33 @@ def model_checks(wanted: str) -> list[Check]:
         asked = spec.name == wanted
         if folder is None:
             remedy = f"fpsgen models pull {spec.name}" if asked else ""
-            checks.append(Check(f"model {spec.name}", FAIL if asked else OK, "not on this machine", remedy))
-            continue
-        try:
-            check_folder(folder)
-            checks.append(Check(f"model {spec.name}", OK, str(folder)))
-        except FpsgenError as error:
-            checks.append(Check(f"model {spec.name}", FAIL if asked else WARN, error.message, error.remedy))
-    state = "HF_HUB_OFFLINE is set: nothing is fetched" if hub.offline else f"models come from {hub.shown}"
-    return [*checks, Check("hub", OK, state)]
+            checks.append(Check(f"model {spec.name}", FAIL if asked else INFO, "not on this machine", remedy))
+        else:
+            checks.append(_intact(spec.name, folder, asked))
+    choice = _choice(wanted)
+    if choice.folder is not None and wanted not in (spec.name for spec in models()):
+        checks.append(_intact(show(wanted), choice.folder, True))
+    hub = hub_settings()
+    state = "HF_HUB_OFFLINE is set: nothing is fetched" if hub.offline else f"models would come from {hub.shown}"
+    return [*checks, Check("hub", INFO, f"{state}; not asked")]
+
+
+def _intact(name: str, folder: Path, asked: bool) -> Check:
+    from fpsgen.models.catalog.folder import check_folder
+    from fpsgen.models.catalog.verify import check_intact
+
+    try:
+        check_folder(folder)
+        check_intact(folder)
+    except FpsgenError as error:
+        return Check(f"model {name}", FAIL if asked else WARN, error.message, error.remedy)
+    return Check(f"model {name}", OK, str(folder))
 
 
 def settings_in_use(wanted: str) -> list[Check]:
     files = [str(path) for path in (Path(CONFIG_NAME), user_config_file()) if path.is_file()]
     names = sorted(name for name in os.environ if name.startswith("FPSGEN_"))
-    return [Check("settings", OK, ", ".join([*files, *names]) or "none: all defaults")]
+    return [Check("settings", INFO, ", ".join([*files, *names]) or "none: all defaults")]
 
 
 def self_test(wanted: str) -> list[Check]:
@@ -236,15 +256,14 @@ def _guarded(part: Callable[[str], list[Check]], wanted: str) -> list[Check]:
         return [Check(part.__name__.replace("_", " "), FAIL, text, "report this; --debug shows more")]
 
 
-def _spec(name: str) -> Any:
-    from fpsgen.errors import MODEL
-    from fpsgen.models.catalog.registry import models
+def _choice(name: str) -> ModelChoice:
+    from fpsgen.models.catalog.choice import choose
 
-    spec = next((spec for spec in models() if name in (spec.name, spec.source)), None)
-    if spec is None:
-        known = ", ".join(spec.name for spec in models())
-        raise FpsgenError(f"no model is named {show(name)!r}", f"choose from {known}", MODEL)
-    return spec
+    return choose(name, missing_ok=True)
+
+
+def _spec(name: str) -> ModelSpec:
+    return _choice(name).spec
 
 
 def _run(*command: str) -> str:

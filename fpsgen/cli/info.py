@@ -33,7 +33,7 @@ def info(file: File, as_json: options.Json = False) -> None:
     if as_json:
         console.print_json("info", [{"path": file, "recipe": recipe, "report": report}])
         return
-    rows = recipe_rows(recipe) + (report_rows(report) if report else [])
+    rows = recipe_rows(recipe) + (report_rows(report) if isinstance(report, dict) else [])
     wide = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{wide}}  {console.one_line(value, 2000)}".rstrip())
@@ -57,17 +57,20 @@ def replay(file: File, given: dict[str, Any]) -> None:
 
 
 def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) of what made the video."""
+    """(name, value) of what made the video. Any JSON may stand in a recipe; what makes no sense is shown as it is."""
     get = recipe.get
-    model = get("model") or {}
+    model = table(recipe, "model")
     rows = [("prompt", str(get("prompt"))), ("negative", str(get("negative")) or "(empty)")]
     rows.append(("model", f"{model.get('name')} ({model.get('source')}, {model.get('revision')})"))
-    seconds = f" ({get('frames', 0) / get('fps', 1):.2f} s at {get('fps')} fps)" if get("fps") else ""
+    frames, fps = number(recipe, "frames"), number(recipe, "fps")
+    seconds = f" ({frames / fps:.2f} s at {get('fps')} fps)" if frames and fps else ""
     rows.append(("size", f"{get('width')}x{get('height')}, {get('frames')} frames{seconds}"))
+    size = get("scaled_to")
+    rows += [("scaled to", "x".join(map(str, size)))] if isinstance(size, list) else []
     rows += [(name, str(get(name))) for name in ("steps", "guidance", "shift", "seed", "method")]
-    rows += schedule_rows(get("schedule") or {})
+    rows += schedule_rows(table(recipe, "schedule"))
     rows.append(("ran on", f"{get('device')}, {get('dtype')}, VAE {get('vae_dtype')}"))
-    rows.append(("versions", ", ".join(f"{name} {value}" for name, value in (get("versions") or {}).items())))
+    rows.append(("versions", ", ".join(f"{name} {value}" for name, value in table(recipe, "versions").items())))
     return rows
 
 
@@ -77,16 +80,20 @@ def schedule_rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
 
     try:
         schedule = Schedule.from_toml(entry["toml"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return [("schedule", f"{entry.get('name')} (not readable)")]
     rows = [("schedule", schedule.name + (" (weights trained with it)" if schedule.trained else ""))]
     profiles = {profile.name: profile for profile in schedule.profiles}
     for low, high, name in sorted(schedule.windows, reverse=True):
-        at = profiles[name]
-        sides = ("all" if side == 0 else str(side) for side in at.window)
-        how = "all tiles" if at.window == "all" else f"window {'x'.join(sides)} tiles"
-        tile = at.tile if isinstance(at.tile, str) else "x".join(map(str, at.tile))
-        rows.append((f"  sigma {low:.3g} to {high:.3g}", f"{name}: {at.method}, {how}, tile {tile}"))
+        profile = profiles[name]
+        if profile.density is not None:
+            how = f"density {profile.density:g}"
+        elif profile.window == "all":
+            how = "all tiles"
+        else:
+            how = f"window {'x'.join('all' if side == 0 else str(side) for side in profile.window)} tiles"
+        tile = profile.tile if isinstance(profile.tile, str) else "x".join(map(str, profile.tile or ()))
+        rows.append((f"  sigma {low:.3g} to {high:.3g}", f"{name}: {profile.method}, {how}, tile {tile}"))
     if schedule.dense_layers:
         rows.append(("  dense layers", ", ".join(map(str, schedule.dense_layers))))
     return rows
@@ -94,14 +101,27 @@ def schedule_rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
 
 def report_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of what it took."""
-    stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.get("stages_s", {}).items())
-    rows = [("made", str(report.get("created"))), ("took", f"{report.get('total_s', 0):.1f} s ({stages})")]
-    memory = report.get("peak_memory", {})
-    known = {"RAM": memory.get("rss_bytes"), "GPU": memory.get("cuda_bytes")}
+    times = table(report, "stages_s")
+    stages = ", ".join(f"{name} {number(times, name):.1f}" for name in times)
+    rows = [("made", str(report.get("created"))), ("took", f"{number(report, 'total_s'):.1f} s ({stages})")]
+    memory = table(report, "peak_memory")
+    known = {"RAM": number(memory, "rss_bytes"), "GPU": number(memory, "cuda_bytes")}
     rows.append(("peak memory", ", ".join(f"{size / 1e9:.1f} GB {where}" for where, size in known.items() if size)))
-    kernels = report.get("attention", {}).get("kernels", {})
+    kernels = table(table(report, "attention"), "kernels")
     ran = ", ".join(f"{name} {calls} calls" for name, calls in kernels.items())
-    density = report.get("density")
-    rows.append(("attention", f"{ran}; density {density:.2f}" if density is not None else ran))
-    rows += [("warning", str(text)) for text in report.get("warnings", [])]
-    return rows
+    density = number(report, "density")
+    rows.append(("attention", f"{ran}; density {density:.2f}" if density else ran))
+    warnings = report.get("warnings")
+    return rows + [("warning", str(text)) for text in (warnings if isinstance(warnings, list) else [])]
+
+
+def table(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """The table of that name; an empty one where something else stands there."""
+    value = values.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def number(values: dict[str, Any], name: str) -> float:
+    """The number of that name; 0 where something else stands there."""
+    value = values.get(name)
+    return float(value) if type(value) in (int, float) and abs(value) < 1e18 else 0.0

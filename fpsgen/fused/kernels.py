@@ -1,5 +1,7 @@
 """Triton kernels that read a row once, keep it in registers, and write what the next matrix product takes.
 
+A program has one row: several, one after the other or read ahead, were measured and no faster.
+
 A row of `size` channels is a tuple of tensors [PARTS[i], SPAN]: powers of 2 that add up to the row, so that few lanes
 idle (5,120 = (4 + 1) x 1,024). Sums run over the first axis inside a thread, then over SPAN between threads. All
 arithmetic is fp32. Scales: a row's largest magnitude over 448, the largest value of E4M3.
@@ -106,27 +108,20 @@ def quantize_kernel(
     out,
     scale,
     stride,
-    rows,
     SIZE: tl.constexpr,
     PARTS: tl.constexpr,
     SPAN: tl.constexpr,
-    ROWS: tl.constexpr,
     GELU: tl.constexpr,
     FP8: tl.constexpr,
 ):
     """out[r] = x[r], or its GELU (tanh), in E4M3 with scale[r], or in out's type. x rows are `stride` apart."""
-    first = tl.program_id(0).to(tl.int64) * ROWS
-    last = tl.minimum(first + ROWS, rows) - 1
-    ahead = _load(x + first * stride, PARTS, SPAN, SIZE, "evict_first")
-    for number in tl.range(first, last + 1):
-        held = ahead
-        if ROWS > 1:
-            ahead = _load(x + tl.minimum(number + 1, last) * stride, PARTS, SPAN, SIZE, "evict_first")
-        row = ()
-        for i in tl.static_range(len(PARTS)):
-            values = held[i].to(tl.float32)
-            row += (_gelu_tanh(values) if GELU else values,)
-        _emit(out, scale, number, row, PARTS, SPAN, SIZE, FP8)
+    number = tl.program_id(0).to(tl.int64)
+    held = _load(x + number * stride, PARTS, SPAN, SIZE, "evict_first")
+    row = ()
+    for i in tl.static_range(len(PARTS)):
+        values = held[i].to(tl.float32)
+        row += (_gelu_tanh(values) if GELU else values,)
+    _emit(out, scale, number, row, PARTS, SPAN, SIZE, FP8)
 
 
 @triton.jit
@@ -143,12 +138,10 @@ def norm_kernel(
     mul_stride,
     add_stride,
     length,
-    rows,
     eps,
     SIZE: tl.constexpr,
     PARTS: tl.constexpr,
     SPAN: tl.constexpr,
-    ROWS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     GATED: tl.constexpr,
     NORM: tl.constexpr,
@@ -159,54 +152,47 @@ def norm_kernel(
     out[r] = LayerNorm(total[r]) * (ONE + mul) + add in E4M3 with scale[r], or in out's type. Rows are contiguous;
     gate, mul and add are those of number r // length, *_stride apart.
     """
-    first = tl.program_id(0).to(tl.int64) * ROWS
-    last = tl.minimum(first + ROWS, rows) - 1
-    ahead = _load(x + first * SIZE, PARTS, SPAN, SIZE, "evict_first")
-    ahead_branch = _load(y + first * SIZE, PARTS, SPAN, SIZE, "evict_first") if RESIDUAL else ()
-    for number in tl.range(first, last + 1):
-        at = number // length
-        held, branch = ahead, ahead_branch
-        if ROWS > 1:
-            ahead = _load(x + tl.minimum(number + 1, last) * SIZE, PARTS, SPAN, SIZE, "evict_first")
-            if RESIDUAL:
-                ahead_branch = _load(y + tl.minimum(number + 1, last) * SIZE, PARTS, SPAN, SIZE, "evict_first")
-        row = ()
-        if RESIDUAL:
+    number = tl.program_id(0).to(tl.int64)
+    at = number // length
+    held = _load(x + number * SIZE, PARTS, SPAN, SIZE, "evict_first")
+    row = ()
+    if RESIDUAL:
+        branch = _load(y + number * SIZE, PARTS, SPAN, SIZE, "evict_first")
+        if GATED:
+            gates = _load(gate + at * gate_stride, PARTS, SPAN, SIZE, "evict_last")
+        for i in tl.static_range(len(PARTS)):
+            change = branch[i].to(tl.float32)
             if GATED:
-                gates = _load(gate + at * gate_stride, PARTS, SPAN, SIZE, "evict_last")
-            for i in tl.static_range(len(PARTS)):
-                change = branch[i].to(tl.float32)
-                if GATED:
-                    change = change * gates[i].to(tl.float32)
-                values = held[i].to(tl.float32) + change
-                row += (values.to(x.dtype.element_ty).to(tl.float32),)  # the norm sees what is stored
-            _store(total + number * SIZE, row, PARTS, SPAN, SIZE)
-        else:
-            for i in tl.static_range(len(PARTS)):
-                row += (held[i].to(tl.float32),)
-        if NORM:
-            sums = tl.zeros([SPAN], tl.float32)
-            for i in tl.static_range(len(PARTS)):
-                sums += tl.sum(row[i], 0)
-            mean = tl.sum(sums, 0) / SIZE
-            squares = tl.zeros([SPAN], tl.float32)
-            centred = ()
-            for i in tl.static_range(len(PARTS)):
-                values = row[i] - mean
-                if not _whole(PARTS, i, SPAN, SIZE):
-                    values = tl.where(_channels(PARTS, i, SPAN) < SIZE, values, 0.0)
-                centred += (values,)
-                squares += tl.sum(values * values, 0)
-            inverse = tl.rsqrt(tl.sum(squares, 0) / SIZE + eps)
-            factor = _load(mul + at * mul_stride, PARTS, SPAN, SIZE, "evict_last")
-            shift = _load(add + at * add_stride, PARTS, SPAN, SIZE, "evict_last")
-            normed = ()
-            for i in tl.static_range(len(PARTS)):
-                stretch = factor[i].to(tl.float32)
-                if ONE:
-                    stretch += 1.0
-                normed += (centred[i] * inverse * stretch + shift[i].to(tl.float32),)
-            _emit(out, scale, number, normed, PARTS, SPAN, SIZE, FP8)
+                change = change * gates[i].to(tl.float32)
+            values = held[i].to(tl.float32) + change
+            row += (values.to(x.dtype.element_ty).to(tl.float32),)  # the norm sees what is stored
+        _store(total + number * SIZE, row, PARTS, SPAN, SIZE)
+    else:
+        for i in tl.static_range(len(PARTS)):
+            row += (held[i].to(tl.float32),)
+    if NORM:
+        sums = tl.zeros([SPAN], tl.float32)
+        for i in tl.static_range(len(PARTS)):
+            sums += tl.sum(row[i], 0)
+        mean = tl.sum(sums, 0) / SIZE
+        squares = tl.zeros([SPAN], tl.float32)
+        centred = ()
+        for i in tl.static_range(len(PARTS)):
+            values = row[i] - mean
+            if not _whole(PARTS, i, SPAN, SIZE):
+                values = tl.where(_channels(PARTS, i, SPAN) < SIZE, values, 0.0)
+            centred += (values,)
+            squares += tl.sum(values * values, 0)
+        inverse = tl.rsqrt(tl.sum(squares, 0) / SIZE + eps)
+        factor = _load(mul + at * mul_stride, PARTS, SPAN, SIZE, "evict_last")
+        shift = _load(add + at * add_stride, PARTS, SPAN, SIZE, "evict_last")
+        normed = ()
+        for i in tl.static_range(len(PARTS)):
+            stretch = factor[i].to(tl.float32)
+            if ONE:
+                stretch += 1.0
+            normed += (centred[i] * inverse * stretch + shift[i].to(tl.float32),)
+        _emit(out, scale, number, normed, PARTS, SPAN, SIZE, FP8)
 
 
 @triton.jit
@@ -215,28 +201,21 @@ def rms_norm_kernel(
     weight,
     out,
     stride,
-    rows,
     eps,
     SIZE: tl.constexpr,
     PARTS: tl.constexpr,
     SPAN: tl.constexpr,
-    ROWS: tl.constexpr,
 ):
     """out[r] = x[r] / sqrt(mean of squares + eps) * weight; out may be x, whose rows are `stride` apart as well."""
-    first = tl.program_id(0).to(tl.int64) * ROWS
-    last = tl.minimum(first + ROWS, rows) - 1
+    number = tl.program_id(0).to(tl.int64)
+    held = _load(x + number * stride, PARTS, SPAN, SIZE, "evict_first")
     gains = _load(weight, PARTS, SPAN, SIZE, "evict_last")
-    ahead = _load(x + first * stride, PARTS, SPAN, SIZE, "evict_first")
-    for number in tl.range(first, last + 1):
-        held = ahead
-        if ROWS > 1:
-            ahead = _load(x + tl.minimum(number + 1, last) * stride, PARTS, SPAN, SIZE, "evict_first")
-        squares = tl.zeros([SPAN], tl.float32)
-        for i in tl.static_range(len(PARTS)):
-            values = held[i].to(tl.float32)
-            squares += tl.sum(values * values, 0)
-        inverse = tl.rsqrt(tl.sum(squares, 0) / SIZE + eps)
-        row = ()
-        for i in tl.static_range(len(PARTS)):
-            row += (held[i].to(tl.float32) * inverse * gains[i].to(tl.float32),)
-        _store(out + number * stride, row, PARTS, SPAN, SIZE)
+    squares = tl.zeros([SPAN], tl.float32)
+    for i in tl.static_range(len(PARTS)):
+        values = held[i].to(tl.float32)
+        squares += tl.sum(values * values, 0)
+    inverse = tl.rsqrt(tl.sum(squares, 0) / SIZE + eps)
+    row = ()
+    for i in tl.static_range(len(PARTS)):
+        row += (held[i].to(tl.float32) * inverse * gains[i].to(tl.float32),)
+    _store(out + number * stride, row, PARTS, SPAN, SIZE)

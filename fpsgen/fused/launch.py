@@ -1,4 +1,4 @@
-"""Launches of kernels.py: how many warps read a row, how many rows a program takes. No autotuning in user runs."""
+"""Launches of kernels.py: how many warps read a row. No autotuning in user runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from fpsgen.fused import kernels
 
 @dataclass(frozen=True)
 class RowConfig:
-    """num_warps: of a program, whose threads hold 8 neighbouring channels each, several times. rows: one after the
-    other by each program.
-    """
+    """num_warps: of a program, whose threads hold 8 neighbouring channels each, several times."""
 
     num_warps: int
-    rows: int = 1
 
     @property
     def span(self) -> int:
@@ -42,8 +39,8 @@ def quantize(
     rows, size = x.shape
     config = config or row_config(size)
     out, scale = _outputs(x, fp8)
-    kernels.quantize_kernel[(-(-rows // config.rows),)](
-        *(x, out, scale, x.stride(0), rows),
+    kernels.quantize_kernel[(rows,)](
+        *(x, out, scale, x.stride(0)),
         **_row(size, config),
         GELU=gelu,
         FP8=fp8,
@@ -74,10 +71,10 @@ def norm(
     total = torch.empty_like(x) if y is not None else x.new_empty(0)
     out, scale = _outputs(x.view(-1, size), fp8) if mul is not None else (x.new_empty(0), x.new_empty(0))
     steps = [0 if p is None or p.shape[:-1].numel() == 1 else p.stride(-2) for p in (gate, mul, add)]
-    kernels.norm_kernel[(-(-rows // config.rows),)](
+    kernels.norm_kernel[(rows,)](
         *(x, y if y is not None else x, gate if gate is not None else x),
         *((mul, add) if mul is not None else (x, x)),
-        *(total, out, scale, *steps, 1 if a_token else length, rows, eps),
+        *(total, out, scale, *steps, 1 if a_token else length, eps),
         **_row(size, config),
         RESIDUAL=y is not None,
         GATED=gate is not None,
@@ -93,14 +90,14 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, config: RowConfi
     """x [M, K], its rows contiguous, normed in place and returned."""
     rows, size = x.shape
     config = config or row_config(size)
-    kernels.rms_norm_kernel[(-(-rows // config.rows),)](
-        *(x, weight, x, x.stride(0), rows, eps), **_row(size, config), num_warps=config.num_warps
+    kernels.rms_norm_kernel[(rows,)](
+        *(x, weight, x, x.stride(0), eps), **_row(size, config), num_warps=config.num_warps
     )
     return x
 
 
 def _row(size: int, config: RowConfig) -> dict:
-    return {"SIZE": size, "PARTS": config.parts(size), "SPAN": config.span, "ROWS": config.rows}
+    return {"SIZE": size, "PARTS": config.parts(size), "SPAN": config.span}
 
 
 def _outputs(x: torch.Tensor, fp8: bool) -> tuple[torch.Tensor, torch.Tensor]:

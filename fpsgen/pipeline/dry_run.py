@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from fpsgen.attention.schedule import Schedule, preset
+from fpsgen.attention.presets import preset
+from fpsgen.attention.profile import Profile
+from fpsgen.attention.schedule import Schedule
 from fpsgen.models.patch.schedule_choice import read_schedule
+from fpsgen.pipeline.estimate import Estimate, ProfileSteps, estimate
 from fpsgen.pipeline.plan import Plan
 from fpsgen.pipeline.request import GenerateRequest, json_ready
 from fpsgen.pipeline.sigmas import scheduler_of, step_sigmas
-from fpsgen.pipeline.size import token_grid
+from fpsgen.report.lines import amount, clock
 from fpsgen.settings.table import SETTINGS
 from fpsgen.text import show
 
@@ -19,15 +23,20 @@ _ALWAYS = {"vae dtype": ("fp32", "always"), "noise": ("CPU generator", "always: 
 
 @dataclass(frozen=True)
 class Outlook:
-    """plan: what was asked. schedule: the one that will run, and why where nobody asked for it. profiles: (name,
-    number of steps), in the order in which they run. grid: tokens (T, H, W).
+    """plan: what was asked. schedule: the one that will run, and why where nobody asked for it. profiles: in the order
+    in which they run. grid: tokens (T, H, W).
     """
 
     plan: Plan
     schedule: Schedule
     why: str
-    profiles: list[tuple[str, int]]
+    profiles: list[ProfileSteps]
     grid: tuple[int, int, int]
+    estimate: Estimate
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1] * self.grid[2]
 
     def as_json(self) -> dict[str, Any]:
         request = self.plan.request
@@ -41,8 +50,10 @@ class Outlook:
             "origins": dict(self.plan.origins),
             "reason": request.model.reason,
             "token_grid": self.grid,
-            "tokens": self.grid[0] * self.grid[1] * self.grid[2],
-            "profiles": [{"name": name, "steps": count} for name, count in self.profiles],
+            "tokens": self.tokens,
+            "profiles": [profile._asdict() for profile in self.profiles],
+            "dense_layers": list(self.schedule.dense_layers),
+            "estimate": asdict(self.estimate),
         }
 
     def rows(self) -> list[tuple[str, str, str]]:
@@ -67,19 +78,45 @@ class Outlook:
                 value = values[entry.name]
                 text = ("yes" if value else "no") if entry.is_switch else str(value)
                 rows.append((entry.name, text, origins[entry.name]))
-        counts = ", ".join(f"{name} {count}" for name, count in self.profiles)
-        tokens = f"{self.grid[0]} x {self.grid[1]} x {self.grid[2]} = {self.grid[0] * self.grid[1] * self.grid[2]}"
-        rows += [("steps by profile", counts, "schedule"), ("tokens", tokens, "size and frames")]
-        return rows + [(name, *fact) for name, fact in _ALWAYS.items()]
+        rows += [("steps by profile", "; ".join(map(_described, self.profiles)), "schedule")]
+        if self.schedule.dense_layers:
+            rows.append(("dense layers", ", ".join(map(str, self.schedule.dense_layers)), "schedule"))
+        rows.append(("tokens", f"{' x '.join(map(str, self.grid))} = {self.tokens}", "size and frames"))
+        rows += [(name, *fact) for name, fact in _ALWAYS.items()]
+        return rows + _estimate_rows(self.estimate)
 
 
 def foresee(planned: Plan) -> Outlook:
-    """What the plan would do."""
+    """What the plan would do. torch is imported: it counts the pairs that windows keep."""
     request = planned.request
     schedule, why = planned_schedule(request)
-    video = request.video
-    grid = token_grid(video.frames, video.height, video.width)
-    return Outlook(planned, schedule, why, profile_counts(schedule, request), grid)
+    video, geometry = request.video, request.model.geometry
+    grid = (
+        ((video.frames - 1) // geometry.temporal + 1) // geometry.patch[0],
+        video.height // geometry.spatial // geometry.patch[1],
+        video.width // geometry.spatial // geometry.patch[2],
+    )
+    profiles = profile_steps(schedule, request, grid)
+    tokens = grid[0] * grid[1] * grid[2]
+    return Outlook(planned, schedule, why, profiles, grid, estimate(request, tokens, profiles, schedule.name))
+
+
+def _described(profile: ProfileSteps) -> str:
+    density = "chosen at each call" if profile.density is None else f"{profile.density:.2f}"
+    return f"{profile.name} ({profile.method}) {profile.steps}, density {density}"
+
+
+def _estimate_rows(found: Estimate) -> list[tuple[str, str, str]]:
+    rows = [("this machine", found.refusal or "can make it, as far as is known", "GPU and memory")]
+    if found.fetch:
+        rows.append(("to fetch", f"{amount(found.fetch)}; {amount(found.free_disk)} are free", "registry, cache"))
+    if found.memory_gb:
+        names = {"vae": "vae at least"}
+        parts = (f"{names.get(k, k)} {'unknown' if v is None else f'{v:g} GB'}" for k, v in found.memory_gb.items())
+        rows.append(("GPU memory", ", ".join(parts), "estimated from file sizes and measured rows"))
+    if found.denoise_s is not None:
+        return [*rows, ("denoising", f"about {clock(found.denoise_s)}", "measured on this card")]
+    return [*rows, ("denoising", "time unknown", "nothing like it was measured on this card")]
 
 
 def planned_schedule(request: GenerateRequest) -> tuple[Schedule, str]:
@@ -95,12 +132,18 @@ def planned_schedule(request: GenerateRequest) -> tuple[Schedule, str]:
     return (schedule.with_method(method) if method else schedule), why
 
 
-def profile_counts(schedule: Schedule, request: GenerateRequest) -> list[tuple[str, int]]:
-    """(profile, number of steps), in the order in which they run."""
+def profile_steps(schedule: Schedule, request: GenerateRequest, grid: tuple[int, int, int]) -> list[ProfileSteps]:
+    """Steps and density by profile, in the order in which they run."""
     scheduler, train_timesteps = scheduler_of(request.model)
     sigmas = step_sigmas(request.sampling.steps, request.sampling.shift, scheduler, train_timesteps)
-    counts: dict[str, int] = {}
-    for profile in schedule.profiles_for(min(sigma, 1.0) for sigma in sigmas):
-        name = f"{profile.name} ({profile.method})"
-        counts[name] = counts.get(name, 0) + 1
-    return list(counts.items())
+    running = schedule.profiles_for(min(sigma, 1.0) for sigma in sigmas)
+    counts = Counter(profile.name for profile in running)
+    profiles = {profile.name: profile for profile in running}
+    return [ProfileSteps(name, p.method, counts[name], _density(p, grid)) for name, p in profiles.items()]
+
+
+def _density(profile: Profile, grid: tuple[int, int, int]) -> float | None:
+    from fpsgen.attention.plan import AttentionPlan
+
+    plan = AttentionPlan.of(profile, grid)
+    return None if plan.rule.online else round(plan.density, 4)

@@ -1,18 +1,29 @@
-"""Where the video goes: a name without surprises, checked before any work is done."""
+"""Where the video goes: a name without surprises, checked before any work is done; and how it gets there."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import unicodedata
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fpsgen.errors import DISK, USAGE, FpsgenError
+from fpsgen.files import absolute, make_folder, write_text
 from fpsgen.text import show
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fpsgen.pipeline.request import GenerateRequest
+
 OUTPUT_FOLDER = "outputs"
-_SUFFIX = ".mp4"
+FIELDS = ("slug", "seed", "n")  # of a name such as {slug}-{seed}-{n}.mp4
+VIDEO, PICTURE = ".mp4", ".png"
+_FIELD = re.compile(r"\{([^{}]*)\}")
 _MAX_NAME = 200  # bytes; file systems allow 255, and a counter has to fit
 
 
@@ -22,59 +33,142 @@ def slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain)[:40].strip("-") or "video"
 
 
-def resolve_output(output: str | None, prompt: str, seed: int, overwrite: bool) -> tuple[Path, bool]:
-    """(path of the MP4, whether the name may still be numbered).
+def has_fields(name: str) -> bool:
+    """Whether a name holds fields such as {seed}. Raises FpsgenError USAGE for a field that there is not."""
+    found = _FIELD.findall(name)
+    for field in found:
+        if field not in FIELDS:
+            known = ", ".join(f"{{{known}}}" for known in FIELDS)
+            raise FpsgenError(f"-o {show(name)}: {{{show(field)}}} is not a field", f"fields are {known}", USAGE)
+    return bool(found)
 
-    output: a file name ending in .mp4, a folder, or None for outputs/. In a folder the name is <slug>-<seed>.mp4, and
-    "-2" and so on is put behind it until it is free. A named file must be free, unless `overwrite`.
-    Raises FpsgenError: USAGE for a name that is no MP4's, DISK where nothing can be written.
+
+def fill_fields(name: str, prompt: str, seed: int, number: int) -> str:
+    """The name with its fields filled in. number: of {n}."""
+    values = {"slug": slug(prompt), "seed": str(seed), "n": str(number)}
+    return _FIELD.sub(lambda field: values[field[1]], name)
+
+
+def resolve_output(
+    output: str | None, prompt: str, seed: int, overwrite: bool, frames: int | None = None
+) -> tuple[Path, bool]:
+    """(path of the file, whether the name may still be numbered).
+
+    output: a file name ending in .mp4 (for one frame also .png), which may hold the fields {slug}, {seed} and {n}; a
+    folder; or None for outputs/. In a folder the name is <slug>-<seed>.mp4, and "-2" and so on is put behind it until
+    it is free; {n} counts from 1 until the name is free. Another name must be free, unless `overwrite`.
+    frames: how many there will be. Raises FpsgenError: USAGE for a name that no video has, DISK where nothing can be
+    written.
     """
+    numbered = False
+    if output is not None and has_fields(output):
+        numbered = "{n}" in output
+        names = (fill_fields(output, prompt, seed, number) for number in count(1))
+        output = next(name for name in names if not numbered or overwrite or not taken(Path(name)))
     path = Path(output or OUTPUT_FOLDER)
-    if "://" in (output or ""):
-        raise FpsgenError(f"-o {show(output)} is an address", "name a file or a folder on this machine", USAGE)
-    if any(len(os.fsencode(part)) > _MAX_NAME for part in path.parts):
-        raise FpsgenError(f"-o {show(output)} has a name of more than {_MAX_NAME} bytes", "choose a shorter one", USAGE)
-    folder = output is None or output.endswith(("/", os.sep)) or path.is_dir()
+    check_name(str(path), output)
+    folder = output is None or is_folder(output)
     if folder:
-        path = path / f"{slug(prompt)}-{seed}{_SUFFIX}"
-    elif path.exists() and not path.is_file():
-        raise FpsgenError(f"-o {show(output)} is a device or pipe", "name a file ending in .mp4, or a folder", DISK)
-    elif path.suffix.lower() != _SUFFIX or len(path.name) == len(_SUFFIX):
-        remedy = f"for example -o {show(path.stem or 'video')}.mp4, or a folder: -o {show(output)}/"
-        raise FpsgenError(f"-o {show(output)} does not end in .mp4", remedy, USAGE)
+        path = path / f"{slug(prompt)}-{seed}{VIDEO}"
+    else:
+        check_file_name(str(path), output, frames)
     check_writable(path.parent)
     if folder and not overwrite:
         path = free_name(path)
-    elif not overwrite:
-        for taken in (path, sidecar(path)):
-            if os.path.lexists(taken):
-                raise FpsgenError(f"{show(taken)} exists already", "choose another name, or add --overwrite", DISK)
-    return path, folder
+    elif not overwrite and (other := taken(path)):
+        raise FpsgenError(f"{show(other)} exists already", "choose another name, or add --overwrite", DISK)
+    return path, folder or numbered
+
+
+def is_folder(name: str) -> bool:
+    """Whether an output names a folder, which need not exist."""
+    return name.endswith(("/", os.sep)) or os.path.isdir(name)
+
+
+def check_name(path: str, output: str | None) -> None:
+    """Raise FpsgenError USAGE for what can be no file or folder of this machine."""
+    if "://" in (output or ""):
+        raise FpsgenError(f"-o {show(output)} is an address", "name a file or a folder on this machine", USAGE)
+    try:
+        long = max(map(len, os.fsencode(path).split(b"/"))) > _MAX_NAME
+    except UnicodeEncodeError:
+        raise FpsgenError(f"-o {show(output)} is no name that a file can have", "choose another", USAGE) from None
+    if long:
+        raise FpsgenError(f"-o {show(output)} has a name of more than {_MAX_NAME} bytes", "choose a shorter one", USAGE)
+
+
+def check_file_name(path: str, output: str | None, frames: int | None) -> None:
+    """Raise FpsgenError USAGE or DISK for a path that no video, or picture of one frame, can have."""
+    stem, kind = os.path.splitext(os.path.basename(path))
+    if os.path.lexists(path) and not os.path.isfile(path) and not os.path.islink(path):
+        raise FpsgenError(f"-o {show(output)} is a device or pipe", "name a file ending in .mp4, or a folder", DISK)
+    if kind.lower() not in (VIDEO, PICTURE):
+        remedy = f"for example -o {show(stem.strip('.') or 'video')}.mp4, or a folder: -o {show(output)}/"
+        raise FpsgenError(f"-o {show(output)} does not end in .mp4", remedy, USAGE)
+    if kind.lower() == PICTURE and frames not in (None, 1):
+        what = f"-o {show(output)} is one picture, and there are {frames} frames"
+        raise FpsgenError(what, "make one with --frames 1, or name a file ending in .mp4", USAGE)
+
+
+def taken(path: Path) -> Path | None:
+    """`path` or its sidecar, whichever exists."""
+    return next((name for name in (path, sidecar(path)) if os.path.lexists(name)), None)
 
 
 def free_name(path: Path) -> Path:
     """`path`, or the same with -2, -3 ... behind its stem, such that neither it nor its sidecar exists."""
-    candidate, number = path, 1
-    while os.path.lexists(candidate) or os.path.lexists(sidecar(candidate)):
-        number += 1
-        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return candidate
+    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") if number > 1 else path for number in count(1))
+    return next(name for name in names if not taken(name))
 
 
 def sidecar(path: Path) -> Path:
-    """The JSON file beside an MP4."""
+    """The JSON file beside a video."""
     return path.with_suffix(".json")
 
 
 def check_writable(folder: Path) -> None:
     """Raise FpsgenError DISK unless files can be made in `folder`, or it can be made first. Changes nothing."""
-    standing = folder.absolute()
+    standing = absolute(folder)
     while not os.path.lexists(standing) and standing != standing.parent:
         standing = standing.parent
     elsewhere = "choose another place with -o"
-    if not standing.is_dir():
+    if not os.path.isdir(standing):
         raise FpsgenError(f"{show(standing)} is not a folder", elsewhere, DISK)
     if not os.access(standing, os.W_OK | os.X_OK):
         raise FpsgenError(f"folder {show(standing)} is not writable", elsewhere, DISK)
     if shutil.disk_usage(standing).free < 1 << 16:
         raise FpsgenError(f"the disk of {show(standing)} is full", f"free some space, or {elsewhere}", DISK)
+
+
+def write_output(frames: np.ndarray, request: GenerateRequest, recipe: dict[str, Any]) -> Path:
+    """Write frames, uint8 [T, H, W, 3], as an MP4, or a single one as PNG if the name ends so.
+
+    Returns the path: another number if the name was taken meanwhile and may be numbered. Raises FpsgenError DISK.
+    """
+    from fpsgen.video import write_mp4, write_png
+
+    output, path = request.output, request.output.path
+    make_folder(path.parent)
+    inside = recipe if output.metadata else None
+    while True:
+        try:
+            if not output.overwrite and (other := taken(path)):
+                raise FileExistsError(str(other))
+            if path.suffix.lower() == PICTURE:
+                return write_png(frames[0], path, inside, output.overwrite)
+            return write_mp4(frames, path, request.video.fps, inside, output.overwrite, request.video.scaled_to)
+        except FileExistsError as error:
+            if not output.numbered:
+                what = f"{show(error)} exists by now"
+                raise FpsgenError(what, "choose another name, or add --overwrite", DISK) from None
+            path = free_name(path)
+
+
+def write_sidecar(path: Path, recipe: dict[str, Any], report: dict[str, Any] | None, overwrite: bool) -> Path:
+    """Write recipe and report beside the video at `path`. Raises FpsgenError DISK, also where such a file exists."""
+    beside = sidecar(path)
+    try:
+        return write_text(json.dumps({"recipe": recipe, "report": report}, indent=2) + "\n", beside, overwrite)
+    except FileExistsError:
+        what = f"{show(beside)} exists by now"
+        raise FpsgenError(what, "move it away, or add --overwrite", DISK) from None

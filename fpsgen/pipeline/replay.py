@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, MODEL, FpsgenError
+from fpsgen.files import read_json
 from fpsgen.models.catalog.cache import HUB_ID
 from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.registry import models
@@ -22,6 +23,7 @@ from fpsgen.text import show
 from fpsgen.video import read_recipe
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+_MAX_SIDECAR = 16 << 20  # bytes
 _REMEDY = "name an MP4 as fpsgen wrote it"
 
 
@@ -30,14 +32,15 @@ def load_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
     The recipe is the MP4's own; the report is in the JSON file alone, and counts only if the recipes agree.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FpsgenError(f"{show(path)} is not a file", "name an MP4 that fpsgen made", BAD_INPUT)
     beside = path if path.suffix.lower() == ".json" else sidecar(path)
+    data: dict[str, Any] = {}
     try:
-        data = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-        data = data if isinstance(data, dict) else {}
-    except (OSError, ValueError, RecursionError):
-        data = {}
+        data = read_json(beside, _MAX_SIDECAR, show(beside)) if os.path.isfile(beside) else {}
+    except FpsgenError:
+        if beside == path:
+            raise
     recipe = data.get("recipe") if beside == path else read_recipe(path)
     if not isinstance(recipe, dict):
         remedy = "videos made with --no-metadata and those of other tools have none"
@@ -73,7 +76,9 @@ def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRe
     values["prompt"] = _prompt(recipe)
     values["schedule"] = _schedule(recipe)
     choice, differ = _model(recipe.get("model"))
-    path, numbered = resolve_output(settings.output, values["prompt"], values["seed"], settings.overwrite)
+    path, numbered = resolve_output(
+        settings.output, values["prompt"], values["seed"], settings.overwrite, values["frames"]
+    )
     asked = settings.origin("device") != "default"
     device = settings.device if asked else "cpu" if recipe.get("device") == "cpu" else "cuda"
     values |= {"path": path, "numbered": numbered, "overwrite": settings.overwrite, "metadata": True, "device": device}
@@ -149,7 +154,7 @@ def _model(wanted: Any) -> tuple[ModelChoice, list[str]]:
         raise _unusable("model")
     name, source, revision = (wanted[key] for key in ("name", "source", "revision"))
     known = next((spec for spec in models() if spec.name == name and spec.source == source), None)
-    if known is None and not HUB_ID.fullmatch(source) and not _is_folder(source):
+    if known is None and not HUB_ID.fullmatch(source) and not os.path.isdir(source):
         what = f"the model of this video, {show(source)}, is not on this machine"
         raise FpsgenError(what, "put the folder back, or make the video anew with fpsgen generate", MODEL)
     choice = choose(name if known is not None else source)
@@ -158,10 +163,3 @@ def _model(wanted: Any) -> tuple[ModelChoice, list[str]]:
     now = choice.spec.revision if choice.spec.embedded or choice.folder is None else choice.folder.name
     pinned = revision if revision != "main" else now
     return choice, [] if now == pinned else [f"the model was at {show(revision[:12])} and is at {now[:12]}"]
-
-
-def _is_folder(source: str) -> bool:
-    try:
-        return Path(source).is_dir()
-    except (OSError, ValueError):
-        return False

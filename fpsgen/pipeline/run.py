@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,18 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from fpsgen.errors import DISK, FpsgenError
-from fpsgen.files import write_text
+from fpsgen.ffmpeg import check_ffmpeg
 from fpsgen.models.patch.apply import apply
 from fpsgen.models.wan.random_weights import random_embeds
 from fpsgen.models.wan.scheduler import noise_from
 from fpsgen.pipeline.checks import check_latents, to_frames
 from fpsgen.pipeline.events import Timing, peak_rss
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model, readable_errors, set_shift
-from fpsgen.pipeline.output import free_name, sidecar
+from fpsgen.pipeline.output import write_output, write_sidecar
+from fpsgen.pipeline.plan import words_note
 from fpsgen.pipeline.recipe import build_recipe
 from fpsgen.pipeline.request import GenerateRequest
-from fpsgen.video import write_mp4
 
 REPORT_SCHEMA = "fpsgen.report/1"
 
@@ -67,16 +65,21 @@ def run(request: GenerateRequest, timing: Timing, model: LoadedModel | None = No
     model: the request's, if it is loaded already; it is as before afterwards. Raises FpsgenError: MODEL, ENVIRONMENT
     (device, memory), NUMERIC (no real video), DISK. No file is left then.
     """
-    model = model or load_model(request, timing)
+    unknown = words_note(request)
+    if unknown:
+        timing.warn(unknown)
+    if model is None:
+        check_ffmpeg()  # before there is work to lose
+        model = load_model(request, timing)
     made = render(model, request, timing)
     if made.frames is None:
         raise ValueError("random weights make no video")
     with timing.stage("mux"):
-        path = write_video(made.frames, request, made.recipe)
+        path = write_output(made.frames, request, made.recipe)
     report = build_report(request, model, made, timing)
     beside = None
     if request.output.metadata:
-        beside = write_text(json.dumps({"recipe": made.recipe, "report": report}, indent=2) + "\n", sidecar(path), True)
+        beside = write_sidecar(path, made.recipe, report, request.output.overwrite)
     return GenerateResult(path, beside, made.recipe, report)
 
 
@@ -89,15 +92,17 @@ def render(model: LoadedModel, request: GenerateRequest, timing: Timing) -> Rend
         set_shift(pipe, request.sampling.shift)
         with apply(pipe, schedule=attention.schedule, method=attention.method, strict=attention.strict) as handle:
             with timing.stage("text"):
-                embeds = _stand_in(model, request) if model.random else _encode(pipe, request, timing)
+                embeds = _stand_in(model, request) if model.random else encode(pipe, request, timing)
             with timing.stage("denoise"), handle.timer() as timer:
-                latents = _denoise(pipe, handle, request, embeds, timing)
+                latents = denoise(pipe, handle, request, embeds, timing)
                 attention_s = timer.seconds()
-            frames = None
+            frames, held = None, {}
             if not model.random:
                 with timing.stage("vae"):
                     frames = to_frames(_decode(pipe, latents)).numpy()
-            return Rendered(frames, handle.report(), attention_s, build_recipe(request, _found_out(model, handle)))
+                held = dict(zip(("frames", "height", "width"), frames.shape[:3], strict=True))
+            recipe = build_recipe(request, _found_out(model, handle) | held)
+            return Rendered(frames, handle.report(), attention_s, recipe)
 
 
 def build_report(request: GenerateRequest, model: LoadedModel, made: Rendered, timing: Timing) -> dict[str, Any]:
@@ -121,12 +126,11 @@ def build_report(request: GenerateRequest, model: LoadedModel, made: Rendered, t
 
 def mean_density(attention: dict[str, Any]) -> float | None:
     """Share of token pairs that self-attention kept, averaged over the steps of a handle's report."""
-    kept = [step["density"] for step in attention["steps"]]
-    return round(sum(kept) / len(kept), 4) if kept else None
+    return None if attention["density"] is None else round(attention["density"], 4)
 
 
 @torch.no_grad()
-def _encode(pipe: Any, request: GenerateRequest, timing: Timing) -> tuple[torch.Tensor, torch.Tensor | None]:
+def encode(pipe: Any, request: GenerateRequest, timing: Timing) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Prompt and negative prompt as [1, max_sequence_length, text dim]; the second is None without guidance."""
     limit = request.prompt.max_sequence_length
     for what, text in (("prompt", request.prompt.text), ("negative prompt", request.prompt.negative)):
@@ -146,7 +150,7 @@ def _stand_in(model: LoadedModel, request: GenerateRequest) -> tuple[torch.Tenso
     return embeds, embeds.flip(1) if request.sampling.guidance > 1 else None
 
 
-def _denoise(
+def denoise(
     pipe: Any,
     handle: Any,
     request: GenerateRequest,
@@ -211,22 +215,3 @@ def _found_out(model: LoadedModel, handle: Any) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "vae_dtype": str(model.pipe.vae.dtype).removeprefix("torch."),
     }
-
-
-def write_video(frames: np.ndarray, request: GenerateRequest, recipe: dict[str, Any]) -> Path:
-    """Write the MP4 and return its path, numbered if the name was taken meanwhile."""
-    output, path = request.output, request.output.path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FpsgenError(
-            f"folder {path.parent} cannot be made: {error.strerror}", "choose another with -o", DISK
-        ) from error
-    inside = recipe if output.metadata else None
-    while True:
-        try:
-            return write_mp4(frames, path, request.video.fps, inside, output.overwrite, request.video.scaled_to)
-        except FileExistsError:
-            if not output.numbered:
-                raise FpsgenError(f"{path} exists by now", "choose another name, or add --overwrite", DISK) from None
-            path = free_name(path)

@@ -34,6 +34,13 @@ def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"columns": COLUMNS, "rows": [row | _cells(row) for row in rows if "missing" not in row]}
 
 
+def line(row: dict[str, Any]) -> str:
+    """One row as it comes."""
+    if "missing" in row:
+        return f"{_group(row)}: {row['method']} {row['missing']}"
+    return f"{_group(row)}: {row['method']} at density {row['density']:.1%}, {row['median_ms']:.3f} ms"
+
+
 def lines(rows: list[dict[str, Any]]) -> list[str]:
     """The rows as text, a block for each shape."""
     shown = [f"{rows[0]['device']}, commit {rows[0]['commit'] or 'unknown'}"]

@@ -21,7 +21,7 @@ BENCH_SETTINGS = (
         short="-o",
         default="outputs/bench",
         unset="outputs/bench",
-        commands=("bench", "bench kernel"),
+        commands=("bench", "bench steps", "bench kernel"),
         complete="files",
     ),
     Setting(
@@ -33,7 +33,7 @@ BENCH_SETTINGS = (
         metavar="NAMES",
         default=("bf16",),
         unset="bf16; kernel: all",
-        commands=("bench", "bench kernel"),
+        commands=("bench", "bench steps", "bench kernel"),
         complete=method_names,
         mistaken_for=("method", "methods", "baseline", "against"),
     ),
@@ -46,7 +46,7 @@ BENCH_SETTINGS = (
         metavar="TEXT",
         default="a cat surfing",
         unset="a cat surfing",
-        commands=("bench",),
+        commands=("bench", "bench steps"),
     ),
     Setting(
         "repeats",

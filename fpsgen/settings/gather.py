@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import platformdirs
 
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
+from fpsgen.files import read_toml
 from fpsgen.settings.setting import ENVIRONMENT, FILE, LINE, Setting
 from fpsgen.settings.table import SETTINGS
 from fpsgen.text import show
@@ -61,14 +61,33 @@ def gather(
     line: what a line of a prompt file sets, above the flags, and where that is ("prompts.jsonl line 3").
     Raises FpsgenError: USAGE for a flag or variable, BAD_INPUT for a file or a line.
     """
+    return gather_lines(flags, environ, folder, user_config)(line)
+
+
+def gather_lines(
+    flags: Mapping[str, str | bool | None],
+    environ: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    user_config: Path | None = None,
+) -> Callable[[tuple[str, Mapping[str, Any]] | None], Settings]:
+    """As `gather`, for many lines: files are read once. Returns what makes the Settings of a line."""
     environ = os.environ if environ is None else environ
-    layers = [] if line is None else [_checked(line[1], line[0], LINE)]
-    layers += [
+    layers = [
         _Layer({k: v for k, v in flags.items() if v is not None}, "flag", lambda entry: entry.option, USAGE),
         _environment(environ),
         _file_layer((folder or Path()) / CONFIG_NAME, f"./{CONFIG_NAME}"),
         _file_layer(user_config or user_config_file(environ)),
     ]
+    warnings = _unknown_variables(environ)
+
+    def with_line(line: tuple[str, Mapping[str, Any]] | None) -> Settings:
+        return _merge([*([] if line is None else [_checked(line[1], line[0], LINE)]), *layers], warnings)
+
+    return with_line
+
+
+def _merge(layers: list[_Layer], warnings: tuple[str, ...]) -> Settings:
+    """Settings in which a layer wins over those behind it."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer in layers:
@@ -78,7 +97,7 @@ def gather(
         for name, value in found.items():
             if name not in values:
                 values[name], origins[name] = value, layer.origin
-    return Settings(values, origins, _unknown_variables(environ))
+    return Settings(values, origins, warnings)
 
 
 def user_config_file(environ: Mapping[str, str] | None = None) -> Path:
@@ -86,7 +105,7 @@ def user_config_file(environ: Mapping[str, str] | None = None) -> Path:
     BAD_INPUT where FPSGEN_CONFIG names no file.
     """
     named = (os.environ if environ is None else environ).get(CONFIG_VARIABLE)
-    if named and not Path(named).is_file():
+    if named and not os.path.isfile(named):
         raise FpsgenError(f"{CONFIG_VARIABLE}={show(named)} is not a file", "name a TOML file, or unset it", BAD_INPUT)
     return Path(named) if named else platformdirs.user_config_path("fpsgen") / "config.toml"
 
@@ -163,20 +182,7 @@ def _superseded(found: Mapping[str, Any], above: Mapping[str, Any], layer: _Laye
 def _file_layer(path: Path, origin: str = "") -> _Layer:
     """The settings of one TOML file; an absent file is an empty layer."""
     origin = origin or show(path, 200)
-    try:
-        if not path.exists():
-            return _checked({}, origin, FILE)
-        if not path.is_file():
-            raise FpsgenError(f"{origin} is not a regular file", "remove it, or write settings there", BAD_INPUT)
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise FpsgenError(f"{origin} is larger than 1 MiB", "settings are a few lines of TOML", BAD_INPUT)
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise FpsgenError(f"{origin} cannot be read: {error.strerror}", "check its permissions", BAD_INPUT) from error
-    except tomllib.TOMLDecodeError as error:
-        raise FpsgenError(f"{origin} is not valid TOML: {show(error)}", "mend the line named", BAD_INPUT) from error
-    except (ValueError, RecursionError) as error:
-        raise FpsgenError(f"{origin} is not UTF-8 TOML text", "save it as plain UTF-8 text", BAD_INPUT) from error
+    values = read_toml(path, _MAX_CONFIG_BYTES, origin) if os.path.lexists(path) else {}
     return _checked(values, origin, FILE)
 
 

@@ -16,13 +16,13 @@ DTYPES = ("auto", "bf16", "fp16", "fp32")
 MAX_TEXT = 10_000  # characters of a prompt or negative prompt; the text encoders read 512 tokens
 
 _MAKE = ("generate", "batch")
-_PLAN = (*_MAKE, "bench")
+_PLAN = (*_MAKE, "bench", "bench steps")
 _ALL = (*_PLAN, "bench kernel", "replay", "compare", "info", "doctor", "models")
 
 
 def preset_names() -> tuple[str, ...]:
     """The schedules that come with fpsgen."""
-    from fpsgen.attention.schedule import PRESETS
+    from fpsgen.attention.presets import PRESETS
 
     return tuple(PRESETS)
 
@@ -216,6 +216,7 @@ _ENTRIES = (
         commands=_MAKE,
         layers=ANYWHERE,
     ),
+    _switch("video", "The side-by-side video.", default=True, unset="on", commands=("compare",)),
     _switch("json", "One JSON object on stdout.", commands=_ALL),
     _switch("quiet", "Only the path.", short="-q", commands=_ALL, mistaken_for=("silent",)),
     _switch(

@@ -9,7 +9,7 @@ import torch
 from fpsgen.attention.quantize import fake_quantize
 from fpsgen.attention.tiles import mask_from_lists
 
-from .cases import Case
+from .cases import Case, Laid
 
 
 def window_mask(grid, tile, window) -> torch.Tensor:
@@ -26,14 +26,14 @@ def window_mask(grid, tile, window) -> torch.Tensor:
     return seen
 
 
-def case_mask(case: Case, at) -> torch.Tensor:
+def case_mask(case: Case, laid: Laid) -> torch.Tensor:
     """bool [G, L, L] in tile order."""
-    if isinstance(case.lists, tuple):
-        return window_mask(case.grid, case.tile, case.lists)[at.order][:, at.order][None]
-    return mask_from_lists(at.lists, at.layout)
+    if isinstance(case.lists, tuple) and case.block is None and not case.prefix and not case.suffix:
+        return window_mask(case.grid, case.tile, case.lists)[laid.tables.order][:, laid.tables.order][None]
+    return mask_from_lists(laid.tile_lists, laid.layout)
 
 
-def exact(q, k, v, grad, mask, scale=None):
+def exact(q, k, v, grad, mask):
     """out fp64 [B, L, H, D], lse fp64 [B, H, L] and the three gradients, of softmax attention under mask [G, L, L].
 
     Rows without a key: out 0, LSE -inf, no gradient.
@@ -51,14 +51,14 @@ def exact(q, k, v, grad, mask, scale=None):
     return out.detach(), score.logsumexp(-1).detach(), grads
 
 
-def of_case(case: Case, at, dtype, fp8: bool, bias: float = 0.0):
+def of_case(case: Case, laid: Laid, dtype, fp8: bool, bias: float = 0.0):
     """(grad, q, k, v, out, lse) as a backward gets them, and the three true gradients at the de-quantized q, k, v."""
     q, k, v = case.inputs(dtype)
     random = torch.Generator().manual_seed(1)
     grad = torch.randn(q.shape, generator=random).to(dtype)
     k = k + (bias * torch.randn(k.shape[2:], generator=random)).to(dtype)
-    seen = fake_quantize(q, k, v, at.layout, case.granularity) if fp8 else (q, k, v)
-    out, lse, true = exact(*seen, grad, case_mask(case, at))
+    seen = fake_quantize(q, k, v, laid.layout, case.granularity) if fp8 else (q, k, v)
+    out, lse, true = exact(*seen, grad, case_mask(case, laid))
     return (grad, q, k, v, out.to(dtype), lse.float()), true
 
 
@@ -68,7 +68,7 @@ def relative(got: torch.Tensor, true: torch.Tensor) -> float:
 
 
 def check(got, true, bound: float, row_bound: float) -> None:
-    """Raises AssertionError unless the three gradients are finite, and near as a whole, row by row, and in magnitude."""
+    """Raises AssertionError unless all three are finite, and near as a whole, row by row and in magnitude."""
     for name, mine, exact_ in zip(("dq", "dk", "dv"), got, true, strict=True):
         error = relative(mine, exact_)
         rows = (mine.double() - exact_).norm(dim=-1) / exact_.norm(dim=-1).mean()

@@ -6,7 +6,8 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from fpsgen.attention.kernels import backward_portable, backward_prepare, norm_rope_quantize, quantize_qkv
-from fpsgen.attention.kernels.backward_config import BackwardConfig, PassConfig, select_backward, transpose_lists
+from fpsgen.attention.kernels.backward_config import BackwardConfig, PassConfig, select_backward
+from fpsgen.attention.kernels.backward_lists import transpose_lists
 from fpsgen.attention.tiles import mask_from_lists
 
 from .cases import BY_NAME, CASES, Case
@@ -27,9 +28,9 @@ def kernels():
 
 
 def gradients(attention_backward, case: Case, fp8: bool, config=None, bias=0.0, dtype=torch.bfloat16):
-    at = case.lay()
-    given, true = of_case(case, at, dtype, fp8, bias)
-    return attention_backward(*given, at, at, fp8, case.granularity, config), true
+    laid = case.lay()
+    given, true = of_case(case, laid, dtype, fp8, bias)
+    return attention_backward(*given, laid.tables, laid.lists, fp8, case.granularity, config), true
 
 
 @pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "bf16"])
@@ -53,7 +54,7 @@ def test_a_bias_of_the_keys_does_not_reach_the_queries(kernels, fp8):
 
 
 def test_other_types(kernels):
-    for dtype, bound in ((torch.float16, 2e-3), (torch.float32, BOUND)):
+    for dtype, bound in ((torch.float16, 2e-3), (torch.float32, 8e-3)):  # fp32 is rounded to bf16 first
         got, true = gradients(kernels, BY_NAME["ragged_window"], False, dtype=dtype)
         check(got, true, bound, ROW)
         assert all(g.dtype == dtype for g in got)
@@ -63,20 +64,21 @@ def test_other_types(kernels):
 
 def test_strides_do_not_matter(kernels):
     case = BY_NAME["ragged_window"]
-    at = case.lay()
-    (grad, q, k, v, out, lse), _ = of_case(case, at, torch.bfloat16, True)
-    plain = kernels(grad, q, k, v, out, lse, at, at, True, 1)
-    q2, k2, v2 = torch.stack((q, k, v), 2).unbind(2)
-    strided = kernels(grad.transpose(1, 2).contiguous().transpose(1, 2), q2, k2, v2, out, lse, at, at, True, 1)
+    laid = case.lay()
+    (grad, q, k, v, out, lse), _ = of_case(case, laid, torch.bfloat16, True)
+    plain = kernels(grad, q, k, v, out, lse, laid.tables, laid.lists, True)
+    q, k, v = torch.stack((q, k, v), 2).unbind(2)
+    grad = grad.transpose(1, 2).contiguous().transpose(1, 2)
+    strided = kernels(grad, q, k, v, out, lse, laid.tables, laid.lists, True)
     assert all(torch.equal(a, b) for a, b in zip(plain, strided, strict=True))
 
 
 @pytest.mark.parametrize("name", ["unsorted", "empty_rows", "per_batch_head", "tile_of_three_blocks", "ragged_window"])
 def test_transposed_lists_hold_every_query_block_once(name):
-    at = BY_NAME[name].lay()
-    index, count = transpose_lists(at.list_index, at.list_count, at.block_tile)
-    mask = mask_from_lists(at.lists, at.layout)
-    first = at.block_start.long()
+    laid = BY_NAME[name].lay()
+    index, count = transpose_lists(*laid.lists, laid.tables.block_tile)
+    mask = mask_from_lists(laid.tile_lists, laid.layout)
+    first = laid.tables.block_start.long()
     for g in range(index.shape[0]):
         seen = mask[g][first][:, first]  # query block, key block
         for n in range(len(first)):
@@ -86,7 +88,6 @@ def test_transposed_lists_hold_every_query_block_once(name):
 
 def test_every_choice_divides_the_block():
     for block in (64, 128):
-        for dim in (64, 128):
-            for capability in ((8, 0), (8, 9), (9, 0), (12, 0)):
-                for one in vars(select_backward(dim, block, capability)).values():
-                    assert block % one.own == 0 and block % one.step == 0
+        for capability in ((8, 0), (8, 9), (9, 0), (12, 0)):
+            for one in vars(select_backward(block, capability)).values():
+                assert block % one.own == 0 and block % one.step == 0

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from fpsgen.attention import (
     METHODS,
     AttentionPlan,
+    Precision,
     Profile,
     Schedule,
     attend,
@@ -128,8 +130,17 @@ def test_it_goes_with_prefix_and_smooth_keys(name):
     assert float((plain - smooth).norm() / plain.norm()) < 0.2
 
 
+def test_a_pair_of_precisions_that_no_kernel_has_is_refused(monkeypatch):
+    mixed = replace(METHOD, name="mixed", pv=Precision.BF16)
+    monkeypatch.setitem(METHODS, "mixed", mixed)
+    assert mixed.quantized
+    with pytest.raises(ValueError, match="mixed"):
+        AttentionPlan(GRID, method="mixed")
+
+
 @pytest.mark.parametrize(
-    "fields", [{"window": (1, 1, 1)}, {"density": 0.2}, {"options": {"top": 0.5}}, {"options": {"topk": 1}}]
+    "fields",
+    [{"window": (1, 1, 1)}, {"density": 0.2}, {"options": {"top": 0.5}}, {"options": {"topk": 1}}, {"options": 3}],
 )
 def test_what_it_does_not_take_is_refused_in_two_lines(name, fields):
     with pytest.raises(ValueError) as caught:

@@ -138,21 +138,33 @@ def test_plans_are_resolved_hashable_and_equal():
         {"impl": "cuda"},
         {"smooth_k": True, "method": "sta"},
         {"window": (2, 1, 1)},
+        {"window": 3},
+        {"window": (1, 1)},
+        {"grid": 8},
+        {"grid": (8, 8)},
+        {"grid": (8, 8, 0)},
+        {"tile": 3},
+        {"prefix": -1},
+        {"suffix": 1.0},
+        {"block": (3, 1, 1)},
+        {"block": 2},
     ],
 )
 def test_bad_plans_are_refused_in_two_lines(fields):
     with pytest.raises(ValueError) as caught:
-        AttentionPlan((8, 8, 8), **({"tile": (2, 2, 2)} | fields))
+        AttentionPlan(**({"grid": (8, 8, 8), "tile": (2, 2, 2)} | fields))
     assert str(caught.value).count("\n") == 1
 
 
 def test_bad_shapes_are_refused():
     q, k, v = inputs()
-    for bad in ((q[:, :5], k[:, :5], v[:, :5]), (q, k[:, :, :1], v), (q[0], k[0], v[0])):
-        with pytest.raises(ValueError):
-            fps_attention(*bad, grid=GRID)
-        with pytest.raises(ValueError):
-            attend(*bad, AttentionPlan(GRID, TILE))
+    shapes = ((q[:, :5], k[:, :5], v[:, :5]), (q, k[:, :, :1], v), (q[0], k[0], v[0]))
+    kinds = ((q.long(), k, v), (q, None, v), (q, k.to("meta"), v))
+    for bad in shapes + kinds:
+        for call in (lambda x: fps_attention(*x, grid=GRID), lambda x: attend(*x, AttentionPlan(GRID, TILE))):
+            with pytest.raises(ValueError) as caught:
+                call(bad)
+            assert str(caught.value).count("\n") == 1
 
 
 def test_reference_and_operator_are_one():

@@ -5,6 +5,8 @@ from fpsgen.attention import quantize
 from fpsgen.attention.tiles import BlockLayout, Tiling
 
 LAYOUT = BlockLayout(Tiling((5, 6, 7), (2, 4, 4)))  # ragged, 64-row blocks
+UNIFORM = BlockLayout(Tiling((4, 6, 10), (2, 3, 5)))  # all blocks of 30 tokens: reduced without a gather
+BOTH = pytest.mark.parametrize("layout", [LAYOUT, UNIFORM], ids=["ragged", "uniform"])
 
 
 def every_bf16() -> torch.Tensor:
@@ -27,18 +29,19 @@ def test_round_e4m3_ties_go_to_even_and_nan_stays():
     assert quantize.round_e4m3(torch.tensor([float("nan")])).isnan().all()
 
 
+@BOTH
 @pytest.mark.parametrize("granularity", [1, 2, 5, 100])
-def test_one_scale_per_group_of_blocks(granularity, seed):
-    x = torch.randn(2, LAYOUT.tiling.num_tokens, 3, 8) * torch.rand(1, LAYOUT.tiling.num_tokens, 1, 1).exp()
-    values, scale = quantize.quantize_blocks(x, LAYOUT, granularity)
-    assert values.dtype == torch.float8_e4m3fn and values.shape == x.shape and scale.shape == (2, 3, LAYOUT.num_blocks)
-    for n in range(LAYOUT.num_blocks):
+def test_one_scale_per_group_of_blocks(granularity, layout, seed):
+    x = torch.randn(2, layout.tiling.num_tokens, 3, 8) * torch.rand(1, layout.tiling.num_tokens, 1, 1).exp()
+    values, scale = quantize.quantize_blocks(x, layout, granularity)
+    assert values.dtype == torch.float8_e4m3fn and values.shape == x.shape and scale.shape == (2, 3, layout.num_blocks)
+    for n in range(layout.num_blocks):
         group = n // granularity
-        members = LAYOUT.token_block // granularity == group
+        members = layout.token_block // granularity == group
         amax = x[:, members].abs().amax((1, 3))
         torch.testing.assert_close(scale[:, :, n], amax / 448, rtol=1e-6, atol=0)
-    back = quantize.dequantize_blocks(values, scale, LAYOUT)
-    step = scale[:, :, LAYOUT.token_block].transpose(1, 2)[..., None]
+    back = quantize.dequantize_blocks(values, scale, layout)
+    step = scale[:, :, layout.token_block].transpose(1, 2)[..., None]
     assert ((back - x).abs() <= x.abs() / 16 + step * 2**-10 + 1e-12).all()
     assert values.float().abs().amax() == 448
 
@@ -59,23 +62,28 @@ def test_extreme_magnitudes_stay_finite_and_zero_stays_zero(fill):
             assert (values.float() == 0).all()
 
 
-def test_nan_stays_in_its_group():
-    x = torch.ones(1, LAYOUT.tiling.num_tokens, 2, 4)
+@BOTH
+def test_nan_stays_in_its_group(layout):
+    x = torch.ones(1, layout.tiling.num_tokens, 2, 4)
     x[0, 3, 1, 2] = float("nan")
-    values, scale = quantize.quantize_blocks(x, LAYOUT)
-    bad = quantize.dequantize_blocks(values, scale, LAYOUT).isnan()
-    assert bad[0, 3, 1, 2] and not bad[:, LAYOUT.token_block != LAYOUT.token_block[3]].any() and not bad[:, :, 0].any()
+    values, scale = quantize.quantize_blocks(x, layout)
+    bad = quantize.dequantize_blocks(values, scale, layout).isnan()
+    assert bad[0, 3, 1, 2] and not bad[:, layout.token_block != layout.token_block[3]].any() and not bad[:, :, 0].any()
     assert quantize.dequantize_channels(*quantize.quantize_channels(x)).isnan()[0, 3, 1, 2]
 
 
+@BOTH
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("granularity", [1, 3])
-def test_fake_quantize_is_quantize_then_dequantize(granularity, dtype, seed):
-    q, k, v = (torch.randn(2, LAYOUT.tiling.num_tokens, 3, 8, dtype=dtype) for _ in range(3))
-    fake = quantize.fake_quantize(q, k, v, LAYOUT, granularity)
+def test_fake_quantize_is_quantize_then_dequantize(granularity, dtype, layout, seed, monkeypatch):
+    q, k, v = (torch.randn(2, layout.tiling.num_tokens, 3, 8, dtype=dtype) for _ in range(3))
+    monkeypatch.setattr(quantize, "CHUNK", 5000)  # several pieces, the last of them smaller
+    fake = quantize.fake_quantize(q, k, v, layout, granularity)
     for x, got in zip((q, k), fake, strict=False):
-        assert torch.equal(quantize.dequantize_blocks(*quantize.quantize_blocks(x, LAYOUT, granularity), LAYOUT), got)
+        assert torch.equal(quantize.dequantize_blocks(*quantize.quantize_blocks(x, layout, granularity), layout), got)
     assert torch.equal(quantize.dequantize_channels(*quantize.quantize_channels(v)), fake[2])
+    half = quantize.fake_quantize(q, k, v, layout, granularity, torch.bfloat16)
+    assert all(torch.equal(x.bfloat16(), y) for x, y in zip(fake, half, strict=True))
 
 
 def test_int8_rule(seed):

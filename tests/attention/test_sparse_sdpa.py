@@ -8,8 +8,8 @@ import torch
 from fpsgen.attention import sparse_sdpa
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.quantize import fake_quantize
-from fpsgen.attention.sparse_sdpa import attention_cpu, token_groups
-from fpsgen.attention.tiles import mask_from_lists
+from fpsgen.attention.sparse_sdpa import attention_cpu, attention_cpu_lists, token_groups
+from fpsgen.attention.tiles import BlockLayout, TileLists, Tiling, mask_from_lists
 
 from .cases import BY_NAME, CASES, HOPPER_CASES, IDS
 
@@ -70,11 +70,53 @@ def test_p_is_not_rounded_to_fp8():
     assert float((out - true).abs().max()) < 4e-3
 
 
+@pytest.mark.parametrize("fp8", [True, False])
+def test_keys_of_another_type(fp8):
+    case = BY_NAME["ragged_window"]
+    laid = case.lay()
+    q, k, v = case.inputs()
+    groups = token_groups(laid.layout, *laid.lists)
+    out, _ = attention_cpu(q, k.bfloat16(), v.half(), laid.layout, groups, fp8)
+    same, _ = attention_cpu(q, k.bfloat16().float(), v.half().float(), laid.layout, groups, fp8)
+    assert out.dtype == torch.float32 and torch.equal(out, same)
+
+
 def test_groups_that_fit_no_head_are_refused():
     laid = BY_NAME["per_head"].lay()
     x = torch.zeros(1, 144, 3, 8)
     with pytest.raises(ValueError, match="groups"):
         attention_cpu(x, x, x, laid.layout, token_groups(laid.layout, *laid.lists), False)
+
+
+@pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "plain"])
+@pytest.mark.parametrize("groups", [2, 4])
+def test_lists_of_one_call_and_one_length_are_gathered(groups, fp8, monkeypatch):
+    layout = BlockLayout(Tiling((4, 6, 6), (2, 3, 3)))
+    random = torch.Generator().manual_seed(3)
+    index = torch.rand(groups, 8, 8, generator=random).argsort(-1)[..., :5].int()
+    count = torch.full((groups, 8), 3, dtype=torch.int32)  # what follows is not read
+    q, k, v = (torch.randn(2, 144, 2, 16, generator=random) for _ in range(3))
+    true, height = exact(*(fake_quantize(q, k, v, layout) if fp8 else (q, k, v)), mask_of(index, count, layout))
+    for gathered in (1 << 22, 4000):  # all tiles in one call, or some
+        monkeypatch.setattr(sparse_sdpa, "GATHERED", gathered)
+        monkeypatch.setattr(sparse_sdpa, "token_groups", None)
+        out, lse = attention_cpu_lists(q, k, v, layout, index, count, fp8)
+        assert float((out - true).norm() / true.norm()) < BOUND[torch.bfloat16 if fp8 else torch.float32]
+        torch.testing.assert_close(lse.double(), height, atol=2e-2 if fp8 else 1e-5, rtol=1e-5)
+        assert torch.equal(out, attention_cpu_lists(q, k, v, layout, index, count, fp8, return_lse=False)[0])
+
+
+def mask_of(index, count, layout):
+    return mask_from_lists(TileLists(index, count), layout)
+
+
+def test_lists_of_unequal_length_take_the_other_path():
+    case = BY_NAME["per_batch_head"]
+    laid = case.lay()
+    q, k, v = case.inputs()
+    out, _ = attention_cpu_lists(q, k, v, laid.layout, *laid.lists, False)
+    true, _ = exact(q, k, v, mask_from_lists(laid.tile_lists, laid.layout))
+    assert float((out - true).norm() / true.norm()) < BOUND[torch.float32]
 
 
 def test_one_call_for_equal_lists(monkeypatch):

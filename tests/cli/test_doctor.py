@@ -25,7 +25,7 @@ def checks(shell) -> dict[str, dict]:
 def test_a_healthy_machine(fpsgen):
     assert fpsgen("doctor") == 0, fpsgen.err
     assert "fit for nano" in fpsgen.err
-    assert {line.split()[0] for line in fpsgen.lines} <= {"ok", "warn", "->"}
+    assert {line.split()[0] for line in fpsgen.lines} <= {"ok", "info", "warn", "->"}
     assert fpsgen("doctor", "--json") == 0
     found = checks(fpsgen)
     names = "fpsgen python torch GPU RAM ffmpeg hub settings"
@@ -43,6 +43,20 @@ def test_unfit_for_a_large_model(fpsgen, monkeypatch):
     assert fpsgen.json["error"]["code"] == 6 and checks(fpsgen)["GPU"]["status"] == "fail"
     fpsgen("doctor", "-m", "nothing")
     fpsgen.refused(5, "nothing", "nano")
+    monkeypatch.setenv("FPSGEN_MODEL", "wan2.1-14b")
+    assert fpsgen("doctor") == 6 and "unfit for wan2.1-14b" in fpsgen.err
+
+
+def test_a_model_folder_is_judged_too(fpsgen, tiny_dir):
+    assert fpsgen("doctor", "-m", tiny_dir, "--json") == 0, fpsgen.err
+    assert checks(fpsgen)[f"model {tiny_dir}"]["status"] == "ok"
+
+
+def test_ok_is_said_of_what_was_tried_alone(fpsgen):
+    assert fpsgen("doctor", "--json") == 0
+    found = checks(fpsgen)
+    assert {found[name]["status"] for name in ("hub", "settings", "model wan2.1-14b")} == {"info"}
+    assert {found[name]["status"] for name in ("ffmpeg", "model nano", "kernel self-test")} == {"ok"}
 
 
 @pytest.mark.parametrize(
@@ -67,11 +81,12 @@ def test_what_is_missing_is_named(fpsgen, monkeypatch):
 
 def test_the_command_reference_is_current(tmp_path):
     assert reference.main(["--check", "--root", str(ROOT)]) == 0
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (tmp_path / "README.md").write_text(text.replace("Denoising steps.", "Steps."), encoding="utf-8")
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "commands.md").write_text(text.replace("Denoising steps.", "Steps."), encoding="utf-8")
     assert reference.main(["--check", "--root", str(tmp_path)]) == 1
     assert reference.main(["--root", str(tmp_path)]) == 0
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == text
+    assert (tmp_path / "docs" / "commands.md").read_text(encoding="utf-8") == text
 
 
 def test_the_reference_holds_every_command():

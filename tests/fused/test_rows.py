@@ -10,7 +10,7 @@ from attention.interpreter import interpreted
 from fpsgen.fused import kernels, launch, reference
 from fpsgen.fused.launch import RowConfig
 
-SIZES = [(1536, None), (1000, None), (24, None), (5120, None), (2600, RowConfig(2, rows=2))]
+SIZES = [(1536, None), (1000, None), (24, None), (5120, None), (2600, RowConfig(2))]
 
 
 @pytest.fixture(scope="module", autouse=True)

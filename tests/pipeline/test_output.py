@@ -102,3 +102,47 @@ def test_a_folder_without_permission():
     os.mkdir("locked", 0o500)
     with pytest.raises(FpsgenError, match="not writable"):
         resolve_output("locked/a.mp4", "a cat", 7, False)
+
+
+def test_a_name_may_hold_fields():
+    def name(output, **rest):
+        path, numbered = resolve_output(output, "A cat!", 7, rest.pop("overwrite", False), **rest)
+        return str(path), numbered
+
+    assert name("{slug}-{seed}-{n}.mp4") == ("a-cat-7-1.mp4", True)
+    Path("a-cat-7-1.mp4").touch()
+    Path("a-cat-7-2.json").touch()
+    assert name("{slug}-{seed}-{n}.mp4") == ("a-cat-7-3.mp4", True)
+    assert name("{slug}-{seed}-{n}.mp4", overwrite=True) == ("a-cat-7-1.mp4", True)
+    assert name("x/{seed}/") == ("x/7/a-cat-7.mp4", True) and name("{seed}.mp4") == ("7.mp4", False)
+    for wrong in ("{prompt}.mp4", "{slug.__class__}.mp4", "{}.mp4", "{n!r}.mp4"):
+        with pytest.raises(FpsgenError, match="not a field") as caught:
+            name(wrong)
+        assert caught.value.code == USAGE
+    Path("7.mp4").touch()
+    with pytest.raises(FpsgenError, match=r"7\.mp4 exists already"):
+        name("{seed}.mp4")
+
+
+def test_one_frame_may_be_a_picture():
+    assert resolve_output("a.png", "a cat", 7, False, 1) == (Path("a.png"), False)
+    with pytest.raises(FpsgenError, match="33 frames") as caught:
+        resolve_output("a.png", "a cat", 7, False, 33)
+    assert caught.value.code == USAGE and "--frames 1" in caught.value.remedy
+
+
+def test_names_that_no_system_call_takes():
+    for output in ("a\0b.mp4", "\ud800.mp4"):
+        try:
+            resolve_output(output, "a cat", 7, False)
+        except FpsgenError as error:
+            assert error.code in (USAGE, DISK)
+
+
+def test_a_working_folder_that_was_removed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FpsgenError, match="working folder") as caught:
+        resolve_output(None, "a cat", 7, False)
+    assert caught.value.code == DISK

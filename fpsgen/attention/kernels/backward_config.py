@@ -1,10 +1,8 @@
-"""Launch choices of the backward kernels, and the transposed lists they need; no triton import."""
+"""Launch choices of the backward kernels; no triton import."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
 
 
 @dataclass(frozen=True)
@@ -37,34 +35,10 @@ class BackwardConfig:
     dkv: PassConfig
 
 
-def select_backward(head_dim: int, block: int, capability: tuple[int, int] = (9, 0)) -> BackwardConfig:
-    """The choice for a head dim (64 or 128), a layout's block (64 or 128) and a GPU's compute capability."""
+def select_backward(block: int, capability: tuple[int, int] = (9, 0)) -> BackwardConfig:
+    """The choice for a layout's block (64 or 128) and a GPU's compute capability."""
     if capability[0] == 9:
-        config = BackwardConfig(PassConfig(128, 64, 8, 2), PassConfig(128, 64, 8, 2))
+        config = BackwardConfig(*[PassConfig(64, 64, 4, 2)] * 2)  # two programs share a multiprocessor
     else:  # 99 kB of shared memory; chosen by what compiles without spills, for want of such a GPU to measure on
-        config = BackwardConfig(PassConfig(64, 32, 4, 2), PassConfig(64, 32, 4, 2))
+        config = BackwardConfig(*[PassConfig(64, 32, 8, 2)] * 2)
     return BackwardConfig(config.dq.fit(block), config.dkv.fit(block))
-
-
-def transpose_lists(
-    list_index: torch.Tensor, list_count: torch.Tensor, block_tile: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The query blocks of every key block, from the key blocks of every query tile; on the lists' device, no
-    synchronization.
-
-    list_index int32 [G, M, K], list_count int32 [G, M]. block_tile int32 [N]: the tile of a block. Returns int32
-    [G, N, N], ascending and padded with -1, and counts int32 [G, N].
-    """
-    groups, tiles, longest = list_index.shape
-    blocks = block_tile.numel()
-    device = list_index.device
-    valid = torch.arange(longest, device=device) < list_count[..., None]
-    seen = torch.zeros(groups, tiles, blocks + 1, dtype=torch.bool, device=device)
-    seen.scatter_(2, torch.where(valid, list_index.long(), blocks), True)
-    seen = seen[:, :, :blocks].transpose(1, 2)[:, :, block_tile.long()]  # key block, query block
-    rank = seen.cumsum(2, dtype=torch.int32)
-    place = torch.where(seen, rank - 1, blocks).long()
-    queries = torch.arange(blocks, dtype=torch.int32, device=device).expand_as(place)
-    index = torch.full((groups, blocks, blocks + 1), -1, dtype=torch.int32, device=device)
-    index.scatter_(2, place, queries)  # only what is dropped, in the last column, meets itself
-    return index[:, :, :blocks].contiguous(), rank[:, :, -1].contiguous()

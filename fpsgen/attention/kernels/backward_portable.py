@@ -26,12 +26,13 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fpsgen.attention.kernels.backward_config import BackwardConfig, PassConfig, select_backward, transpose_lists
+from fpsgen.attention.kernels.backward_config import BackwardConfig, PassConfig, select_backward
+from fpsgen.attention.kernels.backward_lists import transpose_lists
 from fpsgen.attention.kernels.backward_prepare import BackwardInputs, prepare_backward
 from fpsgen.attention.kernels.launch_config import HEAD_DIMS
 
 if TYPE_CHECKING:
-    from fpsgen.attention.plan import PlanTensors
+    from fpsgen.attention.plan import BlockLists, DeviceTables
 
 
 @triton.jit
@@ -205,8 +206,8 @@ def backward_keys(
 
 def query_gradient(
     x: BackwardInputs,
-    tables: PlanTensors,
-    lists: PlanTensors,
+    tables: DeviceTables,
+    lists: BlockLists,
     fp8: bool,
     scale: float,
     config: PassConfig,
@@ -225,7 +226,7 @@ def query_gradient(
 
 def key_gradients(
     x: BackwardInputs,
-    tables: PlanTensors,
+    tables: DeviceTables,
     query_blocks: tuple[torch.Tensor, torch.Tensor],
     fp8: bool,
     scale: float,
@@ -241,7 +242,7 @@ def key_gradients(
     return dk, dv
 
 
-def _sizes(x: BackwardInputs, tables: PlanTensors) -> tuple[int, int, int]:
+def _sizes(x: BackwardInputs, tables: DeviceTables) -> tuple[int, int, int]:
     return x.q.shape[2], x.q.shape[1], tables.layout.num_blocks
 
 
@@ -250,7 +251,7 @@ def _launch(
     x: BackwardInputs,
     rows: tuple[int, int, int, int],
     args: tuple,
-    tables: PlanTensors,
+    tables: DeviceTables,
     fp8: bool,
     config: PassConfig,
     constants: dict[str, Any],
@@ -276,8 +277,8 @@ def attention_backward(
     v: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    tables: PlanTensors,
-    lists: PlanTensors,
+    tables: DeviceTables,
+    lists: BlockLists,
     fp8: bool,
     granularity: int = 1,
     config: BackwardConfig | None = None,
@@ -295,10 +296,10 @@ def attention_backward(
         grad, q, k, v, out = (F.pad(x, (0, padded - dim)) for x in (grad, q, k, v, out))
     if config is None:
         capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
-        config = select_backward(padded, tables.layout.block, capability)
+        config = select_backward(tables.layout.block, capability)
     here = not q.is_cuda or q.device.index == torch.cuda.current_device()
     with nullcontext() if here else torch.cuda.device(q.device):
-        query_blocks = query_blocks or transpose_lists(lists.list_index, lists.list_count, tables.block_tile)
+        query_blocks = query_blocks or transpose_lists(*lists, tables.block_tile)
         x = prepare_backward(grad, q, k, v, out, lse, tables, fp8, granularity)
         dq = query_gradient(x, tables, lists, fp8, dim**-0.5, config.dq, q.dtype)
         dk, dv = key_gradients(x, tables, query_blocks, fp8, dim**-0.5, config.dkv, q.dtype)

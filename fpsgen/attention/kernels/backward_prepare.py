@@ -16,10 +16,10 @@ import torch
 import triton
 import triton.language as tl
 
-from fpsgen.attention.kernels.quantize_qkv import prepare_inputs
+from fpsgen.attention.kernels.quantize_qkv import quantize
 
 if TYPE_CHECKING:
-    from fpsgen.attention.plan import PlanTensors
+    from fpsgen.attention.plan import DeviceTables
 
 _LOG2_E = tl.constexpr(math.log2(math.e))
 
@@ -119,7 +119,7 @@ def prepare_backward(
     v: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    tables: PlanTensors,
+    tables: DeviceTables,
     fp8: bool,
     granularity: int,
 ) -> BackwardInputs:
@@ -134,7 +134,7 @@ def prepare_backward(
     q_scale = k_scale = lse
     if fp8:
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-        ready = prepare_inputs(q, k, v, tables, granularity)
+        ready = quantize(q, k, v, tables, granularity)
         q_scale, k_scale = ready.q_scale, ready.k_scale
         made = [torch.empty(q.shape, dtype=half, device=q.device) for _ in range(3)]
         expand_fp8[grid](ready.q, ready.k, v, ready.v_scale, *made, *spans, *v.stride()[:3], *sizes)

@@ -50,7 +50,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Method:
-    """One method: selection x precision, and how it is told about.
+    """One method: selection x precision, and how it is described.
 
     summary: one line. citation: where it comes from. colour: of its marks on pages, "#rrggbb". qk, pv: precision of the
     two products. options: the method's own hyper-parameters with their defaults, under the names of its authors.

@@ -63,7 +63,7 @@ class RepositoryCache:
         own = blob.with_name(f"{digest}.incomplete")
         if own.is_symlink():
             own.unlink()
-        found = [path for path in blob.parent.glob(f"{digest}.*incomplete") if path.is_file() and not path.is_symlink()]
+        found = self._partials(digest)
         usable = [path for path in found if path.stat().st_size <= size]
         best = max(usable, key=lambda path: path.stat().st_size, default=None)
         for path in found:
@@ -72,6 +72,14 @@ class RepositoryCache:
         if best is not None and best != own:
             os.replace(best, own)
         return own
+
+    def begun(self, digest: str) -> int:
+        """Bytes of a file that an earlier run has brought."""
+        return max((path.stat().st_size for path in self._partials(digest)), default=0)
+
+    def _partials(self, digest: str) -> list[Path]:
+        found = self.blob(digest).parent.glob(f"{digest}.*incomplete")
+        return [path for path in found if path.is_file() and not path.is_symlink()]
 
     def link(self, commit: str, name: str, digest: str) -> Path:
         """Give a blob its name in a snapshot."""

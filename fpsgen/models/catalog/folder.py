@@ -27,7 +27,7 @@ TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?", re.ASCII)
 _SMALL = re.compile(r"\w[\w-]*(\.[\w-]+)*\.(json|model|txt)", re.ASCII)
 _LIMIT = 32 << 20  # bytes of a JSON file; a tokenizer.json has 17 MB
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if whole.is_file():
         return (whole,)
     if not index.is_file():
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES) if folder.is_dir() else []
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES) if folder.is_dir() else []
         what = f"pickled weights only ({show(pickled[0], 60)})" if pickled else f"no {whole.name}"
         raise broken(folder.parent, f"{folder.name} has {what}")
     table = read_json(index, f"{folder.name}/{index.name} of {folder.parent}").get("weight_map")

@@ -13,7 +13,6 @@ from fpsgen.models.catalog.folder import MANIFEST, broken, model_files
 
 SCHEMA = "fpsgen.manifest/1"
 _LIMIT = 4 << 20
-_CHUNK = 1 << 22
 
 
 def write_manifest(folder: Path) -> Path:
@@ -48,11 +47,8 @@ def read_manifest(folder: Path) -> dict[str, tuple[int, str]] | None:
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
-    found = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _text(rows: list[dict]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from fpsgen.errors import DISK, MODEL, NETWORK, USAGE, FpsgenError
 from fpsgen.files import sync
 from fpsgen.models.catalog.cache import REVISION, RepositoryCache, free_disk
-from fpsgen.models.catalog.folder import INDEX, WEIGHTED, check_folder, check_index, read_json, wanted
+from fpsgen.models.catalog.folder import INDEX, PICKLES, WEIGHTED, check_folder, check_index, read_json, wanted
 from fpsgen.models.catalog.hub import (
     STALLED,
     STALLED_SECONDS,
@@ -31,7 +31,6 @@ from fpsgen.models.catalog.hub import (
 from fpsgen.models.catalog.verify import mark_intact, mismatch
 from fpsgen.text import show
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _ROOM = 1 << 26  # bytes that must stay free
 _ATTEMPTS = 3  # in a row that bring less than _PROGRESS bytes
 _PROGRESS = 1 << 20
@@ -68,12 +67,14 @@ def pull(repository: str, revision: str, progress: Progress = lambda name, done,
         store.blob(file.digest)
     here = {file: path for file in files if (path := _present(store, commit, file))}
     total, done = sum(file.size for file in files), sum(file.size for file in here)
-    _check_room(hub, total - done)
+    to_come = {file.digest: file.size - store.begun(file.digest) for file in files if file not in here}
+    _check_room(hub, sum(to_come.values()))
     came = 0
     for file in files:
-        if file not in here:
+        if file not in here and store.blob(file.digest) not in here.values():
             report = _counting(progress, file.name, done, total)
             came += _fetch(hub, store, repository, commit, file, report)
+        if file not in here:
             here[file] = store.blob(file.digest)
             done += file.size
             progress(file.name, done, total)
@@ -107,7 +108,7 @@ def _wanted_files(hub: HubSettings, repository: str, listed: list[RemoteFile]) -
         raise FpsgenError(f"{repository} has no {INDEX}: it is no diffusers pipeline", remedy, MODEL)
     for part in WEIGHTED:
         if not any(name.startswith(f"{part}/") and name.endswith(".safetensors") for name in found):
-            pickled = sorted(name for name in names if name.startswith(f"{part}/") and name.endswith(_PICKLES))
+            pickled = sorted(name for name in names if name.startswith(f"{part}/") and name.endswith(PICKLES))
             what = f"{part} as a pickle only ({pickled[0]}), which can run code" if pickled else f"no weights of {part}"
             raise FpsgenError(f"{repository} has {show(what)}", "choose a model whose weights are safetensors", MODEL)
     for file in found.values():

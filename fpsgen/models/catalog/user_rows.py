@@ -54,7 +54,10 @@ def _complete(like: ModelSpec, own: dict[str, Any], place: str) -> dict[str, Any
     row = base | own
     if "resolutions" in own:
         row["notes"] = {}
-    sizes = {"width and height": (row["width"], row["height"]), **{f"resolutions.{name}": size for name, size in row["resolutions"].items()}}
+    sizes = {
+        "width and height": (row["width"], row["height"]),
+        **{f"resolutions.{name}": size for name, size in row["resolutions"].items()},
+    }
     for name, (width, height) in sizes.items():
         wrong = like.geometry.refuses(width, height, row["frames"])
         if wrong:

@@ -21,7 +21,6 @@ from fpsgen.models.catalog.folder import MANIFEST, broken, check_folder, model_f
 from fpsgen.models.catalog.manifest import read_manifest
 
 Progress = Callable[[str, int, int], None]
-_CHUNK = 1 << 22
 _STAMP = "fpsgen.stamp/1"
 
 
@@ -58,7 +57,7 @@ def check_intact(folder: Path) -> None:
 
 
 def mark_intact(folder: Path) -> None:
-    """Note that every file of a folder was compared with its digest just now."""
+    """Note that every file of a folder was compared with its digest just now, as it came."""
     _write_stamp(folder, _stats(folder))
 
 
@@ -69,14 +68,12 @@ def has_digests(folder: Path) -> bool:
 
 def mismatch(path: Path, digest: str) -> str:
     """How a file differs from its digest (64 hex digits: sha256; 40: git blob id), "" where it does not."""
-    if len(digest) == 64:
-        found = hashlib.sha256()
-    else:
-        found = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+
+    def git() -> hashlib._Hash:
+        return hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    got = found.hexdigest()
+        got = hashlib.file_digest(file, "sha256" if len(digest) == 64 else git).hexdigest()
     return "" if got == digest else f"its digest is {got[:12]}..., not {digest[:12]}..."
 
 
@@ -88,7 +85,7 @@ def _compare(folder: Path, progress: Progress = lambda name, done, total: None) 
         return [error.message]
     files = {path.relative_to(folder).as_posix(): path for path in model_files(folder)}
     total = sum(path.stat().st_size for path in files.values() if path.exists())
-    wrong = [f"{name}: it is missing" for name in digests if name not in files]
+    wrong = [f"{name}: it is missing, and {MANIFEST} names it" for name in digests if name not in files]
     done = 0
     for name, path in files.items():
         if not path.exists():
@@ -97,11 +94,12 @@ def _compare(folder: Path, progress: Progress = lambda name, done, total: None) 
         progress(name, done, total)
         problem, size = "", path.stat().st_size
         if name in manifest and size != manifest[name][0]:
-            problem = f"it has {size} bytes, not {manifest[name][0]}"
+            problem = f"it has {size} bytes, not {manifest[name][0]} as {MANIFEST} says"
         elif name in digests:
             problem = mismatch(path, digests[name])
+            problem += f" as {MANIFEST} says" if problem and name in manifest else ""
         elif digests and wanted(name) and name != MANIFEST:
-            problem = "no digest is known for it"
+            problem = f"{MANIFEST} does not name it" if manifest else "no digest is known for it"
         if not problem and path.suffix == ".safetensors":
             problem = _malformed(path)
         if problem:
@@ -148,11 +146,9 @@ def _stats(folder: Path) -> dict[str, list[int]]:
 
 
 def _write_stamp(folder: Path, before: dict[str, list[int]]) -> None:
-    """Keep that the folder is intact, unless a file changed while it was read; a cache that cannot be written costs
-    time, no more.
+    """Keep that the folder is intact. before: its files as they were when the check began, so that one that changed
+    meanwhile does not pass. A cache that cannot be written costs time, no more.
     """
-    if _stats(folder) != before:
-        return
     path = _stamp_file(folder)
     body = {"schema": _STAMP, "folder": str(folder.resolve()), "files": before}
     with suppress(FpsgenError):

@@ -21,16 +21,19 @@ from diffusers.utils.torch_utils import unwrap_module
 
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import USAGE, FpsgenError
-from fpsgen.models.patch.attention import AttentionPatch, active_backend
+from fpsgen.models.patch.attention import AttentionPatch
+from fpsgen.models.patch.block import FusedPatch
 from fpsgen.models.patch.forward_state import ForwardHook, refuse_parallelism
+from fpsgen.models.patch.linear import LinearPatch
 from fpsgen.models.patch.noise_level import NoiseLevels
+from fpsgen.models.patch.report import latest_step, report, summary
 from fpsgen.models.patch.run_record import ATTENTION
 from fpsgen.models.patch.schedule_choice import checkpoint_schedule, resolve_schedule
 from fpsgen.models.patch.stack import Patch, Run, install, undo
-from fpsgen.models.patch.summary import summary
 from fpsgen.models.patch.timer import Timer
 
 HOOK = "fpsgen"
+LINEARS = ("bf16", "fp8")
 
 
 def apply(
@@ -39,19 +42,25 @@ def apply(
     method: str | None = None,
     strict: bool = False,
     patches: Sequence[Patch] = (),
+    linear: str = "bf16",
+    exact: bool = False,
 ) -> Handle:
     """Patch a WanPipeline, or a bare WanTransformer3DModel, in place; returns the handle that undoes it.
 
     schedule: a Schedule, a preset ("safe", "balanced", "paper"), a TOML file, or None for the checkpoint's own
     (schedule.toml in the folder it was loaded from), else "safe". method: run it all as this method. strict: a
     deviation from what was asked for raises FpsgenError NUMERIC instead of being reported. patches: more of them, put
-    on after attention.
+    on last. linear: "fp8" multiplies the blocks' linear layers in FP8, "bf16" leaves them as they are. exact: keep
+    diffusers' rounding between them; otherwise element-wise passes are fused on a GPU, in fp32.
 
     Goes together with classifier-free guidance, LoRA, fuse_qkv_projections, compile_repeated_blocks, offloading,
     layerwise casting, gradient checkpointing and two threads on one transformer, before or after. Raises FpsgenError
     for what it does not handle: other models, context or tensor parallelism, custom attention processors, a second
     apply. Warns (ScheduleWarning) where schedule and weights do not belong together.
     """
+    if linear not in LINEARS:
+        raise FpsgenError(f"linear is {linear!r}", f"give one of {', '.join(LINEARS)}", USAGE)
+    stack = [AttentionPatch(), *[LinearPatch()] * (linear == "fp8"), *[FusedPatch()] * (not exact), *patches]
     transformers = _transformers(pipe)
     for transformer in transformers:
         _check(transformer)
@@ -65,7 +74,7 @@ def apply(
     handle = Handle(run)
     try:
         for number, transformer in enumerate(transformers):
-            handle._stacks.append(_Stack(transformer, run, number, [AttentionPatch(), *patches], scheduler))
+            handle._stacks.append(_Stack(transformer, run, number, stack, scheduler))
     except BaseException:
         handle.remove()
         raise
@@ -104,19 +113,18 @@ class Handle:
         steps: one row per step and transformer (or, outside a loop, per profile, with index None): index, sigma,
         profile, method, kernel and density (mean over layers) of attention, calls, tile and window in force, counted
         ("run", or "planned" where compiled code ran and calls follow from the plan), and layers: groups with component,
-        layers, parts (modules within a layer), kernel, density, calls and the reason where they do not run as asked.
+        layers, parts (modules within a layer), kernel, density (densities, one a layer, where a method chooses its keys
+        online), calls and the reason where they do not run as asked.
         Reasons of attention: dense_layer, dense_by_schedule, method_bf16, method_fp8, window_covers_grid.
         density: mean over steps. fallbacks: deviations from what was asked for. components {component: {kernel:
         calls}}; kernels: those of attention. grid (T, H, W) in tokens. layers_dense. attention_backend: the one chosen
-        for diffusers, which dense 16-bit layers heed, or None.
+        in diffusers, or None; dense 16-bit layers heed it.
         """
-        backend = active_backend()
         return {
             "schedule": self.schedule.name,
             "asked_method": self.method,
-            "attention_backend": None if backend is None else backend.value,
             "layers_dense": list(self.schedule.dense_layers),
-            **self._run.record.as_dict(),
+            **report(self._run.record),
         }
 
     def summary(self) -> str:
@@ -124,10 +132,10 @@ class Handle:
         return summary(self.report())
 
     def latest_step(self) -> dict[str, Any] | None:
-        """Index, sigma, profile, method and planned density of the step that runs or ran last; None before the first.
-        Never waits for the device, so it serves a progress bar.
+        """Index, sigma, profile, method and planned density (None for online methods) of the step that runs or ran
+        last; None before the first. Never waits for the device, so it serves a progress bar.
         """
-        return self._run.record.latest_step()
+        return latest_step(self._run.record)
 
     def clear_report(self) -> None:
         """Forget what ran; a new denoising loop does so on its own."""

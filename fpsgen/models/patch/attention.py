@@ -16,13 +16,12 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from fpsgen.attention.methods import METHODS
 from fpsgen.attention.norm_rope import NormRope
-from fpsgen.attention.op import attend
-from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.op import attend, kept_density, select_lists
+from fpsgen.attention.plan import AttentionPlan, BlockLists
 from fpsgen.attention.schedule import Profile
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.fused import FP8Rows
 from fpsgen.models.patch.forward_state import ForwardState
-from fpsgen.models.patch.linear import project_rows
 from fpsgen.models.patch.run_record import ATTENTION, DENSE_LAYER, LayerRun
 from fpsgen.models.patch.stack import Run
 
@@ -68,7 +67,8 @@ class FpsAttnProcessor(WanAttnProcessor):
         """hidden_states [B, L, dim] to [B, L, dim]. Raises ValueError for cross-attention or a mask."""
         if encoder_hidden_states is not None or attention_mask is not None or not isinstance(rotary_emb, Rotary):
             raise ValueError("attn1 was called on its own, or with a mask.\nCall the transformer, without a mask.")
-        out = self_attention(attn, *project(attn, hidden_states), rotary_emb, self)
+        query, key, value = project(attn, hidden_states)
+        out = self_attention(attn, query, key, value, rotary_emb, self)
         return attn.to_out[1](attn.to_out[0](out))
 
 
@@ -76,8 +76,6 @@ def project(attn: Any, hidden_states: torch.Tensor | FP8Rows) -> tuple[torch.Ten
     """q, k, v [B, L, dim] of a WanAttention, fused or not. Modules are called, their weights never read: LoRA, fp8
     storage and quantized layers live in the call.
     """
-    if isinstance(hidden_states, FP8Rows):
-        return project_rows(attn, hidden_states)
     if attn.fused_projections:
         return attn.to_qkv(hidden_states).chunk(3, dim=-1)
     return attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
@@ -107,9 +105,13 @@ def self_attention(
     if torch.compiler.is_compiling():
         out = _attention(query, key, value, plan, norm_rope, backend)
     else:
-        processor.run.count(ATTENTION, processor.layer)
-        with processor.run.time(ATTENTION, value.device):
-            out = _attention(query, key, value, plan, norm_rope, backend)
+        run = processor.run
+        run.count(ATTENTION, processor.layer)
+        with run.time(ATTENTION, value.device):
+            lists = select_lists(query, key, plan) if plan.rule.online else None
+            out = _attention(query, key, value, plan, norm_rope, backend, lists)
+        if lists is not None:
+            run.count_density(processor.layer, kept_density(lists, plan))
     return out.flatten(2, 3).type_as(value)
 
 
@@ -120,14 +122,15 @@ def _attention(
     plan: AttentionPlan,
     norm_rope: NormRope | None,
     backend: AttentionBackendName | None,
+    lists: BlockLists | None = None,
 ) -> Any:
-    """query, key, value [B, L, H, D] to [B, L, H, D]."""
+    """query, key, value [B, L, H, D] to [B, L, H, D]. lists: of this call, where the method chooses keys online."""
     if backend is not None and takes_backend(plan):
         return dispatch_attention_fn(query, key, value, backend=backend)
     if torch.is_autocast_enabled(value.device.type):  # the cast is done; nothing within is to be cast again
         with torch.autocast(value.device.type, enabled=False):
-            return attend(query, key, value, plan)
-    return attend(query, key, value, plan, norm_rope=norm_rope)
+            return attend(query, key, value, plan, lists=lists)
+    return attend(query, key, value, plan, norm_rope=norm_rope, lists=lists)
 
 
 def takes_backend(plan: AttentionPlan) -> bool:
@@ -184,7 +187,7 @@ class _InstalledAttention:
         self._runs: dict[tuple[Any, ...], tuple[LayerRun, ...]] = {}
         for attn, processor in zip(self._attentions, self._processors, strict=True):
             attn.set_processor(processor)
-        self._rope = transformer.rope.register_forward_hook(self._rope_hook)
+        self._rope = transformer.rope.register_forward_hook(self._rope_hook)  # pyright: ignore[reportAttributeAccessIssue]
 
     def undo(self) -> None:
         self._rope.remove()
@@ -205,6 +208,7 @@ class _InstalledAttention:
             )
         active = active_backend()
         backends = tuple(processor._attention_backend or active for processor in self._processors)
+        forward.backend = next((_name(backend) for backend in backends if backend is not None), None)
         key = (forward.profile.name, forward.plan, forward.device, backends)
         if key not in self._runs:
             self._runs[key] = tuple(
@@ -216,7 +220,7 @@ class _InstalledAttention:
     def _layer_run(self, processor: FpsAttnProcessor, backend: Any, forward: ForwardState) -> LayerRun:
         plan = forward.dense_plan if processor.dense else forward.plan
         if backend is not None and takes_backend(plan):
-            kernel = str(getattr(backend, "value", backend))
+            kernel = _name(backend)
         else:
             kernel = plan.kernel(forward.device, self._head_dim)
         reason = DENSE_LAYER if processor.dense else dense_reason(forward.profile, plan, self._run.method)
@@ -247,7 +251,11 @@ def active_backend() -> AttentionBackendName | None:
     variable DIFFUSERS_ATTN_BACKEND. None for the default.
     """
     backend, _ = _AttentionBackendRegistry.get_active_backend()
-    return None if backend == AttentionBackendName.NATIVE else backend
+    return None if backend == AttentionBackendName.NATIVE else AttentionBackendName(backend)
+
+
+def _name(backend: Any) -> str:
+    return str(getattr(backend, "value", backend))
 
 
 def dense_reason(profile: Profile, plan: AttentionPlan, method: str | None) -> str | None:

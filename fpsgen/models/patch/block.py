@@ -8,28 +8,42 @@ arithmetic in fp32, the stream of residuals rounded where diffusers rounds it. R
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.models.activations import GELU
+from diffusers.models.embeddings import PixArtAlphaTextProjection
 from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanTransformerBlock
 from torch.compiler import is_compiling
 
 from fpsgen.fused import FP8Rows, gelu_rows, norm_rows, quantize_rows, residual_norm_rows, residual_rows
 from fpsgen.models.patch.linear import takes_fp8
+from fpsgen.models.patch.run_record import LayerRun
+from fpsgen.models.patch.stack import Run
 from fpsgen.models.patch.swap_class import has_hooks, swap_class
-from fpsgen.models.patch.text_kv import TextAttnProcessor
+from fpsgen.models.patch.text_kv import Kept, KeptTextProjection, TextAttnProcessor
+
+if TYPE_CHECKING:
+    from fpsgen.models.patch.forward_state import ForwardState
+
+BLOCK = "block"
 
 
 @dataclass
 class Fused:
     """What a fused block goes by. following: the block after it, whose first norm goes together with this block's last
-    residual; its rows travel on the tensor that passes between the two. The others: which layers take FP8 rows.
+    residual; its rows travel on the tensor that passes between the two. anywhere: on any device. run, layer: whom to
+    tell of calls. reason: why this block stays as diffusers wrote it. The others: which layers take FP8 rows.
     """
 
     following: Any = None
+    anywhere: bool = False
+    run: Run | None = None
+    layer: int = 0
+    reason: str | None = None
     attn1: bool = False
     attn2: bool = False
     up: bool = False
@@ -52,7 +66,11 @@ class FusedBlock(WanTransformerBlock):
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, temb: torch.Tensor, rotary_emb: Any
     ) -> torch.Tensor:
         x, fused = hidden_states, self.fused
-        if not fusable(x):
+        if not (fused.anywhere or x.is_cuda):
+            return super().forward(x, encoder_hidden_states, temb, rotary_emb)
+        if fused.run is not None and not is_compiling():
+            fused.run.count(BLOCK, fused.layer)
+        if fused.reason or not_fusable(x.device):
             return super().forward(x, encoder_hidden_states, temb, rotary_emb)
         if not is_compiling():
             fused.look(self)
@@ -97,9 +115,11 @@ def _take(x: torch.Tensor, block: Any) -> FP8Rows | torch.Tensor | None:
     return held[2] if usable and isinstance(held[2], FP8Rows) == block.fused.attn1 else None
 
 
-def fusable(x: torch.Tensor) -> bool:
-    """Whether a call may be fused: no gradient, no autocast."""
-    return not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+def not_fusable(device: torch.device) -> str | None:
+    """Why a forward runs as diffusers wrote it, or None."""
+    if torch.is_grad_enabled():
+        return "gradient"
+    return "autocast" if torch.is_autocast_enabled(device.type) else None
 
 
 def modulation(block: Any, temb: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -114,21 +134,28 @@ def unfit(block: Any) -> str | None:
     norms = (block.norm1, block.norm3, *(() if isinstance(block.norm2, torch.nn.Identity) else (block.norm2,)))
     gelu, middle, *_ = block.ffn.net
     if any(type(norm) is not FP32LayerNorm or has_hooks(norm) for norm in norms):
-        return "its norms are replaced or hooked"
+        return "norms_hooked"
     if type(gelu) is not GELU or gelu.approximate != "tanh" or has_hooks(gelu) or has_hooks(block.ffn):
-        return "its feed-forward is replaced or hooked"
+        return "feed_forward_hooked"
     if len(block.ffn.net) != 3 or middle.p:
-        return "its feed-forward drops out"
+        return "dropout"
     return None
 
 
-def install_block(block: Any, following: Any = None) -> Callable[[], None]:
-    """Fuse one block, its cross-attention included; `following` is fused as well. Returns what undoes it."""
+def install_block(
+    block: Any, following: Any = None, anywhere: bool = True, run: Run | None = None, layer: int = 0
+) -> Callable[[], None] | None:
+    """Fuse one block, its cross-attention included, if it can be; `following` is fused as well. Returns what undoes
+    it, None where something unknown has replaced the block's forward.
+    """
+    reason = unfit(block)
     undo_class = swap_class(block, FusedBlock)
-    assert undo_class is not None, "unfit() was not asked"
-    block.fused = Fused(following)
+    if undo_class is None:
+        return None
+    block.fused = Fused(following, anywhere, run, layer, reason)
     before = block.attn2.processor
-    ours = TextAttnProcessor(before._attention_backend) if type(before) is WanAttnProcessor else before
+    replaced = type(before) is WanAttnProcessor and reason is None
+    ours = TextAttnProcessor(before._attention_backend) if replaced else before
     block.attn2.set_processor(ours)
 
     def undo() -> None:
@@ -139,3 +166,57 @@ def install_block(block: Any, following: Any = None) -> Callable[[], None]:
             block.attn2.set_processor(before)
 
     return undo
+
+
+@dataclass(frozen=True)
+class FusedPatch:
+    """Fused element-wise passes in all blocks that can have them; a prompt's keys and values computed once. Where
+    results have the rounding of diffusers to the bit, it is left out ("exact"). anywhere: also on devices that gain
+    nothing by it, for tests.
+    """
+
+    anywhere: bool = False
+    component: str = BLOCK
+
+    def install(self, transformer: Any, run: Run) -> _InstalledBlocks:
+        """Blocks that cannot be fused run as they are, and the report says why."""
+        return _InstalledBlocks(self, transformer, run)
+
+
+class _InstalledBlocks:
+    def __init__(self, patch: FusedPatch, transformer: Any, run: Run) -> None:
+        self._patch = patch
+        self._reasons: dict[int, str | None] = {}  # of layers that stay as they are
+        self._undos: list[Callable[[], None]] = []
+        self._runs: dict[str | None, tuple[LayerRun, ...]] = {}
+        metadata = replace(TransformerBlockRegistry.get(WanTransformerBlock))
+        TransformerBlockRegistry.register(FusedBlock, metadata)  # diffusers' step caches look blocks up by class
+        blocks = list(transformer.blocks)
+        for layer, block in enumerate(blocks):
+            undo = install_block(block, None, patch.anywhere, run, layer)
+            if undo is not None:
+                self._undos.append(undo)
+                self._reasons[layer] = block.fused.reason
+        for layer, reason in self._reasons.items():
+            if reason is None and self._reasons.get(layer + 1, "") is None:
+                blocks[layer].fused.following = blocks[layer + 1]
+        text = transformer.condition_embedder.text_embedder
+        undo = swap_class(text, KeptTextProjection) if type(text) is PixArtAlphaTextProjection else None
+        if undo is not None:
+            text.kept = Kept()
+            self._undos.append(lambda: (undo(), delattr(text, "kept")))
+
+    def undo(self) -> None:
+        while self._undos:
+            self._undos.pop()()
+
+    def layer_runs(self, forward: ForwardState) -> tuple[LayerRun, ...]:
+        if not (self._patch.anywhere or forward.device.type == "cuda"):
+            return ()
+        reason = not_fusable(forward.device)
+        if reason not in self._runs:
+            reasons = {layer: own or reason for layer, own in self._reasons.items()}
+            self._runs[reason] = tuple(
+                LayerRun(layer, "diffusers" if why else "fused", why) for layer, why in reasons.items()
+            )
+        return self._runs[reason]

@@ -6,16 +6,26 @@ copy takes one byte a weight more, on the weight's device.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.compiler import is_compiling
 
+from fpsgen.errors import ENVIRONMENT, USAGE, FpsgenError
 from fpsgen.fused import FP8Rows, FP8Weight, fp8_linear, quantize_weight
-from fpsgen.fused.linear import StraightThrough
+from fpsgen.fused.linear import StraightThrough, fp8_supported
+from fpsgen.models.patch.run_record import LayerRun
+from fpsgen.models.patch.stack import Run
 from fpsgen.models.patch.swap_class import has_hooks, swap_class
+
+if TYPE_CHECKING:
+    from fpsgen.models.patch.forward_state import ForwardState
+
+LINEAR = "linear"
+KERNEL = "fp8_rowwise"
 
 # what is multiplied in FP8; to_k and to_v of the text are 512 rows; embeddings, modulation and the head stay as well
 PARTS = (
@@ -23,17 +33,19 @@ PARTS = (
     *("attn2.to_q", "attn2.to_out.0"),
     *("ffn.net.0.proj", "ffn.net.2"),
 )
+_APART = ("attn1.to_q", "attn1.to_k", "attn1.to_v")  # not called where projections are fused
 
 
 class FP8Linear(torch.nn.Linear):
     """A torch.nn.Linear made into this by install_linears; takes a tensor or FP8Rows [..., K], gives [..., N].
 
     The weight is quantized at the first call, and again when the parameter was replaced, moved or written to. What
-    shows in neither (writing through .data, as merging a LoRA does) is shown by forget().
+    shows in neither (writing through .data, as merging a LoRA does) is shown by forget(). place: whom to tell of calls.
     """
 
     fp8: FP8Weight | None = None
     fp8_of: tuple | None = None
+    place: Place | None = None
 
     def forget(self) -> None:
         """Quantize anew at the next call."""
@@ -50,6 +62,12 @@ class FP8Linear(torch.nn.Linear):
         return self.fp8
 
     def forward(self, x: torch.Tensor | FP8Rows) -> torch.Tensor:
+        if is_compiling() or self.place is None:
+            return self._product(x)
+        with self.place.call(self.weight.device):
+            return self._product(x)
+
+    def _product(self, x: torch.Tensor | FP8Rows) -> torch.Tensor:
         weight = self.quantized()
         if isinstance(x, FP8Rows):
             return fp8_linear(x, weight, self.bias, self.weight.dtype)
@@ -58,45 +76,22 @@ class FP8Linear(torch.nn.Linear):
         return fp8_linear(x, weight, self.bias, x.dtype)
 
 
+class Place(NamedTuple):
+    """Where a layer is: whose calls are counted and timed."""
+
+    run: Run
+    layer: int
+    part: str
+
+    def call(self, device: torch.device) -> AbstractContextManager[None]:
+        """The context of one call."""
+        self.run.count(LINEAR, self.layer, self.part)
+        return self.run.time(LINEAR, device)
+
+
 def takes_fp8(module: torch.nn.Module) -> bool:
     """Whether the module may be called with FP8Rows: an FP8 linear with nothing around it."""
     return type(module) is FP8Linear and not has_hooks(module)
-
-
-def project_rows(attn: Any, rows: FP8Rows) -> tuple[torch.Tensor, ...]:
-    """q, k, v [B, L, dim] of a self-attention whose projections take FP8 rows: one product, so its results are strided.
-
-    The three layers then hold views of one FP8 weight, which lies on attn as fp8_joined.
-    """
-    if attn.fused_projections:
-        return attn.to_qkv(rows).chunk(3, dim=-1)
-    layers = (attn.to_q, attn.to_k, attn.to_v)
-    weights = [layer.quantized() for layer in layers]
-    joined: Joined | None = attn.__dict__.get("fp8_joined")
-    if not is_compiling() and (joined is None or not all(map(operator.is_, joined.views, weights))):
-        joined = attn.fp8_joined = join(layers, weights)
-    assert joined is not None, "compiled before the first call"
-    out = fp8_linear(rows, joined.weight, joined.bias, attn.to_q.weight.dtype)
-    return out.split([len(weight.values) for weight in weights], dim=-1)
-
-
-class Joined(NamedTuple):
-    """Weights of several layers as one, and what those layers hold: views of it."""
-
-    weight: FP8Weight
-    bias: torch.Tensor | None
-    views: tuple[FP8Weight, ...]
-
-
-def join(layers: tuple[FP8Linear, ...], weights: list[FP8Weight]) -> Joined:
-    """One weight of several, in the place of their own."""
-    whole = FP8Weight(torch.cat([w.values for w in weights]), torch.cat([w.scale for w in weights], 1))
-    sizes = [len(weight.values) for weight in weights]
-    views = tuple(map(FP8Weight, whole.values.split(sizes), whole.scale.split(sizes, 1)))
-    for layer, view in zip(layers, views, strict=True):
-        layer.fp8 = view
-    biases = [layer.bias for layer in layers]
-    return Joined(whole, None if biases[0] is None else torch.cat(biases).detach(), views)
 
 
 def base_linear(module: torch.nn.Module) -> torch.nn.Module:
@@ -104,14 +99,20 @@ def base_linear(module: torch.nn.Module) -> torch.nn.Module:
     return getattr(module, "base_layer", module)
 
 
-def linears(block: torch.nn.Module, parts: tuple[str, ...] = PARTS) -> Iterator[tuple[str, torch.nn.Module]]:
-    """(name, module) of a block's layers in `parts`, LoRA taken off; those it lacks are left out."""
+def modules(block: torch.nn.Module, parts: tuple[str, ...] = PARTS) -> Iterator[tuple[str, torch.nn.Module]]:
+    """(name, module) of a block's layers in `parts`; those it lacks are left out."""
     for name in parts:
         module: Any = block
         for step in name.split("."):
             module = module[int(step)] if step.isdigit() else getattr(module, step, None)
         if module is not None:
-            yield name, base_linear(module)
+            yield name, module
+
+
+def linears(block: torch.nn.Module, parts: tuple[str, ...] = PARTS) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The same with LoRA taken off."""
+    for name, module in modules(block, parts):
+        yield name, base_linear(module)
 
 
 def unfit(module: torch.nn.Module) -> str | None:
@@ -123,19 +124,105 @@ def unfit(module: torch.nn.Module) -> str | None:
     return "has its weight offloaded" if module.weight.is_meta else None
 
 
-def install_linears(block: torch.nn.Module, parts: tuple[str, ...] = PARTS) -> Callable[[], None]:
-    """FP8 for the block's layers that fit. Returns what undoes it."""
+def install_linears(
+    block: torch.nn.Module, parts: tuple[str, ...] = PARTS, run: Run | None = None, layer: int = 0
+) -> Callable[[], None]:
+    """FP8 for the block's layers that fit and are not FP8 yet. Returns what undoes it."""
     undos = []
-    for _, module in linears(block, parts):
+    for name, module in linears(block, parts):
         if unfit(module) is None and (undo := swap_class(module, FP8Linear)):
+            module.place = None if run is None else Place(run, layer, name)
             undos.append((module, undo))
 
     def undo_all() -> None:
         while undos:
             module, undo = undos.pop()
             undo()
-            for name in ("fp8", "fp8_of"):
+            for name in ("fp8", "fp8_of", "place"):
                 module.__dict__.pop(name, None)
-        block.attn1.__dict__.pop("fp8_joined", None)
 
     return undo_all
+
+
+@dataclass(frozen=True)
+class LinearPatch:
+    """FP8 for the linear layers of all blocks. parts: names within a block. emulate: also run where there are no FP8
+    tensor cores, in slow fp32, for tests.
+    """
+
+    parts: tuple[str, ...] = PARTS
+    emulate: bool = False
+    component: str = LINEAR
+
+    def install(self, transformer: Any, run: Run) -> _InstalledLinears:
+        """Raises FpsgenError USAGE where no layer can be multiplied in FP8; some that cannot are a deviation."""
+        return _InstalledLinears(self, transformer, run)
+
+
+class _InstalledLinears:
+    def __init__(self, patch: LinearPatch, transformer: Any, run: Run) -> None:
+        self._patch, self._run = patch, run
+        self._blocks = list(transformer.blocks)
+        self._undos: list[Callable[[], None]] = []
+        self._merged: dict[FP8Linear, tuple] = {}
+        self._runs: tuple[LayerRun, ...] = ()
+        self._install()
+        wrong: dict[str, list[int]] = {}
+        for layer, block in enumerate(self._blocks):
+            for name, module in linears(block, patch.parts):
+                if type(module) is not FP8Linear:
+                    wrong.setdefault(f"{name} {unfit(module) or 'has a forward of its own'}", []).append(layer)
+        if not any(type(module) is FP8Linear for block in self._blocks for _, module in linears(block, patch.parts)):
+            self.undo()
+            raise FpsgenError(
+                "none of the transformer's linear layers can be multiplied in FP8: " + next(iter(wrong), "it has none"),
+                "leave its linear layers as they are (--linear bf16)",
+                USAGE,
+            )
+        try:
+            for what, layers in wrong.items():
+                run.deviation(LINEAR, "unfit", layers, f"not multiplied in FP8: {what}", in_loop=False)
+        except FpsgenError:
+            self.undo()
+            raise
+
+    def undo(self) -> None:
+        while self._undos:
+            self._undos.pop()()
+
+    def layer_runs(self, forward: ForwardState) -> tuple[LayerRun, ...]:
+        """Looks at what others did to the layers since: projections fused, a LoRA merged."""
+        if not (self._patch.emulate or fp8_supported(forward.device)):
+            raise FpsgenError(
+                f"FP8 linear layers need a GPU of compute capability 8.9 or higher, and this forward is on "
+                f"{_device_name(forward.device)}",
+                "run with --linear bf16",
+                ENVIRONMENT,
+            )
+        runs, new = [], False
+        for layer, block in enumerate(self._blocks):
+            apart = not block.attn1.fused_projections
+            for name, outer in modules(block, self._patch.parts):
+                module = base_linear(outer)
+                new |= type(module) is torch.nn.Linear and unfit(module) is None
+                if type(module) is not FP8Linear or name in (("attn1.to_qkv",) if apart else _APART):
+                    continue
+                merged = tuple(getattr(outer, "merged_adapters", ()))
+                if self._merged.setdefault(module, merged) != merged:
+                    self._merged[module] = merged
+                    module.forget()
+                runs.append(LayerRun(layer, KERNEL, part=name))
+        if new:
+            self._install()
+            return self.layer_runs(forward)
+        if tuple(runs) != self._runs:
+            self._runs = tuple(runs)
+        return self._runs
+
+    def _install(self) -> None:
+        for layer, block in enumerate(self._blocks):
+            self._undos.append(install_linears(block, self._patch.parts, self._run, layer))
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"the {device.type}"

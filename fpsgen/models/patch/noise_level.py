@@ -77,7 +77,15 @@ class NoiseLevels:
         self._latest: _Read | None = None
 
     def position(self, timestep: torch.Tensor, training: bool) -> Position:
-        """The Position of a forward with `timestep` [B] or [B, L]. training: forwards are no steps of a loop."""
+        """The Position of a forward with `timestep` [B] or [B, L]. training: forwards are no steps of a loop.
+
+        What a scheduler's rounding puts just above 1 is 1; more is left as it is, for the schedule to refuse.
+        """
+        found = self._position(timestep, training)
+        rounded = 1 < found.sigma <= 1 + ROUNDING
+        return found._replace(sigma=1.0, lowest=min(found.lowest, 1.0)) if rounded else found
+
+    def _position(self, timestep: torch.Tensor, training: bool) -> Position:
         fixed = self._run.of_thread.fixed_sigma
         if fixed is not None:
             return Position(None, "", fixed, fixed)
@@ -114,7 +122,7 @@ class NoiseLevels:
         if loop is None or loop.timesteps is not timesteps or version is None or loop.version != version:
             values = (timesteps.double() / self._train_timesteps).tolist()
             sigmas = torch.as_tensor(getattr(scheduler, "sigmas", ())).double().flatten()[: len(values)].tolist()
-            told = len(sigmas) == len(values) and (max(sigmas, default=0) > 1 or _close(sigmas, values))
+            told = len(sigmas) == len(values) and (max(sigmas) > 1 + ROUNDING or _close(sigmas, values))
             loop = self._loop = _Loop(timesteps, version, values, sigmas if told else values)
         return loop
 
@@ -161,5 +169,5 @@ def _place(timestep: torch.Tensor, timesteps: torch.Tensor) -> int | None:
     stride = timesteps.stride(0) if timesteps.numel() else 0
     if not same or not one or stride <= 0:
         return None
-    index, rest = divmod(timestep.storage_offset() - timesteps.storage_offset(), stride)
+    index, rest = divmod(int(timestep.storage_offset() - timesteps.storage_offset()), int(stride))
     return index if rest == 0 and 0 <= index < len(timesteps) else None

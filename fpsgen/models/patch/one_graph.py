@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch._dynamo.exc import Unsupported
+from torch._guards import TracingContext
 
 from fpsgen.errors import USAGE, FpsgenError
 
@@ -17,12 +18,11 @@ class OneGraphError(FpsgenError, Unsupported):
     """Breaks the graph where that may be done. Under fullgraph=True it is what people see: two lines."""
 
     def __init__(self) -> None:
-        what = (
-            "torch.compile(transformer, fullgraph=True) does not go with fpsgen.apply, which picks a plan in each step"
+        super().__init__(
+            "torch.compile(transformer, fullgraph=True) does not go with fpsgen.apply, which picks a plan at each step",
+            "compile the blocks instead: transformer.compile_repeated_blocks(fullgraph=True)",
+            USAGE,
         )
-        remedy = "compile the blocks instead: transformer.compile_repeated_blocks(fullgraph=True)"
-        Unsupported.__init__(self, f"{what}\n{remedy}")
-        FpsgenError.__init__(self, what, remedy, USAGE)
 
     def __reduce__(self) -> tuple:
         return type(self), ()
@@ -31,5 +31,5 @@ class OneGraphError(FpsgenError, Unsupported):
 @torch.compiler.assume_constant_result
 def break_graph() -> None:
     """Called while torch.compile traces: raises OneGraphError. Called in eager code, between two graphs: nothing."""
-    if torch._guards.TracingContext.try_get() is not None:
+    if TracingContext.try_get() is not None:
         raise OneGraphError

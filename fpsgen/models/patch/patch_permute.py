@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 
-Size3 = tuple[int, int, int]
+from fpsgen.attention.windows import Size3
 
 
-def token_grid(latents: torch.Tensor, patch: Size3) -> Size3:
+def patch_grid(latents: torch.Tensor, patch: Size3) -> Size3:
     """(T, H, W) tokens of latents [B, C, F, H', W']: whole patches only, as the model takes them."""
     t, h, w = (size // side for size, side in zip(latents.shape[2:], patch, strict=True))
     return t, h, w
@@ -24,7 +24,7 @@ def move_patches(latents: torch.Tensor, patch: Size3, index: torch.Tensor) -> to
 
     Rows and columns beyond the last whole patch are cut off, as the patch embedding does. Differentiable.
     """
-    (t, h, w), (pt, ph, pw) = token_grid(latents, patch), patch
+    (t, h, w), (pt, ph, pw) = patch_grid(latents, patch), patch
     batch, channels = latents.shape[:2]
     whole = latents[:, :, : t * pt, : h * ph, : w * pw].reshape(batch, channels, t, pt, h, ph, w, pw)
     tokens = whole.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(1, 3)  # [B, L, C, pt, ph, pw]

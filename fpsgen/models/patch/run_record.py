@@ -11,14 +11,16 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.schedule import Profile
 
-Size3 = tuple[int, int, int]
+if TYPE_CHECKING:
+    from fpsgen.models.patch.forward_state import ForwardState
+
 Key = tuple[str, int, str]  # component, layer, part
 ATTENTION = "attention"
 DENSE_LAYER = "dense_layer"  # the reason of layers that a schedule keeps dense at every step
@@ -65,6 +67,7 @@ class Step:
     plan: AttentionPlan
     runs: dict[str, tuple[LayerRun, ...]]  # by component
     calls: Counter[Key] = field(default_factory=Counter)
+    backend: str | None = None  # the attention backend that was chosen in diffusers
     branches: set[str] = field(default_factory=set)
     planned: bool = False  # some calls ran in compiled code, where they are not counted but follow from the plan
     kept: dict[int, torch.Tensor] = field(default_factory=dict)  # by layer: [sum of densities, calls], on the device
@@ -111,7 +114,7 @@ class RunRecord:
             self._of_thread.loop = self._latest = Loop()
 
     def begin(
-        self, position: Position, transformer: int, profile: Profile, plan: AttentionPlan, runs: dict[str, Any]
+        self, position: Position, transformer: int, forward: ForwardState, runs: dict[str, tuple[LayerRun, ...]]
     ) -> Step:
         """The step that a forward belongs to. transformer: its number in the pipeline. runs: LayerRuns by component."""
         with self._lock:
@@ -121,11 +124,12 @@ class RunRecord:
             self._latest = loop
             if position.loop is not None:
                 loop.identity = position.loop
-            key = (position.index, profile.name, plan.grid, transformer)
+            key = (position.index, forward.profile.name, forward.grid, transformer)
             step = loop.steps.get(key)
             if step is None or step.runs != runs:
-                step = loop.steps[key] = Step(position.index, position.sigma, profile, plan, runs)
+                step = loop.steps[key] = Step(position.index, position.sigma, forward.profile, forward.plan, runs)
             step.sigma = position.sigma
+            step.backend = forward.backend
             step.branches.add(position.branch)
             return step
 
@@ -167,96 +171,8 @@ class RunRecord:
             row["layers"] = sorted({*row["layers"], *layers})
             row["count"] += 1
 
-    def latest_step(self) -> dict[str, Any] | None:
-        """The step that ran last, of this thread if it ran any, without what only the device knows."""
+    def shown(self) -> tuple[Loop, list[dict[str, Any]]]:
+        """The loop to report: this thread's, if it ran one, else the latest of any. And all fallbacks."""
         with self._lock:
-            step = next(reversed(self._shown().steps.values()), None)
-        if step is None:
-            return None
-        return {
-            "index": step.index,
-            "sigma": step.sigma,
-            "profile": step.profile.name,
-            "method": step.profile.method,
-            "density": _mean(run.density for run in step.runs[ATTENTION]),
-        }
-
-    def as_dict(self) -> dict[str, Any]:
-        """steps, density, fallbacks, components, kernels and grid, in JSON's types. Reads what lies on the device."""
-        with self._lock:
-            loop = self._shown()
-            measured = _read_densities(loop)
-            rows = [_row(step, measured.get(id(step), {})) for step in loop.steps.values()]
-            grid = next((list(step.plan.grid) for step in reversed(loop.steps.values())), None)
-            fallbacks = [dict(row) for row in (*self.fallbacks.values(), *loop.fallbacks.values())]
-        components: dict[str, Counter[str]] = {}
-        for row in rows:
-            for group in row["layers"]:
-                components.setdefault(group["component"], Counter())[group["kernel"]] += group["calls"]
-        called = {component: dict(+kernels) for component, kernels in components.items()}
-        return {
-            "steps": rows,
-            "density": _mean(row["density"] for row in rows),
-            "fallbacks": fallbacks,
-            "components": called,
-            "kernels": called.get(ATTENTION, {}),
-            "grid": grid,
-        }
-
-    def _shown(self) -> Loop:
-        return self._of_thread.loop or self._latest
-
-
-def _read_densities(loop: Loop) -> dict[int, dict[int, float]]:
-    """{id of step: {layer: mean density}} of what lies on devices, one transfer for each device."""
-    found: dict[int, dict[int, float]] = {}
-    entries = [(id(step), layer, entry) for step in loop.steps.values() for layer, entry in step.kept.items()]
-    for device in {entry.device for _, _, entry in entries}:
-        here = [(step, layer, entry) for step, layer, entry in entries if entry.device == device]
-        sums = torch.stack([entry for _, _, entry in here]).tolist()
-        for (step, layer, _), (total, calls) in zip(here, sums, strict=True):
-            found.setdefault(step, {})[layer] = total / calls
-    return found
-
-
-def _row(step: Step, measured: dict[int, float]) -> dict[str, Any]:
-    """One step in JSON's types. measured: densities by layer that were counted on the device.
-
-    Layers that follow the profile come before those that are dense at every step.
-    """
-    attention = sorted(step.runs[ATTENTION], key=lambda run: run.reason == DENSE_LAYER)
-    groups = []
-    for component, runs in step.runs.items():
-        alike: dict[tuple[Any, ...], list[LayerRun]] = {}
-        for run in attention if component == ATTENTION else runs:
-            density = measured.get(run.layer, run.density) if component == ATTENTION else None
-            alike.setdefault((run.kernel, run.reason, density), []).append(run)
-        for (kernel, reason, density), members in alike.items():
-            group = {
-                "component": component,
-                "layers": sorted({run.layer for run in members}),
-                "kernel": kernel,
-                "density": density,
-                "reason": reason,
-                "calls": sum(step.calls[component, run.layer, run.part] for run in members),
-            }
-            parts = sorted({run.part for run in members if run.part})
-            groups.append(group | ({"parts": parts} if parts else {}))
-    return {
-        "index": step.index,
-        "sigma": round(step.sigma, 6),
-        "profile": step.profile.name,
-        "method": step.profile.method,
-        "kernel": attention[0].kernel,
-        "density": _mean(measured.get(run.layer, run.density) for run in attention),
-        "calls": sum(calls for (component, _, _), calls in step.calls.items() if component == ATTENTION),
-        "counted": "planned" if step.planned else "run",
-        "tile": list(step.plan.tile),
-        "window": list(step.plan.window),
-        "layers": groups,
-    }
-
-
-def _mean(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+            loop = self._of_thread.loop or self._latest
+            return loop, [dict(row) for row in (*self.fallbacks.values(), *loop.fallbacks.values())]

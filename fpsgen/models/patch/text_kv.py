@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import PixArtAlphaTextProjection
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch.compiler import is_compiling
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -24,18 +25,21 @@ class Kept:
     def __init__(self) -> None:
         self._results: Any = WeakTensorKeyDictionary()
 
-    def get(self, text: torch.Tensor, compute: Callable[[], Any], state: tuple = ()) -> Any:
-        """compute(), or what it gave for this tensor at the same version and `state`."""
-        if is_compiling() or torch.is_grad_enabled() or text.is_inference():
+    def get(self, text: torch.Tensor, compute: Callable[[], Any], *layers: torch.nn.Module) -> Any:
+        """compute(), or what it gave for this tensor at the same version, also of the weights of `layers`. Layers with
+        adapters are computed anew each time: merging writes to weights unseen.
+        """
+        if is_compiling() or torch.is_grad_enabled():
             return compute()
-        state = (text._version, *state)
+        parameters = [parameter for layer in layers for parameter in layer.parameters()]
+        unseen = any(hasattr(layer, "base_layer") for layer in layers) or any(p.is_inference() for p in parameters)
+        if unseen or text.is_inference():
+            return compute()
+        state = (text._version, *((p.data_ptr(), p._version) for p in parameters))
         found = self._results.get(text)
         if found is None or found[0] != state:
             found = self._results[text] = (state, compute())
         return found[1]
-
-    def clear(self) -> None:
-        self._results = WeakTensorKeyDictionary()
 
 
 class TextAttnProcessor(WanAttnProcessor):
@@ -58,11 +62,12 @@ class TextAttnProcessor(WanAttnProcessor):
         if attn.add_k_proj is not None or encoder_hidden_states is None or rotary_emb is not None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         query = attn.to_q(hidden_states)
-        if torch.is_grad_enabled() or torch.is_autocast_enabled(query.device.type):
+        if not query.is_cuda or torch.is_grad_enabled() or torch.is_autocast_enabled(query.device.type):
             query = attn.norm_q(query)
         else:
             query = rms_norm_rows(query, attn.norm_q.weight, attn.norm_q.eps)
-        key, value = self.kept.get(encoder_hidden_states, lambda: _project(attn, encoder_hidden_states), _state(attn))
+        layers = (attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)
+        key, value = self.kept.get(encoder_hidden_states, lambda: _project(attn, encoder_hidden_states), *layers)
         out = dispatch_attention_fn(
             query.unflatten(2, (attn.heads, -1)), key, value, attn_mask=attention_mask, backend=self._attention_backend
         )
@@ -78,10 +83,10 @@ def _project(attn: Any, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return attn.norm_k(key).unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1))
 
 
-def _state(attn: Any) -> tuple:
-    """Changes with the weights that keys and values are made of."""
-    if is_compiling():
-        return ()
-    layers = (attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)
-    weights = [weight for layer in layers for weight in layer.parameters()] + [attn.norm_k.weight]
-    return tuple((w.data_ptr(), w._version) for w in weights if not w.is_inference())
+class KeptTextProjection(PixArtAlphaTextProjection):
+    """The projection of a prompt's embedding to the transformer's width, once per prompt."""
+
+    kept: Kept
+
+    def forward(self, caption: torch.Tensor) -> torch.Tensor:
+        return self.kept.get(caption, lambda: PixArtAlphaTextProjection.forward(self, caption), self)

@@ -15,21 +15,23 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualUpBlock, unpatchify
 from diffusers.models.autoencoders.vae import DecoderOutput
 
-from fpsgen.fused.pixels import norm_silu, upsample
+from fpsgen.fused.pixels import Sum, norm_silu, upsample
 
 HISTORY = 2  # frames that a kernel of 3 in time sees of before
-BUDGET = 1 << 31  # bytes of the largest activation of a chunk
+BUDGET = 1 << 30  # bytes of the largest activation of a chunk
 
 
 class Decoder:
     """One decoding of one video (or tile): weights in `dtype`, and what convolutions saw last.
 
-    Chunks of latent frames come in order through `chunk`; the last one says so, and nothing is kept then.
+    Chunks of latent frames come in order through `chunk`; the last one says so, and nothing is kept then. for_gpu: as
+    cuDNN likes it, with biases left to the next pass and channels padded.
     """
 
-    def __init__(self, vae: Any, dtype: torch.dtype) -> None:
+    def __init__(self, vae: Any, dtype: torch.dtype, for_gpu: bool) -> None:
         self.vae = vae
         self.dtype = dtype
+        self.for_gpu = for_gpu
         self._weights: dict[Any, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._seen: dict[Any, torch.Tensor] = {}
         self._first = self._last = True
@@ -41,70 +43,69 @@ class Decoder:
         vae, decoder = self.vae, self.vae.decoder
         self._last = last
         x = latents.to(self.dtype).permute(0, 2, 3, 4, 1).contiguous()
-        x = self._causal(decoder.conv_in, self._padded(decoder.conv_in, self._conv(vae.post_quant_conv, x)))
+        parts = self._causal(decoder.conv_in, self._padded(decoder.conv_in, self._pixelwise(vae.post_quant_conv, x)))
         middle = decoder.mid_block
-        x, more = self._resnet(middle.resnets[0], x, None)
+        parts = self._resnet(middle.resnets[0], parts)
         for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
-            x, more = self._resnet(resnet, *self._attention(attention, x, more))
+            parts = self._resnet(resnet, self._attention(attention, parts))
         for block in decoder.up_blocks:
-            x, more = self._up(block, x, more)
-        _, x = self._normed(decoder.conv_out, decoder.norm_out, x, more)
-        x = self._causal(decoder.conv_out, x)
+            parts = self._up(block, parts)
+        _, x = self._normed(decoder.conv_out, decoder.norm_out, parts, keep=False)
+        x = self._causal(decoder.conv_out, x).value()
         self._first = False
         x = x.permute(0, 4, 1, 2, 3)
         if vae.config.patch_size is not None:
             x = unpatchify(x, vae.config.patch_size)
         return x.clamp_(-1.0, 1.0)
 
-    def _up(self, block: Any, x: torch.Tensor, more: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x + more through an up block; the result is again a sum of two, added where it is read next."""
+    def _up(self, block: Any, parts: Sum) -> Sum:
         shortcut = None
         if isinstance(block, WanResidualUpBlock):
             sampler = block.upsampler
             if block.avg_shortcut is not None:
-                x, more = (x if more is None else x + more), None
-                shortcut = self._duplicated(block.avg_shortcut, x)
+                parts = Sum(parts.value())
+                shortcut = self._duplicated(block.avg_shortcut, parts.x)
         else:
             sampler = None if block.upsamplers is None else block.upsamplers[0]
         for resnet in block.resnets:
-            x, more = self._resnet(resnet, x, more)
+            parts = self._resnet(resnet, parts)
         if sampler is None:
-            return x, more
-        return self._sampled(sampler, x, more), shortcut
+            return parts
+        return self._sampled(sampler, parts)._replace(other=shortcut)
 
-    def _resnet(
-        self, block: Any, x: torch.Tensor, more: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        x, normed = self._normed(block.conv1, block.norm1, x, more)
-        y = self._causal(block.conv1, normed)
-        _, normed = self._normed(block.conv2, block.norm2, y, None)
-        shortcut = x if isinstance(block.conv_shortcut, torch.nn.Identity) else self._conv(block.conv_shortcut, x)
-        return self._causal(block.conv2, normed), shortcut
+    def _resnet(self, block: Any, parts: Sum) -> Sum:
+        x, normed = self._normed(block.conv1, block.norm1, parts)
+        _, normed = self._normed(block.conv2, block.norm2, self._causal(block.conv1, normed), keep=False)
+        plain = isinstance(block.conv_shortcut, torch.nn.Identity)
+        shortcut = x if plain else self._pixelwise(block.conv_shortcut, x)
+        return self._causal(block.conv2, normed)._replace(other=shortcut)
 
-    def _attention(
-        self, block: Any, x: torch.Tensor, more: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _attention(self, block: Any, parts: Sum) -> Sum:
         """Within each frame, one head."""
-        x, normed = norm_silu(x, block.norm.gamma.view(-1), more, silu=False)
+        x, normed = norm_silu(parts, block.norm.gamma.view(-1), silu=False)
         batch, frames, height, width, channels = x.shape
-        qkv = self._conv(block.to_qkv, normed).view(batch * frames, 1, height * width, 3 * channels)
+        qkv = self._pixelwise(block.to_qkv, normed).view(batch * frames, 1, height * width, 3 * channels)
         out = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
-        return self._conv(block.proj, out.reshape(x.shape)), x
+        return Sum(self._pixelwise(block.proj, out.reshape(x.shape)), x)
 
-    def _sampled(self, block: Any, x: torch.Tensor, more: torch.Tensor | None) -> torch.Tensor:
+    def _sampled(self, block: Any, parts: Sum) -> Sum:
         """Twice as high and wide; where the block has a convolution in time, twice as long but for the first frame of
         the video, which stays out of it.
         """
         if block.mode == "upsample3d":
-            x, more = (x if more is None else x + more), None
+            x = parts.value()
             single = x[:, :1] if self._first else x[:, :0]
             x = x[:, 1:] if self._first else x
             if x.shape[1]:
-                pairs = self._causal(block.time_conv, self._padded(block.time_conv, x))
+                pairs = self._causal(block.time_conv, self._padded(block.time_conv, x)).value()
                 x = pairs.unflatten(-1, (2, -1)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
-            x = torch.cat((single, x), 1) if len(single[0]) else x.contiguous()
-        x = upsample(x, more)
-        return self._conv(block.resample[1], x)
+            parts = Sum(torch.cat((single, x), 1) if len(single[0]) else x.contiguous())
+        x, conv = upsample(parts), block.resample[1]
+        weight, bias = self._weight(conv, x.shape[-1])
+        frames = x.flatten(0, 1).permute(0, 3, 1, 2)
+        now, later = (None, bias) if self.for_gpu else (bias, None)
+        out = F.conv2d(frames, weight, now, padding=1)
+        return Sum(out.permute(0, 2, 3, 1).unflatten(0, x.shape[:2]), None, later)
 
     def _duplicated(self, shortcut: Any, x: torch.Tensor) -> torch.Tensor:
         """DupUp3D: channels repeated and laid out over time and space."""
@@ -114,12 +115,10 @@ class Decoder:
         x = x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(batch, frames * t, height * s, width * s, -1)
         return x[:, t - 1 :].contiguous() if self._first else x
 
-    def _normed(
-        self, conv: Any, norm: Any, x: torch.Tensor, more: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x + more, and its norm and SiLU as the input of a causal convolution."""
-        width = _width(x.shape[-1]) if x.is_cuda else None
-        total, out = norm_silu(x, norm.gamma.view(-1), more, history=HISTORY, width=width)
+    def _normed(self, conv: Any, norm: Any, parts: Sum, keep: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum, and its norm and SiLU as the input of a causal convolution."""
+        width = _width(parts.x.shape[-1]) if self.for_gpu else None
+        total, out = norm_silu(parts, norm.gamma.view(-1), keep=keep, history=HISTORY, width=width)
         return total, self._remember(conv, out)
 
     def _padded(self, conv: Any, x: torch.Tensor) -> torch.Tensor:
@@ -135,19 +134,18 @@ class Decoder:
             self._seen[conv] = padded[:, -HISTORY:].clone()
         return padded
 
-    def _causal(self, conv: Any, padded: torch.Tensor) -> torch.Tensor:
+    def _causal(self, conv: Any, padded: torch.Tensor) -> Sum:
         """A WanCausalConv3d over an input that begins with its history. Padding in space is what it was made with."""
-        return self._conv(conv, padded, (0, conv._padding[2], conv._padding[0]))
+        weight, bias = self._weight(conv, padded.shape[-1])
+        now, later = (None, bias) if self.for_gpu else (bias, None)  # cuDNN would add it in a pass of its own
+        padding = (0, conv._padding[2], conv._padding[0])
+        out = F.conv3d(padded.permute(0, 4, 1, 2, 3), weight, now, padding=padding)
+        return Sum(out.permute(0, 2, 3, 4, 1), None, later)
 
-    def _conv(self, conv: Any, x: torch.Tensor, padding: tuple[int, ...] | None = None) -> torch.Tensor:
-        """x [B, T, H, W, C]; 2-D convolutions take frames as a batch, those over one pixel are matrix products."""
+    def _pixelwise(self, conv: Any, x: torch.Tensor) -> torch.Tensor:
+        """A convolution over one pixel: a matrix product."""
         weight, bias = self._weight(conv, x.shape[-1])
-        if weight.shape[2:].numel() == 1:
-            return F.linear(x, weight.flatten(1), bias)
-        if weight.dim() == 4:
-            frames = x.flatten(0, 1).permute(0, 3, 1, 2)
-            return F.conv2d(frames, weight, bias, padding=1).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
-        return F.conv3d(x.permute(0, 4, 1, 2, 3), weight, bias, padding=padding).permute(0, 2, 3, 4, 1)
+        return F.linear(x, weight.flatten(1), bias)
 
     def _weight(self, conv: Any, channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """For an input of so many channels: zeros for those that pad it."""
@@ -173,7 +171,7 @@ def decoded_chunks(vae: Any, latents: torch.Tensor, dtype: torch.dtype, budget: 
 
     budget: bytes that the largest activation of a chunk may take, one latent frame at the least.
     """
-    decoder = Decoder(vae, dtype)
+    decoder = Decoder(vae, dtype, latents.is_cuda)
     frames = latents.shape[2]
     size = max(1, budget // _bytes_a_frame(vae, latents, dtype))
     for start in range(0, frames, size):
@@ -197,11 +195,13 @@ def install_decoder(vae: Any, dtype: torch.dtype | None = None, budget: int = BU
     def decode(z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         height, width = (vae.tile_sample_min_height, vae.tile_sample_min_width)
         ratio = vae.spatial_compression_ratio
-        if vae.use_tiling and (z.shape[-1] > width // ratio or z.shape[-2] > height // ratio):
+        tiled = vae.use_tiling and (z.shape[-1] > width // ratio or z.shape[-2] > height // ratio)
+        if tiled or (z.is_cuda and (dtype or z.dtype) == torch.float32):  # cuDNN has no fast fp32 with channels last
             return type(vae)._decode(vae, z, return_dict)
         with torch.no_grad():
-            parts = [part.to(z.dtype) for part in decoded_chunks(vae, z, dtype or z.dtype, budget)]
-        out = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 2)
+            chunks = decoded_chunks(vae, z, dtype or z.dtype, budget)
+            parts = [part.to(z.dtype, memory_format=torch.contiguous_format) for part in chunks]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
         return DecoderOutput(sample=out) if return_dict else (out,)
 
     vae._decode = decode

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hub import API, COMMIT, NAME
 
-from fpsgen.errors import LOCKED, MODEL, NETWORK, USAGE, FpsgenError
+from fpsgen.errors import DISK, LOCKED, MODEL, NETWORK, USAGE, FpsgenError
 from fpsgen.models.catalog.cache import RepositoryCache, hub_settings
 from fpsgen.models.catalog.hub import without_credentials
 from fpsgen.models.catalog.pull import pull
@@ -251,6 +251,24 @@ def test_what_an_earlier_run_left_is_taken_up(hub, left):
     rest = {"wrong": 2 * len(data) - half, "whole": 0, "too long": len(data), "no ranges": len(data)}
     assert hub.sent[WEIGHTS] == rest.get(left, len(data) - half)
     assert verify_folder(pulled.folder) == [] and not [p for p in blobs() if "incomplete" in p.name]
+
+
+def test_what_has_come_counts_for_the_room_on_the_disk(hub, monkeypatch):
+    data, digest = (hub.repositories[NAME] / WEIGHTS).read_bytes(), digest_of(hub, WEIGHTS)
+    total = sum(entry["size"] for entry in hub.info(NAME)["siblings"])
+    monkeypatch.setattr("fpsgen.models.catalog.pull.free_disk", lambda: total - 1000 + (1 << 26))
+    refused(DISK, "HF_HOME")
+    blob = RepositoryCache(hub_settings().cache, NAME).blob(digest)
+    blob.parent.mkdir(parents=True)
+    blob.with_name(f"{digest}.incomplete").write_bytes(data[:-100])
+    assert pull(NAME, "main").fetched == total - len(data) + 100
+
+
+def test_a_file_that_is_there_twice_comes_once(hub):
+    folder = hub.repositories[NAME]
+    shutil.copy(folder / WEIGHTS, folder / "transformer" / "model.safetensors")
+    pull(NAME, "main")
+    assert hub.sent[WEIGHTS] + hub.sent["transformer/model.safetensors"] == (folder / WEIGHTS).stat().st_size
 
 
 def test_a_file_that_changed_on_disk_is_fetched_again(hub):

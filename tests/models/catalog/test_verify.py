@@ -85,7 +85,7 @@ def test_files_that_are_missing_or_unknown(folder):
     vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
     extra = folder / "text_encoder" / "diffusion_pytorch_model.safetensors"
     shutil.copy(vae, extra)
-    assert "no digest is known" in verify_folder(folder)[0] and not intact(folder)
+    assert extra.name in verify_folder(folder)[0] and not intact(folder)
     extra.unlink()
     vae.unlink()
     assert "vae/diffusion_pytorch_model.safetensors" in verify_folder(folder)[0] and not intact(folder)
@@ -133,7 +133,7 @@ def test_the_stamp_is_not_in_the_folder_and_may_be_lost(folder, tmp_path, monkey
     assert not intact(folder)
 
 
-def test_a_file_that_changes_while_it_is_read_gets_no_stamp(folder, tmp_path, monkeypatch):
+def test_a_file_that_changes_while_it_is_read_does_not_pass_the_next_time(folder, tmp_path, monkeypatch):
     true = verify.mismatch
 
     def late(path: Path, digest: str) -> str:

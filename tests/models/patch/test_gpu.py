@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 import wan_cases as case
@@ -22,8 +24,9 @@ def transformer():
     return tiny_transformer(heads=2, head_dim=64, layers=3)
 
 
-def on_gpu(dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    return {name: x.cuda().to(dtype) if x.is_floating_point() else x.cuda() for name, x in case.inputs().items()}
+def on_gpu(dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
+    given = case.inputs(seed)
+    return {name: x.cuda().to(dtype) if x.is_floating_point() else x.cuda() for name, x in given.items()}
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -102,6 +105,29 @@ def test_a_training_step(transformer):
         loss = transformer(**on_gpu(torch.float32), return_dict=False)[0].square().mean()
     loss.backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in transformer.blocks.parameters())
+
+
+@pytest.mark.parametrize("profile", [case.SPARSE, case.FP8], ids=lambda p: p.name)
+def test_two_threads_on_one_transformer(transformer, profile):
+    """Their launches interleave on one stream: what a call quantizes must be its own."""
+    transformer.cuda().to(torch.bfloat16)
+    arguments = [on_gpu(torch.bfloat16, seed) for seed in (0, 1)]
+    with apply(transformer, case.one(profile), strict=True):
+        alone = [case.forward(transformer, **given) for given in arguments]
+        wrong: list[int] = []
+
+        def work(number: int) -> None:
+            for _ in range(50):
+                ours = case.forward(transformer, **arguments[number])
+                if not torch.equal(ours, alone[number]):
+                    wrong.append(number)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong and not torch.equal(*alone)
 
 
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fpsgen.models.patch.patch_permute import move_patches, token_grid
+from fpsgen.models.patch.patch_permute import move_patches, patch_grid
 
 
 @pytest.mark.parametrize("patch", [(1, 2, 2), (2, 1, 3)])
@@ -21,7 +21,7 @@ def test_it_is_the_order_that_the_patch_embedding_sees():
     x = torch.randn(1, 3, 2, 7, 9)  # the last row and column do not fill a patch
     embed = torch.nn.Conv3d(3, 5, (1, 2, 2), (1, 2, 2))
     index = torch.randperm(2 * 3 * 4)
-    assert token_grid(x, (1, 2, 2)) == (2, 3, 4)
+    assert patch_grid(x, (1, 2, 2)) == (2, 3, 4)
     tokens = embed(x).flatten(2)
     assert torch.allclose(embed(move_patches(x, (1, 2, 2), index)).flatten(2), tokens[:, :, index], atol=1e-6)
 

@@ -10,7 +10,9 @@ import wan_cases as case
 from tiny import tiny_transformer
 
 from fpsgen import apply
-from fpsgen.attention import Profile, preset
+from fpsgen.attention import METHODS, Profile, preset
+from fpsgen.attention.methods import Method, Selection
+from fpsgen.attention.tiles import TileLists, make_tiling
 from fpsgen.models.patch import attention as processor_module
 from fpsgen.models.wan.load import load
 
@@ -113,36 +115,49 @@ def test_two_transformers_of_unequal_depth(tiny_dir):
     assert report["kernels"] == {"cpu": 2 * 6, "sdpa": 2 * len(shallow) + 4 * len(deep)}
 
 
-def test_densities_that_a_device_counted_are_read_by_a_report_only(transformer, monkeypatch):
-    """Stands for an online method: each call has a density of its own, known on the device alone."""
-    handle = apply(transformer, case.one(case.SPARSE))
-    densities = iter(torch.tensor([0.1, 0.2, 0.3, 0.3, 0.4, 0.5], dtype=torch.float64))
-    right = processor_module.attend
+class FirstTiles(Selection):
+    """An online selection: in its n-th call every query tile sees the first n key tiles."""
 
-    def attend(*arguments, **others):
-        run = handle._run
-        run.count_density(sum(run.forward.calls.values()) - 1, next(densities))
-        return right(*arguments, **others)
+    online = True
 
-    monkeypatch.setattr(processor_module, "attend", attend)
-    reads = []
-    to_list = torch.Tensor.tolist
-    monkeypatch.setattr(
-        torch.Tensor, "tolist", lambda x: (reads.append(x.shape) if x.is_floating_point() else 0, to_list(x))[1]
-    )
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def select(self, q, k, plan):
+        self.calls += 1
+        tiles = plan.tiling.num_tiles
+        keys = torch.arange(self.calls, dtype=torch.int32, device=q.device).expand(1, tiles, -1)
+        return TileLists(keys.contiguous(), torch.full((1, tiles), self.calls, dtype=torch.int32, device=q.device))
+
+
+def test_densities_that_only_the_device_knows_are_read_by_a_report(transformer, monkeypatch):
+    """An online method: each call has a density of its own. Nothing is read of it before the report."""
+    method = Method("first", "the first tiles", "none", "#000000", FirstTiles())
+    monkeypatch.setitem(METHODS, "first", method)
+    handle = apply(transformer, case.one(Profile("p", "first", case.RAGGED), dense_layers=(2,)))
+    reads, to_list = [], torch.Tensor.tolist
+
+    def tolist(x):
+        if x.dtype == torch.float64:
+            reads.append(x.shape)
+        return to_list(x)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
     with handle.fixed_sigma(0.5):
         for _ in range(2):
             case.forward(transformer)
-    handle.latest_step()
-    assert not reads
-    (step,) = handle.report()["steps"]
-    assert reads == [torch.Size([3, 2])]
-    assert [(g["layers"], g["density"]) for g in step["layers"]] == [
-        ([0], pytest.approx(0.2)),
-        ([1], pytest.approx(0.3)),
-        ([2], pytest.approx(0.4)),
-    ]
-    assert step["density"] == pytest.approx(0.3)
+    assert handle.latest_step()["density"] is None and not reads
+    report = json.loads(json.dumps(handle.report()))
+    assert reads == [torch.Size([2, 2])] and method.selection.calls == 4
+    sizes = make_tiling(case.GRID, case.RAGGED).sizes().double()
+    kept = [float(sizes[:n].sum() / sizes.sum()) for n in (1, 2, 3, 4)]
+    means = [(kept[0] + kept[2]) / 2, (kept[1] + kept[3]) / 2]
+    chosen, dense = report["steps"][0]["layers"]
+    assert chosen["layers"] == [0, 1] and chosen["densities"] == pytest.approx(means, abs=1e-4)
+    assert chosen["density"] == pytest.approx(sum(means) / 2) and (dense["layers"], dense["density"]) == ([2], 1.0)
+    assert report["density"] == report["steps"][0]["density"] == pytest.approx((sum(means) + 1) / 3)
+    assert (chosen["calls"], dense["calls"]) == (4, 2) and "densities" not in dense
 
 
 def test_a_handle_prints_as_what_ran(tiny_dir):

@@ -189,6 +189,17 @@ def test_what_is_no_entry_of_the_schedule_is_read():
     assert free.sigma == pytest.approx(0.333) and free.loop is None
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_a_scheduler_may_round_above_1(tiny_dir, image_to_video, told):
+    """FlowMatchEuler's first sigma is 1.0000954 at this shift."""
+    pipe = load(tiny_dir) if told else image_to_video
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=0.01)
+    handle = apply(pipe, MIXED)
+    case.video(pipe, 4, **({} if told else {"image": picture()}))
+    assert float(pipe.scheduler.sigmas[0]) > 1 + 1e-6
+    assert [row["sigma"] for row in handle.report()["steps"]] == [1.0, *sigmas(pipe)[1:]]
+
+
 def test_forwards_with_gradients_are_no_steps(tiny_dir):
     transformer = load(tiny_dir).transformer
     handle = apply(transformer, MIXED)

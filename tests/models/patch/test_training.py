@@ -82,7 +82,9 @@ def test_autocast(profile, monkeypatch):
     seen = set()
     right = processor.attend
     monkeypatch.setattr(
-        processor, "attend", lambda q, k, v, plan: seen.add((q.dtype, k.dtype, v.dtype)) or right(q, k, v, plan)
+        processor,
+        "attend",
+        lambda q, k, v, plan, **others: seen.add((q.dtype, k.dtype, v.dtype)) or right(q, k, v, plan, **others),
     )
     transformer = fresh(True)
     exact = loss(fresh())

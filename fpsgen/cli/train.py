@@ -1,0 +1,93 @@
+"""`fpsgen train`: make a model expect FPSAttention, from prompts alone, and export it with its schedule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fpsgen.cli import console, options, progress
+from fpsgen.errors import USAGE, FpsgenError
+from fpsgen.settings.gather import gather
+
+EXAMPLES = options.examples(
+    "fpsgen train --preset nano-demo",
+    "fpsgen train run.toml -o runs/mine",
+    "A run that was stopped goes on with the same line.",
+)
+
+
+class _Steps:
+    """Tells a Timing of steps."""
+
+    def __init__(self, timing: Any) -> None:
+        self.timing = timing
+
+    def step(self, index: int, total: int, note: str) -> None:
+        self.timing.step(index, total, note)
+
+
+def train(
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="FILE", help="A run as TOML.", show_default=False, autocompletion=options.complete_files
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="NAME", help="A run that comes with fpsgen: nano-demo.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="DIR", rich_help_panel="Output", help="The run's folder. [runs/NAME]"),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", rich_help_panel="Machine", help="auto, cpu, cuda or cuda:N.")
+    ] = "auto",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Distil a model's dense attention into its sparse one, export it and make a sample.
+
+    stdout: the folder of the trained model. Exit codes: 2 usage, 4 input file, 5 model, 6 machine, 7 disk, 9 loss not
+    finite, 11 folder in use.
+    """
+    from fpsgen.train import config as runs
+
+    if (config is None) == (preset is None):
+        raise FpsgenError("give a run's file or --preset", "for example fpsgen train --preset nano-demo", USAGE)
+    run = runs.preset(preset) if preset is not None else runs.read_config(Path(str(config)))
+    folder = Path(output) if output else Path("runs") / run.name
+
+    from fpsgen.pipeline.events import Timing
+
+    console.quiet_libraries(False)
+    with progress.choose(bool(quiet)) as events:
+        timing = Timing(events)
+        with timing.stage("import"):
+            from fpsgen.pipeline.loaded_model import choose_device
+            from fpsgen.train.run import train as train_run
+        events.note("run", f"{run.name}: {len(run.prompts)} prompts, {run.steps} steps, in {folder}")
+        with console.library_warnings(timing.warn, False), timing.stage("train"):
+            steps = _Steps(timing)
+            result = train_run(run, folder, choose_device(device), steps, steps)
+        for name, before in sorted(result.report["held_out_error"]["before"].items()):
+            after = result.report["held_out_error"]["after"][name]
+            events.note("error", f"{name}: {before:.4g} before, {after:.4g} after (held-out velocity, relative)")
+        sample = _sample(result.model, run.prompts[-1], folder / "sample.mp4", device, timing)
+        events.note("sample", str(sample))
+    if as_json:
+        console.print_json("train", [result.report | {"model": str(result.model), "sample": str(sample)}])
+    else:
+        print(result.model, flush=True)
+
+
+def _sample(model: Path, prompt: str, path: Path, device: str, timing: Any) -> Path:
+    """A video of the exported folder, by the schedule in it."""
+    from fpsgen.cli.model_choice import choose_model
+    from fpsgen.pipeline.plan import plan
+    from fpsgen.pipeline.run import run
+
+    settings = gather({"model": str(model), "output": str(path), "device": device, "overwrite": True})
+    return run(plan(prompt, settings, choose_model(settings)).request, timing).path

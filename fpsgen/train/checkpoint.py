@@ -1,0 +1,71 @@
+"""Checkpoints of a run: folders of safetensors whose list of digests is written last. A folder that lacks it, or does
+not match it, does not count: the one before it does.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from fpsgen.errors import FpsgenError
+from fpsgen.files import cannot_write, make_folder, read_json, sync, write_text
+from fpsgen.models.catalog.manifest import sha256
+
+STATE = "checkpoint.json"
+SCHEMA = "fpsgen.checkpoint/1"
+
+
+def save(
+    folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any], keep: int
+) -> Path:
+    """Write folder/step-N with one file for each name of `tensors`, then forget all but the last `keep`.
+
+    state: JSON's types. Raises FpsgenError DISK; nothing under a final name is left then.
+    """
+    path = folder / f"step-{step:07d}"
+    part = folder / f".step-{step:07d}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    make_folder(part)
+    try:
+        files = []
+        for name, values in tensors.items():
+            file = part / f"{name}.safetensors"
+            save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, file)
+            sync(file)
+            files.append({"name": file.name, "size": file.stat().st_size, "sha256": sha256(file)})
+        row = {"schema": SCHEMA, "step": step, "state": state, "files": files}
+        write_text(json.dumps(row, indent=1) + "\n", part / STATE)
+        shutil.rmtree(path, ignore_errors=True)
+        part.rename(path)
+        sync(folder)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise cannot_write(path, error) from error
+    for old in _found(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def latest(folder: Path) -> tuple[int, dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:
+    """Step, tensors by file and state of the newest whole checkpoint; None if there is none."""
+    for path in reversed(_found(folder)):
+        with suppress(FpsgenError, OSError, KeyError, TypeError):
+            row = read_json(path / STATE, 1 << 24, str(path / STATE))
+            whole = row["schema"] == SCHEMA and all(
+                (path / file["name"]).stat().st_size == file["size"] and sha256(path / file["name"]) == file["sha256"]
+                for file in row["files"]
+            )
+            if whole:
+                names = [Path(file["name"]).stem for file in row["files"]]
+                return row["step"], {name: load_file(path / f"{name}.safetensors") for name in names}, row["state"]
+    return None
+
+
+def _found(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())

@@ -1,0 +1,96 @@
+"""Pairs of a dense teacher: latents of its own denoising trajectories and the velocities that it predicts there.
+
+One safetensors shard a prompt, written whole or not at all; a run that was stopped goes on with the next prompt.
+Needs prompts, no videos. Tensors of a shard (S steps): latents, velocity, velocity_null [S, C, T, H, W] fp16,
+sigmas, timesteps fp32 [S], clean fp16 [C, T, H, W] (where the trajectory ends), text, text_null [L, D].
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from fpsgen.errors import BAD_INPUT, NUMERIC, FpsgenError
+from fpsgen.files import atomic, make_folder, read_json, write_text
+from fpsgen.signals import check_stop
+from fpsgen.text import show
+from fpsgen.train.config import TrainConfig
+from fpsgen.train.events import Events
+
+IDENTITY = "teacher.json"
+_OF_TEACHER = ("model", "width", "height", "frames", "teacher_steps", "guidance", "shift", "seed", "prompts")
+
+
+def make_pairs(pipe: Any, config: TrainConfig, tokens: int, folder: Path, events: Events) -> list[Path]:
+    """The shards of all prompts, made where they are not there yet. pipe: unpatched, so attention is dense. tokens:
+    text tokens that the model reads. Raises FpsgenError BAD_INPUT where `folder` holds pairs of another teacher.
+    """
+    make_folder(folder)
+    identity = {"schema": "fpsgen.pairs/1", "digest": config.digest(_OF_TEACHER)}
+    own = folder / IDENTITY
+    if not own.exists():
+        write_text(json.dumps(identity) + "\n", own)
+    elif read_json(own, 1 << 16, str(own)) != identity:
+        raise FpsgenError(
+            f"{show(folder)} holds pairs that were made with other settings", "name another folder with -o", BAD_INPUT
+        )
+    paths = [folder / f"{number:05d}.safetensors" for number in range(len(config.prompts))]
+    for number, (prompt, path) in enumerate(zip(config.prompts, paths, strict=True)):
+        if path.exists():
+            continue
+        tensors = trajectory(pipe, config, prompt, tokens, config.seed * 100_003 + number)
+        with atomic(path) as part:
+            save_file(tensors, part)
+        events.step(number, len(paths), prompt)
+    return paths
+
+
+@torch.no_grad()
+def trajectory(pipe: Any, config: TrainConfig, prompt: str, tokens: int, seed: int) -> dict[str, torch.Tensor]:
+    """The tensors of one shard. Raises FpsgenError NUMERIC if the teacher's latents are not finite."""
+    transformer, device = pipe.transformer, pipe.transformer.device
+    text, null = (_embed(pipe, words, tokens) for words in (prompt, ""))
+    key = "flow_shift" if "flow_shift" in pipe.scheduler.config else "shift"
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{key: config.shift})
+    scheduler.set_timesteps(config.teacher_steps, device=device)
+    shape = latent_shape(pipe, config)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(device)
+    rows: dict[str, list[torch.Tensor]] = {name: [] for name in ("latents", "velocity", "velocity_null")}
+    for timestep in scheduler.timesteps:
+        check_stop()
+        told = timestep.expand(1)
+        inputs = latents.to(transformer.dtype)
+        with_text, without = (
+            transformer(hidden_states=inputs, timestep=told, encoder_hidden_states=words, return_dict=False)[0].float()
+            for words in (text, null)
+        )
+        for name, value in (("latents", latents), ("velocity", with_text), ("velocity_null", without)):
+            rows[name].append(value[0].half().cpu())
+        guided = without + config.guidance * (with_text - without)
+        latents = scheduler.step(guided, timestep, latents, return_dict=False)[0]
+    if not bool(latents.isfinite().all()):
+        raise FpsgenError(f"the teacher's video of {show(prompt, 60)!r} is not finite", "try another dtype", NUMERIC)
+    count = len(scheduler.timesteps)
+    return {
+        **{name: torch.stack(values) for name, values in rows.items()},
+        "sigmas": scheduler.sigmas[:count].float().cpu().contiguous(),
+        "timesteps": scheduler.timesteps.float().cpu().contiguous(),
+        "clean": latents[0].half().cpu(),
+        "text": text[0].cpu().contiguous(),
+        "text_null": null[0].cpu().contiguous(),
+    }
+
+
+def latent_shape(pipe: Any, config: TrainConfig) -> tuple[int, int, int, int, int]:
+    frames = (config.frames - 1) // pipe.vae_scale_factor_temporal + 1
+    sides = config.height // pipe.vae_scale_factor_spatial, config.width // pipe.vae_scale_factor_spatial
+    return (1, pipe.transformer.config.in_channels, frames, *sides)
+
+
+def _embed(pipe: Any, words: str, tokens: int) -> torch.Tensor:
+    embeds, _ = pipe.encode_prompt(prompt=words, do_classifier_free_guidance=False, max_sequence_length=tokens)
+    return embeds.to(pipe.transformer.dtype)

@@ -1,0 +1,108 @@
+"""The decoder of many frames at a time gives diffusers' pixels, whatever its chunks."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from fpsgen.assets import weights_dir
+from fpsgen.models.wan.vae import Decoder, _width, decoded_chunks, install_decoder
+
+WAN21 = {"base_dim": 8, "z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+SHORT = {**WAN21, "base_dim": 96, "num_res_blocks": 0}  # 96 channels: padded for cuDNN
+RESIDUAL = {  # as Wan2.2's and nano's
+    **WAN21,
+    "is_residual": True,
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+    "dim_mult": [1, 2, 2],
+    "temperal_downsample": [True, True],
+}
+
+
+def autoencoder(config):
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(**config).eval().requires_grad_(False)
+    for name, parameter in vae.named_parameters():
+        if name.endswith("gamma"):
+            parameter.data.normal_(1, 0.3)
+        if name.endswith("bias"):
+            parameter.data.normal_(0, 0.1)
+    return vae
+
+
+def decode(vae, z):
+    return vae.decode(z, return_dict=False)[0]
+
+
+def psnr(a, b):
+    return (10 * torch.log10(4 / (a.float() - b.float()).square().mean())).item()
+
+
+@pytest.mark.parametrize("config", [WAN21, RESIDUAL], ids=["wan21", "residual"])
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_chunks_of_any_size_give_the_same_pixels(config, frames):
+    vae = autoencoder(config)
+    z = torch.randn(2, 4, frames, 4, 6)
+    wanted = decode(vae, z)
+    for budget in (1, 1 << 17, 1 << 30):
+        undo = install_decoder(vae, budget=budget)
+        got = decode(vae, z)
+        undo()
+        assert got.shape == wanted.shape and got.is_contiguous() and psnr(got, wanted) > 100
+    assert torch.equal(decode(vae, z), wanted) and "_decode" not in vae.__dict__
+
+
+@pytest.mark.parametrize("config", [WAN21, SHORT, RESIDUAL], ids=["wan21", "padded", "residual"])
+def test_as_a_gpu_has_it_biases_later_and_channels_padded(config):
+    vae = autoencoder(config)
+    z = torch.randn(1, 4, 3, 2, 3)
+    decoder = Decoder(vae, torch.float32, for_gpu=True)
+    got = torch.cat([decoder.chunk(z[:, :, :2], False), decoder.chunk(z[:, :, 2:], True)], 2)
+    assert psnr(got, decode(vae, z)) > 100
+
+
+def test_channels_are_padded_where_that_costs_a_third_at_most():
+    assert [_width(n) for n in (96, 192, 384, 64, 100, 12, 16, 32, 130)] == [128, 192, 384, 64, 128, 12, 16, 32, 130]
+
+
+def test_a_mistake_in_what_was_seen_before_shows(monkeypatch):
+    vae = autoencoder(WAN21)
+    z = torch.randn(1, 4, 3, 4, 4)
+    wanted = decode(vae, z)
+    monkeypatch.setattr(Decoder, "_remember", lambda self, conv, padded: padded.index_fill_(1, torch.tensor([0, 1]), 0))
+    got = torch.cat(list(decoded_chunks(vae, z, torch.float32, 1)), 2)
+    assert psnr(got, wanted) < 60
+
+
+def test_bf16_is_close_and_the_result_has_the_type_of_the_latents():
+    vae = autoencoder(WAN21)
+    z = torch.randn(1, 4, 3, 6, 6)
+    wanted = decode(vae, z)
+    install_decoder(vae, torch.bfloat16)
+    got = decode(vae, z)
+    assert got.dtype == torch.float32 and 35 < psnr(got, wanted) < 100
+
+
+def test_chunks_come_one_by_one():
+    vae = autoencoder(WAN21)
+    z = torch.randn(1, 4, 4, 2, 2)
+    assert [part.shape[2] for part in decoded_chunks(vae, z, torch.float32, 1)] == [1, 4, 4, 4]
+
+
+def test_tiles_stay_diffusers_own():
+    vae = autoencoder(WAN21)
+    vae.enable_tiling(32, 32, 24, 24)
+    z = torch.randn(1, 4, 2, 6, 6)
+    wanted = decode(vae, z)
+    install_decoder(vae)
+    assert torch.equal(decode(vae, z), wanted)
+
+
+def test_nano():
+    vae = AutoencoderKLWan.from_pretrained(weights_dir() / "nano" / "vae").eval()
+    z = torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = decode(vae, z)
+        install_decoder(vae)
+        assert psnr(decode(vae, z), wanted) > 100

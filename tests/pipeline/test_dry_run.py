@@ -1,0 +1,95 @@
+"""A dry run tells what a video would take, also for a model that is not here: from rows and file sizes, or unknown."""
+
+from __future__ import annotations
+
+import pytest
+
+from fpsgen.models.catalog.choice import choose
+from fpsgen.models.catalog.machine import Machine
+from fpsgen.pipeline import estimate, memory
+from fpsgen.pipeline.dry_run import foresee
+from fpsgen.pipeline.plan import plan
+from fpsgen.settings.gather import Settings
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+@pytest.fixture
+def outlook(tmp_path, monkeypatch):
+    """foresee() on a machine with this GPU (GB, name), or none."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+
+    def call(gpu: float | None, name: str = H100, **asked):
+        machine = Machine((gpu,) if gpu else (), 64.0)
+        for module in (estimate, memory):
+            monkeypatch.setattr(module, "this_machine", lambda: machine)
+        monkeypatch.setattr(estimate, "device_name", lambda device: name)
+        choice = choose(asked["model"], asked.get("res"), missing_ok=True)
+        return foresee(plan("a cat", Settings(asked), choice))
+
+    return call
+
+
+def test_a_model_that_is_not_here(outlook):
+    found = outlook(80.0, model="wan2.1-14b", res="720p")
+    told = found.as_json()
+    assert told["token_grid"] == (21, 45, 80) and told["tokens"] == 75600 and told["settings"]["model_path"] is None
+    assert sum(profile["steps"] for profile in told["profiles"]) == 50
+    assert all(0 < profile["density"] <= 1 for profile in told["profiles"])
+    assert told["estimate"]["fetch"] == 80_400_000_000 and told["estimate"]["free_disk"] > 0
+    assert told["estimate"]["refusal"] == "" and told["estimate"]["denoise_s"] is None  # the 14B model has no rows
+    names = [name for name, _, _ in found.rows()]
+    assert {"to fetch", "GPU memory", "this machine", "denoising"} <= set(names)
+
+
+def test_a_machine_that_cannot_is_told(outlook):
+    assert "CUDA GPU" in outlook(None, model="wan2.1-1.3b").estimate.refusal
+    assert "24 GB" in outlook(16.0, model="wan2.1-1.3b").estimate.refusal
+
+
+def rows_of(outlook, seconds: dict[str, float], density: float = 1.0) -> tuple[dict, ...]:
+    """One row, as if this plan had been measured. density: factor on that of each profile."""
+    request = outlook.plan.request
+    video = request.video
+    profiles = [
+        {"profile": p.name, "method": p.method, "density": p.density * density, "step_s": {"median": seconds[p.name]}}
+        for p in outlook.profiles
+    ]
+    common = {"model": request.model.spec.name, "device": H100, "dtype": "bfloat16", "guidance": 1.0}
+    common |= {"width": video.width, "height": video.height, "frames": video.frames, "tokens": outlook.tokens}
+    common |= {"schedule": outlook.schedule.name, "profiles": profiles, "peak_memory": {"cuda_bytes": 4.6e9}}
+    return (common,)
+
+
+def test_time_comes_from_rows_of_the_same_card_size_and_schedule(outlook, monkeypatch):
+    asked = {"model": "wan2.1-1.3b", "res": "480p", "schedule": "paper", "shift": 3.0, "steps": 8, "guidance": 1.0}
+    measured = outlook(80.0, **asked)
+    seconds = {"early": 1.0, "middle": 3.0, "late": 2.0}
+    rows = rows_of(measured, seconds)
+    monkeypatch.setattr(estimate, "bench_rows", lambda: rows)
+    wanted = sum(seconds[profile.name] * profile.steps for profile in measured.profiles)
+    assert outlook(80.0, **asked).estimate.denoise_s == wanted
+    assert outlook(80.0, **asked | {"guidance": 5.0}).estimate.denoise_s == 2 * wanted
+    for other in ({"frames": 33}, {"schedule": "safe"}, {"dtype": "fp16"}, {"res": (1024, 480)}, {"method": "bf16"}):
+        assert outlook(80.0, **asked | other).estimate.denoise_s is None
+    assert outlook(80.0, name="another card", **asked).estimate.denoise_s is None
+    assert outlook(None, **asked).estimate.denoise_s is None
+    rows = rows_of(measured, seconds, 0.5)  # measured when the schedule's windows were smaller
+    assert outlook(80.0, **asked).estimate.denoise_s is None
+
+
+def test_memory_of_a_measured_shape_is_what_was_measured_and_the_text_encoder(outlook, monkeypatch):
+    asked = {"model": "wan2.1-1.3b", "res": "480p"}
+    rows = rows_of(outlook(80.0, **asked), {"early": 1.0, "middle": 1.0, "late": 1.0})
+    monkeypatch.setattr(estimate, "bench_rows", lambda: rows)
+    memory_gb = outlook(80.0, **asked).estimate.memory_gb
+    assert memory_gb["load"] == pytest.approx(28.9 / 2, abs=0.1)
+    assert memory_gb["denoise"] == pytest.approx(28.9 / 2 + 4.6 - 2 * 1.4, abs=0.2)
+    monkeypatch.setattr(estimate, "bench_rows", tuple)
+    assert outlook(80.0, **asked).estimate.memory_gb["denoise"] is None
+
+
+def test_committed_rows_are_read():
+    assert all({"device", "profiles", "tokens", "peak_memory"} <= row.keys() for row in estimate.bench_rows())
+    assert estimate.bench_rows()

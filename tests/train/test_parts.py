@@ -1,0 +1,187 @@
+"""Configuration, what a step draws, and the teacher's pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fpsgen.attention.schedule import Schedule
+from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
+from fpsgen.train import config as runs
+from fpsgen.train.data import Pairs
+from fpsgen.train.loop import learning_rate
+from fpsgen.train.objective import velocity
+
+from .conftest import SCHEDULE
+
+RUN = """
+name = "mine"
+model = "nano"
+schedule = "mine-schedule.toml"
+prompts = ["a red ball", "a cat surfing"]
+held_out = 1
+width = 256
+height = 160
+frames = 33
+steps = 10
+"""
+
+
+def write_run(folder: Path, text: str) -> Path:
+    (folder / "mine-schedule.toml").write_text(SCHEDULE)
+    path = folder / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_run_is_read_from_a_file(tmp_path):
+    config = runs.read_config(write_run(tmp_path, RUN))
+    assert (config.steps, config.prompts[1], config.batch) == (10, "a cat surfing", 1)
+    assert config.parsed_schedule() == Schedule.from_toml(SCHEDULE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "culprit"),
+    [
+        ("steps = 10", "steps = 0", "steps"),
+        ("steps = 10", "stepz = 10", "stepz"),
+        ("held_out = 1", "held_out = 2", "held_out"),
+        ("mine-schedule.toml", "none.toml", "none.toml"),
+        ("name = ", "lr = nan\nname = ", "lr is NaN"),
+    ],
+)
+def test_bad_runs_are_refused(tmp_path, old, new, culprit):
+    with pytest.raises(FpsgenError) as caught:
+        runs.read_config(write_run(tmp_path, RUN.replace(old, new)))
+    assert caught.value.code == BAD_INPUT and culprit in caught.value.message
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(FpsgenError) as caught:
+        runs.preset("nano-demos")
+    assert caught.value.code == USAGE
+
+
+def test_the_demo_covers_every_step_of_nano():
+    config = runs.preset("nano-demo")
+    schedule = config.parsed_schedule()
+    assert {schedule.profile_at(sigma / 100).name for sigma in range(101)} == {"early", "middle", "late"}
+    assert not schedule.trained
+
+
+def shard(path: Path, first: int, sigmas=(0.95, 0.5, 0.2)) -> Path:
+    count = len(sigmas)
+    row = torch.arange(first, first + count).float().view(count, 1, 1, 1, 1)
+    tensors = {"latents": row.half(), "velocity": (row + 100).half(), "velocity_null": (row + 200).half()}
+    tensors |= {"sigmas": torch.tensor(sigmas), "timesteps": 1000 * torch.tensor(sigmas), "clean": row[0].half()}
+    save_file(tensors | {"text": torch.full((1, 1), float(first)), "text_null": torch.full((1, 1), -1.0)}, path)
+    return path
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    return Pairs(
+        [shard(tmp_path / "a.safetensors", 10), shard(tmp_path / "b.safetensors", 20)], Schedule.from_toml(SCHEDULE)
+    )
+
+
+def test_a_step_draws_rows_that_belong_together(pairs):
+    for step in range(40):
+        batch = pairs.draw(step, 3, 2, 0.5)
+        null = bool(batch.text[0] < 0)
+        assert torch.equal(batch.velocity, batch.latents + (200 if null else 100))
+        assert null or torch.equal(batch.text.flatten(), batch.latents.flatten() // 10 * 10)
+        assert {sigma >= 0.9 for sigma in batch.sigmas.tolist()} == {batch.profile == "early"}
+        assert torch.equal(batch.timesteps, 1000 * batch.sigmas)
+
+
+def test_draws_follow_from_seed_and_step_alone(pairs):
+    first = [pairs.draw(step, 3, 2, 0.5).latents for step in range(20)]
+    again = [pairs.draw(step, 3, 2, 0.5).latents for step in reversed(range(20))][::-1]
+    other = [pairs.draw(step, 4, 2, 0.5).latents for step in range(20)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_rare_profiles_are_drawn_often(pairs):
+    """A third of the pairs is early; half of the steps draw evenly: 5 of 12 steps."""
+    found = [pairs.draw(step, 0, 1, 0.0).profile for step in range(600)]
+    assert 210 < found.count("early") < 290
+
+
+def test_every_pair_is_measured_once(pairs):
+    seen = [x for name in pairs.profiles for batch in pairs.every(name, 2) for x in batch.latents.flatten().tolist()]
+    assert sorted(seen) == [10, 11, 12, 20, 21, 22]
+
+
+def test_a_broken_shard_is_named(tmp_path):
+    path = tmp_path / "00001.safetensors"
+    path.write_bytes(b"no tensors")
+    with pytest.raises(FpsgenError) as caught:
+        Pairs([path], Schedule.from_toml(SCHEDULE))
+    assert caught.value.code == BAD_INPUT and "00001" in caught.value.message
+
+
+def test_the_rate_warms_up_and_falls(make_config):
+    config = make_config(steps=100, warmup=10, lr=1.0)
+    rates = [learning_rate(config, step) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == 1.0
+    assert rates[100] == pytest.approx(0.1) and rates[9:] == sorted(rates[9:], reverse=True)
+
+
+def test_the_teacher_is_the_dense_pipeline(make_config, tiny_dir, tmp_path):
+    """The trajectory ends where diffusers' own pipeline does; a velocity is that of the model at its latents."""
+    from fpsgen.models.wan.load import load
+    from fpsgen.train.teacher import latent_shape, trajectory
+
+    config = make_config(prompts=("a cat", "b"))
+    pipe = load(tiny_dir)
+    found = trajectory(pipe, config, "a cat", 16, 5)
+    start = torch.randn(latent_shape(pipe, config), generator=torch.Generator().manual_seed(5))
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, flow_shift=config.shift)
+    options = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 4, "guidance_scale": 3.0}
+    ended = pipe(
+        prompt="a cat", negative_prompt="", latents=start, output_type="latent", max_sequence_length=16, **options
+    )
+    torch.testing.assert_close(found["clean"].float(), ended.frames[0].float(), atol=2e-2, rtol=2e-2)
+    row = 2
+    given = {"hidden_states": found["latents"][row : row + 1].float(), "timestep": found["timesteps"][row : row + 1]}
+    out = pipe.transformer(**given, encoder_hidden_states=found["text"][None], return_dict=False)[0][0]
+    torch.testing.assert_close(found["velocity"][row].float(), out, atol=5e-3, rtol=5e-3)
+
+
+def test_prepared_pairs_are_not_made_again(make_config, tiny_dir, tmp_path, monkeypatch):
+    from fpsgen.models.wan.load import load
+    from fpsgen.train import teacher
+    from fpsgen.train.events import Silent
+
+    config, pipe = make_config(), load(tiny_dir)
+    paths = teacher.make_pairs(pipe, config, 16, tmp_path / "pairs", Silent())
+    before = [load_file(path)["velocity"] for path in paths]
+    paths[1].unlink()
+    made = []
+    true = teacher.trajectory
+    monkeypatch.setattr(teacher, "trajectory", lambda *given: made.append(given[2]) or true(*given))
+    teacher.make_pairs(pipe, config, 16, tmp_path / "pairs", Silent())
+    assert made == ["b"]
+    assert all(torch.equal(load_file(path)["velocity"], old) for path, old in zip(paths, before, strict=True))
+
+
+def test_the_student_runs_by_the_profile_of_its_noise_level(make_config, tiny_dir, pairs):
+    from fpsgen.models.patch.apply import apply
+    from fpsgen.models.wan.load import load
+
+    pipe = load(tiny_dir)
+    config = pipe.transformer.config
+    with apply(pipe.transformer, schedule=Schedule.from_toml(SCHEDULE)) as handle:
+        for sigma, profile in ((0.95, "early"), (0.3, "late")):
+            batch = pairs.draw(0, 0, 1, 0.0)
+            latents = torch.zeros(1, config.in_channels, 3, 8, 8)
+            text = torch.zeros(1, 4, config.text_dim)
+            batch = type(batch)(latents, latents, latents, torch.tensor([sigma]), torch.tensor([500.0]), text, profile)
+            handle.clear_report()
+            velocity(pipe.transformer, handle, latents, batch)
+            assert {step["profile"] for step in handle.report()["steps"]} == {profile}

@@ -1,0 +1,138 @@
+"""A whole run on a tiny model: what is learned, what resumes, what is exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fpsgen.errors import BAD_INPUT, DISK, NUMERIC, FpsgenError
+from fpsgen.train import checkpoint, loop
+from fpsgen.train.events import Silent
+from fpsgen.train.run import train
+
+CPU = torch.device("cpu")
+
+
+class Stop(Silent):
+    """Ends the run, as a kill would, when some steps are done."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def step(self, index: int, total: int, note: str) -> None:
+        if index + 1 == self.after:
+            raise KeyboardInterrupt
+
+
+def run(config, folder: Path, stop: int | None = None):
+    return train(config, folder, CPU, Silent(), Silent() if stop is None else Stop(stop))
+
+
+@pytest.fixture(scope="module")
+def unbroken(make_config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "unbroken"
+    return folder, run(make_config(), folder)
+
+
+def losses(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().split("\n") if line]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next((folder / "model" / "transformer").glob("*.safetensors")))
+
+
+def test_the_error_falls_and_both_profiles_are_trained(make_config, tmp_path):
+    folder = tmp_path / "longer"
+    result = run(make_config(steps=40, save_every=40, lr=3e-3, held_out=0), folder)
+    errors = result.report["held_out_error"]
+    assert {row["profile"] for row in losses(folder)} == {"early", "late"}
+    assert sum(errors["after"].values()) < 0.8 * sum(errors["before"].values())
+
+
+@pytest.mark.parametrize("kill", [1, 3, 4, 5])
+def test_a_killed_run_goes_on_to_the_same_bits(unbroken, make_config, tmp_path, kill):
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(), tmp_path, kill)
+    run(make_config(), tmp_path)
+    assert losses(tmp_path) == losses(unbroken[0])
+    ours, theirs = weights(tmp_path), weights(unbroken[0])
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_torn_checkpoint_is_skipped(unbroken, make_config, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(), tmp_path, 5)
+    newest = sorted(tmp_path.glob("step-*"))[-1] / "exp_avg.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-3] ^= 1
+    newest.write_bytes(data)
+    assert checkpoint.latest(tmp_path)[0] == 2
+    run(make_config(), tmp_path)
+    assert losses(tmp_path) == losses(unbroken[0])
+
+
+def test_the_last_checkpoints_are_kept(unbroken):
+    assert [path.name for path in sorted(unbroken[0].glob("step-*"))] == ["step-0000004", "step-0000006"]
+
+
+def test_another_run_does_not_go_on_here(unbroken, make_config):
+    for changes in ({"lr": 1e-4}, {"teacher_steps": 5}):
+        with pytest.raises(FpsgenError) as caught:
+            run(make_config(**changes), unbroken[0])
+        assert caught.value.code == BAD_INPUT
+
+
+def test_the_exported_folder_carries_its_schedule(unbroken):
+    from fpsgen.attention.schedule import Schedule
+    from fpsgen.models.patch.schedule_choice import checkpoint_schedule
+    from fpsgen.models.wan.load import load
+
+    model = unbroken[1].model
+    schedule = Schedule.from_file(model / "schedule.toml")
+    assert schedule.trained and schedule.name == "tiny"
+    pipe = load(model)
+    assert checkpoint_schedule(pipe) == schedule
+    assert "before" in (model / "README.md").read_text()
+
+
+def test_nothing_half_written_is_left_where_the_export_fails(make_config, tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fpsgen.train.export.shutil.copytree", full)
+    with pytest.raises(FpsgenError) as caught:
+        run(make_config(steps=2), tmp_path)
+    assert caught.value.code == DISK
+    assert not (tmp_path / "model").exists() and not list(tmp_path.glob(".model*"))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(make_config, tmp_path, monkeypatch):
+    true = loop.distill
+    calls = []
+
+    def breaks(*given):
+        calls.append(torch.is_grad_enabled())  # not where the error before training is measured
+        return true(*given) * (float("nan") if sum(calls) > 3 else 1.0)
+
+    monkeypatch.setattr(loop, "distill", breaks)
+    with pytest.raises(FpsgenError) as caught:
+        run(make_config(), tmp_path)
+    assert caught.value.code == NUMERIC
+    step, tensors, _ = checkpoint.latest(tmp_path)
+    assert step == 2 and all(bool(x.isfinite().all()) for x in tensors["weights"].values())
+
+
+def test_flow_and_lora(make_config, tmp_path):
+    result = run(make_config(steps=4, flow=0.5, lora_rank=4, checkpointing=False), tmp_path)
+    names = load_file(tmp_path / "step-0000004" / "weights.safetensors")
+    assert names and all("lora" in name for name in names)
+    merged = weights(tmp_path)
+    assert not any("lora" in name for name in merged)
+    from fpsgen.models.wan.load import load
+
+    load(result.model)
