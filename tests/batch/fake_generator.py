@@ -1,7 +1,8 @@
 """A generator without a model, for tests of what surrounds it: frames come from the seed, all else is the real code.
 
 As a program: `python -m fake_generator LOG ARGUMENTS...` runs fpsgen with it. Each video that begins is a line in LOG.
-FAKE_NOISE=1 makes pictures that fill a disk. FAKE_FORGETS=1 is a control: what a killed run left is not looked for. FAKE_DEAF=1 is another: signals do not arrive.
+FAKE_NOISE=1 makes pictures that fill a disk. Two controls: FAKE_FORGETS=1 does not look for what a killed run left, to
+FAKE_DEAF=1 signals do not arrive.
 """
 
 from __future__ import annotations
