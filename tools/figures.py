@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 PROVENANCE = ("commit", "device", "versions")
-DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/figures.md", "docs/kernels.md")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/figures.md", "docs/kernels.md", "docs/reliability.md")
 _BLOCK = re.compile(r"(<!-- figures:([a-z0-9-]+) -->\n)(.*?)(<!-- /figures:\2 -->)", re.DOTALL)
 
 

@@ -6,7 +6,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fpsgen.attention.schedule import Profile, Schedule, preset
+from fpsgen.attention.presets import preset
+from fpsgen.attention.profile import Profile
+from fpsgen.attention.schedule import Schedule
 from fpsgen.models.patch.schedule_choice import read_schedule
 from fpsgen.pipeline.estimate import Estimate, ProfileSteps, estimate
 from fpsgen.pipeline.plan import Plan

@@ -21,6 +21,7 @@ from fpsgen.pipeline.checks import check_latents, to_frames
 from fpsgen.pipeline.events import Timing, peak_rss
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model, readable_errors, set_shift
 from fpsgen.pipeline.output import write_output, write_sidecar
+from fpsgen.pipeline.plan import words_note
 from fpsgen.pipeline.recipe import build_recipe
 from fpsgen.pipeline.request import GenerateRequest
 
@@ -64,6 +65,9 @@ def run(request: GenerateRequest, timing: Timing, model: LoadedModel | None = No
     model: the request's, if it is loaded already; it is as before afterwards. Raises FpsgenError: MODEL, ENVIRONMENT
     (device, memory), NUMERIC (no real video), DISK. No file is left then.
     """
+    unknown = words_note(request)
+    if unknown:
+        timing.warn(unknown)
     if model is None:
         check_ffmpeg()  # before there is work to lose
         model = load_model(request, timing)

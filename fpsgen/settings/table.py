@@ -22,7 +22,7 @@ _ALL = (*_PLAN, "bench kernel", "replay", "compare", "info", "doctor", "models")
 
 def preset_names() -> tuple[str, ...]:
     """The schedules that come with fpsgen."""
-    from fpsgen.attention.schedule import PRESETS
+    from fpsgen.attention.presets import PRESETS
 
     return tuple(PRESETS)
 

@@ -130,7 +130,7 @@ def test_the_prompt_decides_too(request_for):
 
 
 def test_a_schedule_file_counts_by_what_it_holds(request_for, tmp_path):
-    from fpsgen.attention.schedule import preset
+    from fpsgen.attention.presets import preset
 
     file = tmp_path / "own.toml"
     keys = []

@@ -179,8 +179,12 @@ class _InstalledLinears:
                 "leave its linear layers as they are (--linear bf16)",
                 USAGE,
             )
-        for what, layers in wrong.items():
-            run.deviation(LINEAR, "unfit", layers, f"not multiplied in FP8: {what}", in_loop=False)
+        try:
+            for what, layers in wrong.items():
+                run.deviation(LINEAR, "unfit", layers, f"not multiplied in FP8: {what}", in_loop=False)
+        except FpsgenError:
+            self.undo()
+            raise
 
     def undo(self) -> None:
         while self._undos:

@@ -199,8 +199,9 @@ def install_decoder(vae: Any, dtype: torch.dtype | None = None, budget: int = BU
         if tiled or (z.is_cuda and (dtype or z.dtype) == torch.float32):  # cuDNN has no fast fp32 with channels last
             return type(vae)._decode(vae, z, return_dict)
         with torch.no_grad():
-            parts = [part.to(z.dtype) for part in decoded_chunks(vae, z, dtype or z.dtype, budget)]
-        out = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 2)
+            chunks = decoded_chunks(vae, z, dtype or z.dtype, budget)
+            parts = [part.to(z.dtype, memory_format=torch.contiguous_format) for part in chunks]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
         return DecoderOutput(sample=out) if return_dict else (out,)
 
     vae._decode = decode
