@@ -283,3 +283,19 @@ def test_the_first_line_that_people_type_makes_a_plan_without_a_gpu(tmp_path):
 def test_strict_refuses_a_scaled_video(tmp_path):
     done = fpsgen("generate", "a cat surfing", "--res", "720p", "--strict", "--dry-run", cwd=tmp_path)
     assert "1280x720" in two_lines(done, 9)[0]
+
+
+def test_shells_complete_models_methods_schedules_and_files(tmp_path):
+    (tmp_path / "own.toml").write_text("")
+    (tmp_path / "prompts.txt").write_text("")
+    for words, wanted in (
+        ("generate --model ", {"auto", "nano", "wan2.1-1.3b"}),
+        ("generate --method f", {"fp8", "fps"}),
+        ("generate --schedule ", {"safe", "paper", "own.toml"}),
+        ("batch p", {"prompts.txt"}),
+        ("models verify n", {"nano"}),
+    ):
+        line = f"fpsgen {words}"
+        place = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - (not line.endswith(" ")))}
+        done = fpsgen(cwd=tmp_path, _FPSGEN_COMPLETE="complete_bash", **place)
+        assert wanted <= set(done.stdout.split()), (words, done.stderr)

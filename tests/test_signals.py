@@ -91,7 +91,10 @@ def test_a_long_computation_of_a_library_is_not_waited_for():
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) as run:
-        assert run.stdout and run.stdout.readline() == "begun\n"
-        time.sleep(0.5)
-        run.send_signal(signal.SIGINT)
-        assert run.wait(30) == 130 and run.stdout.read() == "heard True\n"
+        try:
+            assert run.stdout and run.stdout.readline() == "begun\n"
+            time.sleep(0.5)
+            run.send_signal(signal.SIGINT)
+            assert run.wait(30) == 130 and run.stdout.read() == "heard True\n"
+        finally:
+            run.kill()

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fpsgen.attention.schedule import PRESETS
+from fpsgen.attention.presets import PRESETS
 from fpsgen.attention.windows import Size3, count, density_window, filled, fit_blocks, window_density
 from fpsgen.pipeline.size import fit_aspect, token_grid
 

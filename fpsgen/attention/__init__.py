@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from fpsgen.attention.methods import METHODS, Method, Precision, Selection, find_method
     from fpsgen.attention.op import UnsupportedDeviceError, attend, fps_attention
     from fpsgen.attention.plan import AttentionPlan, BlockLists
+    from fpsgen.attention.presets import PRESETS, preset
     from fpsgen.attention.profile import Profile
     from fpsgen.attention.reference import attention_reference
-    from fpsgen.attention.schedule import PRESETS, Schedule, preset, sigma_at_fraction, windows_from_fractions
+    from fpsgen.attention.schedule import Schedule, sigma_at_fraction, windows_from_fractions
     from fpsgen.attention.tiles import BlockLayout, TileLists, Tiling, make_tiling, window_lists
     from fpsgen.attention.windows import fit_blocks, fit_tile
 
@@ -56,7 +57,8 @@ _MODULES = {
     "plan": ("AttentionPlan", "BlockLists"),
     "profile": ("Profile",),
     "reference": ("attention_reference",),
-    "schedule": ("PRESETS", "Schedule", "preset", "sigma_at_fraction", "windows_from_fractions"),
+    "presets": ("PRESETS", "preset"),
+    "schedule": ("Schedule", "sigma_at_fraction", "windows_from_fractions"),
     "tiles": ("BlockLayout", "TileLists", "Tiling", "make_tiling", "window_lists"),
     "windows": ("fit_blocks", "fit_tile"),
 }

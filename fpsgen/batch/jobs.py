@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fpsgen.batch.prompt_file import Line, parse_line, read_lines
-from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
+from fpsgen.errors import BAD_INPUT, MODEL, USAGE, FpsgenError
 from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.pipeline import output as out
 from fpsgen.pipeline.plan import check_prompt, plan
@@ -176,6 +176,8 @@ class _Reader:
                 request = planned.request.replace(output={"overwrite": self._overwrite})
                 self._groups[name] = (settings, request, _key_of_shared(request))
             except FpsgenError as error:
+                if "model" in common and error.code == MODEL:
+                    error = FpsgenError(f"{where}: {error.message}", error.remedy, MODEL)
                 self._groups[name] = error
         found = self._groups[name]
         if isinstance(found, FpsgenError):

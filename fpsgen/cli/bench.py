@@ -130,8 +130,10 @@ def steps(given: dict[str, Any]) -> None:
     from fpsgen.cli import progress
     from fpsgen.cli.model_choice import choose_model
     from fpsgen.pipeline.events import Timing
+    from fpsgen.pipeline.memory import check_machine
 
     planned = plan_bench(settings, choose_model)
+    check_machine(planned.request)
     console.quiet_libraries(settings.debug)
     with progress.choose(settings.quiet) as events:
         timing = Timing(events)

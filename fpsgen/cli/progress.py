@@ -51,12 +51,13 @@ class Plain(Quiet):
 
     def __init__(self) -> None:
         super().__init__()
+        self._stage = "denoise"
         self._spent = 0.0
         self._tenth = 0
         self._pace = ""
 
     def stage_start(self, name: str, note: str = "") -> None:
-        self._spent, self._tenth, self._pace = 0.0, 0, ""
+        self._stage, self._spent, self._tenth, self._pace = name, 0.0, 0, ""
 
     def stage_end(self, name: str, seconds: float) -> None:
         if not self.brief:
@@ -68,7 +69,7 @@ class Plain(Quiet):
         self._pace = f", {total} steps, {self._spent / done:.2f} s/it"
         if done * 10 // total > self._tenth and done < total and not self.brief:
             self._tenth = done * 10 // total
-            self.note("denoise", f"{done}/{total} {pace(done, total, self._spent)}  {note}")
+            self.note(self._stage, f"{done}/{total} {pace(done, total, self._spent)}  {note}")
 
     def note(self, name: str, text: str) -> None:
         console.note(f"{name:<8} {text}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fpsgen.attention.schedule import PRESETS, Schedule
+from fpsgen.attention.presets import PRESETS
+from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, NUMERIC, USAGE, FpsgenError
 from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.registry import ModelSpec, models, shipped
@@ -88,14 +90,14 @@ def check_schedule(name: str | None) -> str | Schedule | None:
         return name
     path = Path(name)
     presets = ", ".join(PRESETS)
-    if path.suffix == ".toml" and path.is_file():
+    if path.suffix == ".toml" and os.path.isfile(path):
         try:
             return Schedule.from_file(path)
         except (ValueError, KeyError, TypeError, OSError) as error:
             message = f"schedule {show(name)} cannot be used: {show(error, 200)}"
             raise FpsgenError(message, f"mend it, or take a preset: {presets}", BAD_INPUT) from error
-    if path.suffix == ".toml" or path.exists():
-        what = "is not a TOML file" if path.exists() else "does not exist"
+    if path.suffix == ".toml" or os.path.exists(path):
+        what = "is not a TOML file" if os.path.exists(path) else "does not exist"
         raise FpsgenError(f"schedule {show(name)} {what}", f"or take a preset: {presets}", BAD_INPUT)
     raise FpsgenError(f"no schedule is named {show(name)}", f"choose from {presets}, or name a file", USAGE)
 
@@ -120,13 +122,20 @@ def origins_of(settings: Settings, spec: ModelSpec) -> dict[str, str]:
 def notes_of(request: GenerateRequest) -> tuple[str, ...]:
     """What the user should know before the work starts, each in one line."""
     choice, video = request.model, request.video
-    spec, vocabulary = choice.spec, choice.vocabulary
+    spec = choice.spec
     note = spec.note((video.width, video.height))
-    words = vocabulary.warning(spec.name, request.prompt.text) if vocabulary is not None else ""
     better = instead_of_embedded(choice)
     pull = f"{better.name} would fit this machine: --pull fetches it" if better is not None else ""
     size = f"{video.width}x{video.height}"
-    return tuple(filter(None, (scaling_note(request), note and f"{spec.name} at {size}: {note}", words, pull)))
+    return tuple(
+        filter(None, (scaling_note(request), note and f"{spec.name} at {size}: {note}", words_note(request), pull))
+    )
+
+
+def words_note(request: GenerateRequest) -> str:
+    """Which words of the prompt the model does not know, and what it draws; "" where it knows them all."""
+    vocabulary = request.model.vocabulary
+    return "" if vocabulary is None else vocabulary.warning(request.model.spec.name, request.prompt.text)
 
 
 def instead_of_embedded(choice: ModelChoice) -> ModelSpec | None:

@@ -12,6 +12,7 @@ from fpsgen.settings.parsers import method_names
 from fpsgen.settings.setting import ANYWHERE, ENVIRONMENT, FILE, Setting
 
 VIDEO, QUALITY, SPEED, OUTPUT, MACHINE = "Video", "Quality", "Acceleration", "Output", "Machine"
+LINEARS = ("bf16", "fp8")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 MAX_TEXT = 10_000  # characters of a prompt or negative prompt; the text encoders read 512 tokens
 
@@ -22,7 +23,7 @@ _ALL = (*_PLAN, "bench kernel", "replay", "compare", "info", "doctor", "models")
 
 def preset_names() -> tuple[str, ...]:
     """The schedules that come with fpsgen."""
-    from fpsgen.attention.schedule import PRESETS
+    from fpsgen.attention.presets import PRESETS
 
     return tuple(PRESETS)
 
@@ -180,6 +181,30 @@ _ENTRIES = (
         complete="schedules",
         mistaken_for=("preset", "profile"),
     ),
+    Setting(
+        "linear",
+        parse.choice(lambda: LINEARS),
+        "bf16; fp8: linear layers on FP8 tensor cores.",
+        SPEED,
+        "fp8",
+        metavar="NAME",
+        default="bf16",
+        unset="bf16",
+        commands=_PLAN,
+        layers=ANYWHERE,
+        recipe=True,
+        key=True,
+        complete=lambda: LINEARS,
+    ),
+    _switch(
+        "exact",
+        "Round as diffusers does: nothing fused, VAE in fp32.",
+        group=SPEED,
+        commands=_PLAN,
+        layers=ANYWHERE,
+        recipe=True,
+        key=True,
+    ),
     _switch(
         "strict",
         "Fail where anything is replaced or scaled (exit 9).",
@@ -191,7 +216,7 @@ _ENTRIES = (
     Setting(
         "output",
         parse.named("a file name ending in .mp4, or a folder"),
-        "An .mp4 file or a folder.",
+        "A folder, an .mp4, or fields: {slug}-{seed}-{n}.mp4.",
         OUTPUT,
         "cat.mp4",
         metavar="PATH",

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fpsgen.attention.schedule import PRESETS as SCHEDULES
+from fpsgen.attention.presets import PRESETS as SCHEDULES
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
 from fpsgen.fields import Spec, fields, many, real, switch, text, whole

@@ -7,13 +7,11 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from fpsgen.attention.kernels import attend_fp8_sm90, softmax
 from fpsgen.attention.kernels.attend_portable import TRITON
 from fpsgen.attention.kernels.launch_config import choose_sm90
 
-from . import compiled
-from .compiled import QUANTIZE, TOOLS, build_forward, build_quantize, build_sm90
-from .mutant import graft, load
+from .compiled import QUANTIZE, TOOLS, build, build_forward, build_quantize, build_sm90, sm90_source
+from .mutant import kernels_with
 
 pytestmark = pytest.mark.skipif(not (TOOLS / "cuobjdump").exists(), reason="this triton carries no CUDA tools")
 SHAPES = list(itertools.product((128, 64), (128, 64)))
@@ -33,10 +31,11 @@ def test_forward(dim, block, fp8, masked):
     assert not fp8 or "UTMALDG" in usage.sass
 
 
+@pytest.mark.parametrize("center_v", [False, True], ids=["", "center_v"])
 @pytest.mark.parametrize("length", [128, 120, 0], ids=["whole", "even", "ragged"])
 @pytest.mark.parametrize("consumers", [2, 3])
-def test_hopper(consumers, length):
-    usage = build_sm90(choose_sm90(128, 128, consumers, True, (9, 0)), length)
+def test_hopper(consumers, length, center_v):
+    usage = build_sm90(choose_sm90(128, 128, consumers, True, (9, 0)), length, center_v=center_v)
     print(f"hopper consumers={consumers} length={length}: {usage}")
     assert usage.shared <= 227 * 1024 and usage.registers <= 168
     assert {"QGMMA", "UTMALDG"} <= set(re.findall(r"\b[A-Z]+\b", usage.sass))
@@ -57,11 +56,13 @@ def test_no_half_of_a_packed_word_is_lost(consumers, length):
 
 
 @pytest.mark.skipif(TRITON >= (3, 8), reason="words are not packed by merging")
-def test_a_lost_half_is_noticed(tmp_path, monkeypatch):
-    change = ("_MERGES and (LENGTH == 0 or columns - 16 < LENGTH)", "_MERGES")
-    copy = graft(attend_fp8_sm90, load(softmax, tmp_path, change), tmp_path)
-    monkeypatch.setattr(compiled, "forward_hopper", copy)
-    assert lost_halves(build_sm90(choose_sm90(128, 128, 3, True, (9, 0)), 81).sass)
+def test_a_lost_half_is_noticed(tmp_path):
+    """Words of nothing but masked columns, packed by merging like the others."""
+    change = ("p_operand", "_MERGES and (LENGTH == 0 or columns - 16 < LENGTH)", "_MERGES")
+    config = choose_sm90(128, 128, 3, True, (9, 0))
+    with kernels_with(tmp_path, "softmax", change) as copies:
+        kernel = copies["attend_fp8_sm90"].attend_fp8_sm90
+        assert lost_halves(build(kernel, *sm90_source(config, 81, True)[1:]).sass)
 
 
 def lost_halves(sass: str) -> list[str]:
@@ -90,6 +91,17 @@ def test_hopper16(consumers, length):
         spilled = sum("LDL" in line for line in body)  # an address, with Triton 3.9; never a score or a sum
         assert spilled <= (TRITON >= (3, 9)) and not any("STL" in line or "LDG" in line for line in body)
         assert sum("WARPGROUP.DEPBAR" in line for line in body) == 2
+
+
+@pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "bf16"])
+def test_sizes_of_one_compile_on_hopper(fp8):
+    """An integer argument that is 1 becomes a constant of the kernel."""
+    kernel, types, constants, options = sm90_source(choose_sm90(128, 128, 3, fp8, (9, 0)), 120, fp8)
+    ones = [name for name in kernel.arg_names if types.get(name, "").rstrip("!") == "i32"]
+    assert "heads" in ones
+    constants |= dict.fromkeys(ones, 1)
+    types = {name: kind for name, kind in types.items() if name not in ones}
+    assert build(kernel, types, constants, options).registers <= 168
 
 
 def loops(sass: str) -> list[list[str]]:

@@ -4,12 +4,11 @@ import pytest
 
 from fpsgen.attention.methods import METHODS
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.attention.presets import PRESETS, preset
 from fpsgen.attention.profile import Profile
 from fpsgen.attention.schedule import (
-    PRESETS,
     Schedule,
     flow_sigma,
-    preset,
     sigma_at_fraction,
     windows_from_fractions,
 )
@@ -229,3 +228,32 @@ def test_preset_profiles_make_plans_on_any_grid(name, grid):
     for p in preset(name).profiles:
         plan = AttentionPlan.of(p, grid)
         assert plan.density == pytest.approx(p.resolve(grid)[3]) and 0 < plan.density <= 1
+
+
+def test_schedules_of_the_first_release_mean_what_they_meant():
+    """Recipes carry their schedule as TOML: a tile in one piece, windows as shares of its tiles."""
+    text = """
+name = "paper"
+trained = false
+dense_layers = []
+
+[[windows]]
+low = 0.0
+high = 1.0
+profile = "early"
+
+[[profiles]]
+name = "early"
+method = "fps"
+tile = "fit"
+window = [0.3, 0.3, 0.3]
+granularity = 8
+"""
+    profile = Schedule.from_toml(text).profiles[0]
+    plans = [AttentionPlan.of(profile, grid) for grid in ((21, 45, 80), (21, 30, 52), (9, 10, 16))]
+    found = [(plan.tile, plan.block, plan.window) for plan in plans]
+    assert found == [
+        ((21, 9, 2), None, (1, 3, 13)),
+        ((3, 30, 4), None, (3, 1, 5)),
+        ((3, 10, 2), None, (1, 1, 3)),
+    ]

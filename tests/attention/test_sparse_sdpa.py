@@ -70,6 +70,17 @@ def test_p_is_not_rounded_to_fp8():
     assert float((out - true).abs().max()) < 4e-3
 
 
+@pytest.mark.parametrize("fp8", [True, False])
+def test_keys_of_another_type(fp8):
+    case = BY_NAME["ragged_window"]
+    laid = case.lay()
+    q, k, v = case.inputs()
+    groups = token_groups(laid.layout, *laid.lists)
+    out, _ = attention_cpu(q, k.bfloat16(), v.half(), laid.layout, groups, fp8)
+    same, _ = attention_cpu(q, k.bfloat16().float(), v.half().float(), laid.layout, groups, fp8)
+    assert out.dtype == torch.float32 and torch.equal(out, same)
+
+
 def test_groups_that_fit_no_head_are_refused():
     laid = BY_NAME["per_head"].lay()
     x = torch.zeros(1, 144, 3, 8)

@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 
-from fpsgen.attention.schedule import PRESETS
+from fpsgen.attention.presets import PRESETS
 from fpsgen.attention.tiles import BlockLayout, make_tiling, window_lists
 from fpsgen.attention.windows import DENSITIES, count, density_window, filled, fit_blocks, window_density
 

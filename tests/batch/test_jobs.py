@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fpsgen.batch.jobs import Batch, job_key, read_batch
-from fpsgen.errors import BAD_INPUT, DISK, USAGE, FpsgenError
+from fpsgen.errors import BAD_INPUT, DISK, MODEL, USAGE, FpsgenError
 
 
 @pytest.fixture(autouse=True)
@@ -179,3 +179,9 @@ def test_a_hundred_thousand_lines():
     done = subprocess.run([sys.executable, "-c", LONG], stdout=subprocess.PIPE, text=True, env=env, check=True)
     seconds, megabytes = map(float, done.stdout.split())
     assert seconds < 6 and megabytes < 100
+
+
+def test_a_model_that_is_not_there_is_named_with_its_line():
+    lines = [{"prompt": "a"}, {"prompt": "b", "model": "x" * 5000}]
+    refused(lambda: jobs(*lines), MODEL, "p.jsonl line 2", "xxx")
+    refused(lambda: jobs({"prompt": "a", "schedule": "x" * 5000}), BAD_INPUT, "line 1", "schedule")

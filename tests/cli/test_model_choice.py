@@ -107,3 +107,17 @@ def test_a_model_beyond_what_it_was_made_for_says_so(tmp_path, monkeypatch):
     for res, said in (("720p", 1), ("480p", 0)):
         notes = plan("a cat", Settings({"model": "wan2.1-1.3b", "res": res}), chosen).notes
         assert sum("480p" in note for note in notes) == said
+
+
+def test_each_job_of_a_batch_names_the_words_that_are_unknown(fpsgen, monkeypatch):
+    from pathlib import Path
+
+    from fpsgen.pipeline import run
+
+    def stop(*anything):
+        raise FpsgenError("planted", "nothing", ENVIRONMENT)
+
+    monkeypatch.setattr(run, "render", stop)  # the words are judged before there is work
+    Path("p.txt").write_text("a red ball\na zebra\na blue walrus\n")
+    assert fpsgen("batch", "p.txt", "-m", "nano", "--steps", "1") == 3
+    assert "'zebra'" in fpsgen.err and "'walrus'" in fpsgen.err and fpsgen.err.count("does not know") == 2

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from fpsgen.attention.schedule import PRESETS
+from fpsgen.attention.presets import PRESETS
 from fpsgen.models.catalog.choice import choose
 from fpsgen.pipeline.sigmas import EULER, UNIPC, scheduler_of, step_sigmas
 

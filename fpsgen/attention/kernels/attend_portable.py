@@ -100,7 +100,7 @@ def attend_portable(
         base_k = k + batch * stride_kb + head * stride_kh + channels[None, :]
         base_v = v + batch * stride_vb + head * stride_vh + channels[None, :]
 
-    m_i = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum, m_base 2
+    m_i = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # running maximum, base 2
     l_i = tl.zeros([BLOCK_Q], tl.float32)
     acc = tl.zeros([BLOCK_Q, D], tl.float32)
 

@@ -1,7 +1,6 @@
-"""Register-level parts of the Hopper kernels, in Gluon: row maxima, exponentials, P as an operand, the mask of a
-block's tail, and records of a few 32-bit words that one warp leaves for others in shared memory.
-
-Under a GPU's power limit it is the number of instructions that decides, hence PTX where the compiler takes more.
+"""Softmax in registers for the sm_90 kernels, in Gluon: row maxima, exponentials, P as an operand, the mask of a
+block's tail. Under a GPU's power limit the number of instructions decides, hence PTX where the compiler takes more of
+them.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ _OWN = 32  # columns of a row of 128 that one thread holds
 
 
 def _largest(count: int) -> str:
-    """PTX: $0 and $1 are the largest fp32 of two rows of `count`, $2, $4 ... and $3, $5 ... NaN may pass. The last two
-    operands are what the rows must exceed: below that a result may be anything.
+    """PTX: $0 and $1 become the largest fp32 of two rows of `count`, $2, $4 ... and $3, $5 ...; NaN may be ignored. The
+    last two operands are thresholds: a result that does not exceed its threshold may be anything.
 
-    Compared as integers, for which Hopper takes three operands at a time (ptxas joins two max.s32). Integers order
-    negative floats the wrong way round, so of nothing else the largest float is the least integer: a second search, for
-    a warp that has such a row and whose threshold is negative, too.
+    Values are compared as integers, since Hopper compares three integers in one instruction (ptxas joins two max.s32).
+    Integers order negative floats the wrong way round. So the largest float of a row of negative ones is its least
+    integer, which a second search finds. A warp skips it unless it has such a row with a negative threshold.
     """
 
     def search(what: str) -> str:  # two chains to a row hide latency
@@ -33,19 +32,21 @@ def _largest(count: int) -> str:
 
     first, last = search("max") + "mov.b32 $0, m0; mov.b32 $1, m1; ", search("min")
     below = "".join(f"and.b32 m{i}, m{i}, ${2 + 2 * count + i}; " for i in range(2)) + "or.b32 m0, m0, m1; "  # of signs
-    skip = "setp.lt.s32 p, m0, 0; vote.sync.any.pred p, p, 0xffffffff; @!p bra.uni done; "
-    keep = "".join(f"setp.lt.s32 p, ${i}, 0; selp.b32 ${i}, m{i}, ${i}, p; " for i in range(2))
+    skip = "setp.lt.s32 p, m0, 0; vote.sync.any.pred p, p, 0xffffffff; " + "@!p bra.uni done; "
+    keep = "".join(f"setp.lt.s32 p, ${i}, 0; " + f"selp.b32 ${i}, m{i}, ${i}, p; " for i in range(2))
     return f"{{ .reg .b32 m<4>; .reg .pred p; {first}{below}{skip}{last}{keep}done: }}"
 
 
 _LARGEST = gl.constexpr(_largest(_OWN))
 _LARGEST_REGISTERS = gl.constexpr("=&r,=&r" + ",r" * 2 * (_OWN + 1))
-# Joined by mov.b32, the second conversion merges the first one's result. Done where it is checked (test_compile.py):
-# ptxas 12.8, of Triton 3.6 and 3.7, loses half of a word that comes whole from one register; 13.4, of 3.9, then spills.
+# mov.b32 joins both conversions without a further instruction. Used only where test_compile.py checks the machine code:
+# ptxas 12.8 (Triton 3.6, 3.7) loses half of a word whose columns are all masked; ptxas 13.4 (Triton 3.9) spills.
 _MERGES = gl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8))
 _E4M3 = gl.constexpr(
-    "{ .reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, $2, $1; cvt.rn.satfinite.e4m3x2.f32 high, $4, $3; "
-    "mov.b32 $0, {low, high}; }"
+    "{ .reg .b16 low, high; "
+    + "cvt.rn.satfinite.e4m3x2.f32 low, $2, $1; "
+    + "cvt.rn.satfinite.e4m3x2.f32 high, $4, $3; "
+    + "mov.b32 $0, {low, high}; }"
 )
 
 
@@ -90,16 +91,16 @@ def exp2_mixed(x, POLY: gl.constexpr):
     """2^x, the first POLY-th of the columns on the FMA units (POLY 4 or 8)."""
     left, right = halves(x)
     quarter, rest = halves(left)
-    at_all: gl.constexpr = x.type.layout
-    at_left: gl.constexpr = left.type.layout
-    at_quarter: gl.constexpr = quarter.type.layout
+    all_layout: gl.constexpr = x.type.layout
+    left_layout: gl.constexpr = left.type.layout
+    quarter_layout: gl.constexpr = quarter.type.layout
     if POLY == 4:
         quarter = exp2_fma(quarter)
     else:
         first, second = halves(quarter)
-        quarter = beside(exp2_fma(first), exp2(second), at_quarter)
-    left = beside(quarter, exp2(rest), at_left)
-    return beside(left, exp2(right), at_all)
+        quarter = beside(exp2_fma(first), exp2(second), quarter_layout)
+    left = beside(quarter, exp2(rest), left_layout)
+    return beside(left, exp2(right), all_layout)
 
 
 @gluon.jit
@@ -129,9 +130,9 @@ def row_max(qk, m_i):
 
 @gluon.jit
 def p_operand(p, layout: gl.constexpr, LENGTH: gl.constexpr):
-    """P in E4M3 as left operand. Its columns are taken in the order that V's keys have: a matter of names only.
+    """P in E4M3 as the left operand of P.V. Its columns are renamed to the order that V's keys have; nothing moves.
 
-    LENGTH: as masked, 0 where that is not known before. With 16 masked columns a word may hold nothing else.
+    LENGTH: keys of the block, 0 where blocks differ. Of 16 or more masked columns a word may hold nothing else.
     """
     rows: gl.constexpr = p.shape[0]
     columns: gl.constexpr = p.shape[1]
@@ -148,8 +149,10 @@ def p_operand(p, layout: gl.constexpr, LENGTH: gl.constexpr):
 
 @gluon.jit
 def masked(qk, length):
-    """Minus infinity in columns from length on. A thread holds columns 8a + 2b + c for one b of its own: compared as
-    8a + c, constants, with length - 2b, so that no column number takes a register through the loop.
+    """Minus infinity in columns from length on.
+
+    A thread holds columns 8a + 2b + c for one b. It compares the constants 8a + c with length - 2b, so that no column
+    number takes a register through the loop.
     """
     column = gl.expand_dims(gl.arange(0, qk.shape[1], gl.SliceLayout(0, qk.type.layout)), 0)
     return gl.where(column // 8 * 8 + column % 2 < length - column % 8 // 2 * 2, qk, float("-inf"))

@@ -21,7 +21,7 @@ from diffusers.utils.torch_utils import unwrap_module
 
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import USAGE, FpsgenError
-from fpsgen.models.patch.attention import AttentionPatch, active_backend
+from fpsgen.models.patch.attention import AttentionPatch
 from fpsgen.models.patch.block import FusedPatch
 from fpsgen.models.patch.forward_state import ForwardHook, refuse_parallelism
 from fpsgen.models.patch.linear import LinearPatch
@@ -118,13 +118,11 @@ class Handle:
         Reasons of attention: dense_layer, dense_by_schedule, method_bf16, method_fp8, window_covers_grid.
         density: mean over steps. fallbacks: deviations from what was asked for. components {component: {kernel:
         calls}}; kernels: those of attention. grid (T, H, W) in tokens. layers_dense. attention_backend: the one chosen
-        for diffusers, which dense 16-bit layers heed, or None.
+        in diffusers, or None; dense 16-bit layers heed it.
         """
-        backend = active_backend()
         return {
             "schedule": self.schedule.name,
             "asked_method": self.method,
-            "attention_backend": None if backend is None else backend.value,
             "layers_dense": list(self.schedule.dense_layers),
             **report(self._run.record),
         }

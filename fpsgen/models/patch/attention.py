@@ -67,7 +67,8 @@ class FpsAttnProcessor(WanAttnProcessor):
         """hidden_states [B, L, dim] to [B, L, dim]. Raises ValueError for cross-attention or a mask."""
         if encoder_hidden_states is not None or attention_mask is not None or not isinstance(rotary_emb, Rotary):
             raise ValueError("attn1 was called on its own, or with a mask.\nCall the transformer, without a mask.")
-        out = self_attention(attn, *project(attn, hidden_states), rotary_emb, self)
+        query, key, value = project(attn, hidden_states)
+        out = self_attention(attn, query, key, value, rotary_emb, self)
         return attn.to_out[1](attn.to_out[0](out))
 
 
@@ -186,7 +187,7 @@ class _InstalledAttention:
         self._runs: dict[tuple[Any, ...], tuple[LayerRun, ...]] = {}
         for attn, processor in zip(self._attentions, self._processors, strict=True):
             attn.set_processor(processor)
-        self._rope = transformer.rope.register_forward_hook(self._rope_hook)
+        self._rope = transformer.rope.register_forward_hook(self._rope_hook)  # pyright: ignore[reportAttributeAccessIssue]
 
     def undo(self) -> None:
         self._rope.remove()
@@ -207,6 +208,7 @@ class _InstalledAttention:
             )
         active = active_backend()
         backends = tuple(processor._attention_backend or active for processor in self._processors)
+        forward.backend = next((_name(backend) for backend in backends if backend is not None), None)
         key = (forward.profile.name, forward.plan, forward.device, backends)
         if key not in self._runs:
             self._runs[key] = tuple(
@@ -218,7 +220,7 @@ class _InstalledAttention:
     def _layer_run(self, processor: FpsAttnProcessor, backend: Any, forward: ForwardState) -> LayerRun:
         plan = forward.dense_plan if processor.dense else forward.plan
         if backend is not None and takes_backend(plan):
-            kernel = str(getattr(backend, "value", backend))
+            kernel = _name(backend)
         else:
             kernel = plan.kernel(forward.device, self._head_dim)
         reason = DENSE_LAYER if processor.dense else dense_reason(forward.profile, plan, self._run.method)
@@ -249,7 +251,11 @@ def active_backend() -> AttentionBackendName | None:
     variable DIFFUSERS_ATTN_BACKEND. None for the default.
     """
     backend, _ = _AttentionBackendRegistry.get_active_backend()
-    return None if backend == AttentionBackendName.NATIVE else backend
+    return None if backend == AttentionBackendName.NATIVE else AttentionBackendName(backend)
+
+
+def _name(backend: Any) -> str:
+    return str(getattr(backend, "value", backend))
 
 
 def dense_reason(profile: Profile, plan: AttentionPlan, method: str | None) -> str | None:

@@ -35,7 +35,8 @@ class ForwardState:
 
     index: step of the denoising loop, None outside one. branch: "cond", "uncond" or "". plan: attention of this step;
     dense_plan: of layers that stay dense. order: the plan whose tiles the tokens lie in, None for raster order.
-    calls, kept: what ran so far, see Run.count and Run.count_density.
+    backend: the attention backend that was chosen in diffusers, if any. calls, kept: what ran so far, see Run.count and
+    Run.count_density.
     """
 
     index: int | None
@@ -48,6 +49,7 @@ class ForwardState:
     plan: AttentionPlan
     dense_plan: AttentionPlan
     order: AttentionPlan | None
+    backend: str | None = None
     step: Step | None = None
     calls: Counter[Key] = field(default_factory=Counter)
     kept: list[tuple[int, torch.Tensor]] = field(default_factory=list)
@@ -82,7 +84,7 @@ class ForwardHook(ModelHook):
         """Choose the plan of this forward and move the latents' patches into its order."""
         if torch.compiler.is_compiling():
             break_graph()
-        return self._begin(module, args, kwargs)
+        return self._begin(module, args, kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     @torch.compiler.disable
     def _begin(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
@@ -96,7 +98,7 @@ class ForwardHook(ModelHook):
         grid = patch_grid(latents, patch)
         forward = ForwardState(*position[:3], profile, grid, patch, latents.device, *self._plan(profile, grid))
         runs = {component: patch.layer_runs(forward) for component, patch in self.installed.items()}
-        forward.step = self.run.record.begin(position, self.number, profile, forward.plan, runs)
+        forward.step = self.run.record.begin(position, self.number, forward, runs)
         self.run.of_thread.forward = forward
         if forward.order is None:
             return args, kwargs
@@ -153,7 +155,7 @@ class ForwardHook(ModelHook):
             plan = AttentionPlan.of(profile, grid)
             self._plans[key] = (
                 plan,
-                AttentionPlan(grid, profile.tile, method="bf16"),
+                AttentionPlan(grid, profile.tile or "fit", method="bf16"),
                 self._order(profile, plan, grid),
             )
         return self._plans[key]

@@ -169,5 +169,5 @@ def _place(timestep: torch.Tensor, timesteps: torch.Tensor) -> int | None:
     stride = timesteps.stride(0) if timesteps.numel() else 0
     if not same or not one or stride <= 0:
         return None
-    index, rest = divmod(timestep.storage_offset() - timesteps.storage_offset(), stride)
+    index, rest = divmod(int(timestep.storage_offset() - timesteps.storage_offset()), int(stride))
     return index if rest == 0 and 0 <= index < len(timesteps) else None

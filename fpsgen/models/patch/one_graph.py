@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch._dynamo.exc import Unsupported
+from torch._guards import TracingContext
 
 from fpsgen.errors import USAGE, FpsgenError
 
@@ -30,5 +31,5 @@ class OneGraphError(FpsgenError, Unsupported):
 @torch.compiler.assume_constant_result
 def break_graph() -> None:
     """Called while torch.compile traces: raises OneGraphError. Called in eager code, between two graphs: nothing."""
-    if torch._guards.TracingContext.try_get() is not None:
+    if TracingContext.try_get() is not None:
         raise OneGraphError

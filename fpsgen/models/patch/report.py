@@ -12,7 +12,7 @@ from fpsgen.models.patch.run_record import ATTENTION, DENSE_LAYER, LayerRun, Run
 
 
 def report(record: RunRecord) -> dict[str, Any]:
-    """steps, density, fallbacks, components, kernels and grid, see Handle.report. Reads what lies on devices.
+    """What Handle.report tells of a record. Reads what lies on devices.
 
     The loop may go on meanwhile in another thread.
     """
@@ -31,6 +31,7 @@ def report(record: RunRecord) -> dict[str, Any]:
         "fallbacks": fallbacks,
         "components": called,
         "kernels": called.get(ATTENTION, {}),
+        "attention_backend": next((step.backend for step in reversed(steps) if step.backend), None),
         "grid": list(steps[-1].plan.grid) if steps else None,
     }
 

@@ -11,12 +11,15 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.schedule import Profile
+
+if TYPE_CHECKING:
+    from fpsgen.models.patch.forward_state import ForwardState
 
 Key = tuple[str, int, str]  # component, layer, part
 ATTENTION = "attention"
@@ -64,6 +67,7 @@ class Step:
     plan: AttentionPlan
     runs: dict[str, tuple[LayerRun, ...]]  # by component
     calls: Counter[Key] = field(default_factory=Counter)
+    backend: str | None = None  # the attention backend that was chosen in diffusers
     branches: set[str] = field(default_factory=set)
     planned: bool = False  # some calls ran in compiled code, where they are not counted but follow from the plan
     kept: dict[int, torch.Tensor] = field(default_factory=dict)  # by layer: [sum of densities, calls], on the device
@@ -110,7 +114,7 @@ class RunRecord:
             self._of_thread.loop = self._latest = Loop()
 
     def begin(
-        self, position: Position, transformer: int, profile: Profile, plan: AttentionPlan, runs: dict[str, Any]
+        self, position: Position, transformer: int, forward: ForwardState, runs: dict[str, tuple[LayerRun, ...]]
     ) -> Step:
         """The step that a forward belongs to. transformer: its number in the pipeline. runs: LayerRuns by component."""
         with self._lock:
@@ -120,11 +124,12 @@ class RunRecord:
             self._latest = loop
             if position.loop is not None:
                 loop.identity = position.loop
-            key = (position.index, profile.name, plan.grid, transformer)
+            key = (position.index, forward.profile.name, forward.grid, transformer)
             step = loop.steps.get(key)
             if step is None or step.runs != runs:
-                step = loop.steps[key] = Step(position.index, position.sigma, profile, plan, runs)
+                step = loop.steps[key] = Step(position.index, position.sigma, forward.profile, forward.plan, runs)
             step.sigma = position.sigma
+            step.backend = forward.backend
             step.branches.add(position.branch)
             return step
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fpsgen.attention.schedule import PRESETS, Schedule, preset
+from fpsgen.attention.presets import PRESETS, preset
+from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, FpsgenError
 
 FILE = "schedule.toml"  # in the pipeline's folder, beside model_index.json

@@ -9,6 +9,7 @@ from tiny import tiny_transformer
 
 from fpsgen import apply
 from fpsgen.errors import NUMERIC, USAGE, FpsgenError
+from fpsgen.models.patch.linear import LinearPatch
 from fpsgen.models.patch.run_record import LayerRun
 
 PARTS = ("ffn.net.0.proj", "ffn.net.2")
@@ -138,6 +139,18 @@ def test_strict_holds_for_every_component(transformer):
     ):
         case.forward(transformer)
     assert caught.value.code == NUMERIC
+
+
+def test_a_strict_apply_that_fails_leaves_no_fp8_layer():
+    """A layer that does not fit is a deviation, found when the others have been changed already."""
+    transformer = tiny_transformer(head_dim=16)
+    for block in transformer.blocks:
+        block.attn1.to_q = torch.nn.Sequential(block.attn1.to_q)
+    before = {name: type(module) for name, module in transformer.named_modules()}
+    with pytest.raises(FpsgenError, match=r"attn1.to_q is a Sequential") as caught:
+        apply(transformer, case.one(case.TILED), strict=True, patches=[LinearPatch(emulate=True)])
+    assert caught.value.code == NUMERIC
+    assert {name: type(module) for name, module in transformer.named_modules()} == before
 
 
 def test_a_deviation_at_install_is_kept_over_loops(tiny_dir):
