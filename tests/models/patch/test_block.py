@@ -166,7 +166,7 @@ def test_text_is_projected_once_while_it_is_the_same():
 
     def get():
         with torch.no_grad():
-            return kept.get(text, lambda: calls.append(1) or len(calls), layer)
+            return kept.get(text, lambda: calls.append(1) or len(calls), layer)  # noqa: F821
 
     assert (get(), get()) == (1, 1)
     with torch.no_grad():
