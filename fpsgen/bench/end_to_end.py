@@ -98,7 +98,7 @@ def _measure(model: LoadedModel, base: GenerateRequest, runs: Runs, events: Even
 
 
 def as_method(base: GenerateRequest, name: str) -> GenerateRequest:
-    """The request run as one method, strict. bf16 is diffusers as it comes: own linear layers, own rounding, own VAE."""
+    """The request run as one method, strict. bf16 is diffusers as it comes: linear layers, rounding and VAE."""
     request = base.replace(attention={"method": None if name == OURS else name, "strict": True})
     return request.with_settings(linear="bf16", exact=True) if name == BASELINE else request
 
