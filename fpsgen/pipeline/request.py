@@ -49,11 +49,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Attention:
-    """method: None is as the schedule says. schedule: a preset's name, or the thing; None is the checkpoint's own, or
-    "safe". strict: any deviation is an error.
+    """method: None is as the schedule says. method_impl: what computes it, see AttentionPlan. schedule: a preset's
+    name, or the thing; None is the checkpoint's own, or "safe". strict: any deviation is an error.
     """
 
     method: str | None
+    method_impl: str
     schedule: str | Schedule | None
     strict: bool
 

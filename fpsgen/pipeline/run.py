@@ -87,12 +87,12 @@ def run(request: GenerateRequest, timing: Timing, model: LoadedModel | None = No
 def render(model: LoadedModel, request: GenerateRequest, timing: Timing) -> Rendered:
     """The video as frames, nothing written. The pipeline is unpatched again afterwards. Raises as `run`."""
     pipe, attention, values = model.pipe, request.attention, request.values()
-    accelerated = {"linear": values["linear"], "exact": values["exact"]}
+    more = {"linear": values["linear"], "exact": values["exact"], "impl": attention.method_impl}
     with readable_errors(request, timing):
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
         set_shift(pipe, request.sampling.shift)
-        with apply(pipe, attention.schedule, attention.method, attention.strict, **accelerated) as handle:
+        with apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
             with timing.stage("text"):
                 embeds = _stand_in(model, request) if model.random else encode(pipe, request, timing)
             with timing.stage("denoise"), handle.timer() as timer:

@@ -12,6 +12,7 @@ from fpsgen.settings.parsers import method_names
 from fpsgen.settings.setting import ANYWHERE, ENVIRONMENT, FILE, Setting
 
 VIDEO, QUALITY, SPEED, OUTPUT, MACHINE = "Video", "Quality", "Acceleration", "Output", "Machine"
+IMPLEMENTATIONS = ("auto", "reference", "triton")  # those of attention/plan.py
 LINEARS = ("bf16", "fp8")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 MAX_TEXT = 10_000  # characters of a prompt or negative prompt; the text encoders read 512 tokens
@@ -169,6 +170,18 @@ _ENTRIES = (
         commands=_MAKE,
         complete=method_names,
         mistaken_for=("attention", "backend"),
+    ),
+    _video(
+        "method_impl",
+        parser=parse.choice(lambda: IMPLEMENTATIONS),
+        help="auto; reference: slow and exact; triton: portable.",
+        group=SPEED,
+        example="reference",
+        metavar="NAME",
+        default="auto",
+        unset="auto",
+        complete=lambda: IMPLEMENTATIONS,
+        mistaken_for=("impl", "kernel"),
     ),
     _video(
         "schedule",

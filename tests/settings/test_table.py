@@ -102,6 +102,7 @@ OTHER = {  # a value of each setting that differs from what request_for and the 
     "negative": "a dog",
     "seed": 8,
     "method": "bf16",
+    "method_impl": "reference",
     "schedule": "balanced",
     "strict": True,
     "linear": "fp8",
