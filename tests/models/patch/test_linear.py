@@ -1,4 +1,4 @@
-"""FP8 linear layers on a transformer: error as FP8 explains it, found by others as what they were, undone to the bit."""
+"""FP8 linear layers on a transformer: error as FP8 explains it, seen by others as what they were, undone whole."""
 
 import copy
 
