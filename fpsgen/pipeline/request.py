@@ -121,6 +121,10 @@ class GenerateRequest:
         changed = {name: dataclasses.replace(getattr(self, name), **values) for name, values in parts.items()}
         return dataclasses.replace(self, **changed)
 
+    def with_settings(self, **values: Any) -> GenerateRequest:
+        """The same with other values of settings that no part has a field for."""
+        return dataclasses.replace(self, more=tuple((dict(self.more) | values).items()))
+
 
 def request_from_values(values: Mapping[str, Any], model: ModelChoice) -> GenerateRequest:
     """A request from flat values, as `GenerateRequest.values` names them; settings without a field go into `more`."""

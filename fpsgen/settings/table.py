@@ -216,7 +216,7 @@ _ENTRIES = (
     Setting(
         "output",
         parse.named("a file name ending in .mp4, or a folder"),
-        "An .mp4 file or a folder.",
+        "A folder, an .mp4, or fields: {slug}-{seed}-{n}.mp4.",
         OUTPUT,
         "cat.mp4",
         metavar="PATH",

@@ -170,3 +170,8 @@ def test_metrics_against_their_definitions():
 def test_methods_to_run():
     assert methods_to_run(("sta", "bf16", "sta", "fps")) == ["bf16", "sta", "fps"]
     assert methods_to_run(("fp8",)) == ["fp8", "fps"]
+
+
+def test_the_baseline_is_diffusers_as_it_comes(bench):
+    rows = bench("--compare", "bf16", "--linear", "bf16")
+    assert [(row["method"], row["fused"]) for row in rows] == [("bf16", False), ("fps", True)]

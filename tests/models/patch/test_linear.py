@@ -1,4 +1,4 @@
-"""FP8 linear layers on a transformer: error as FP8 explains it, seen by others as what they were, undone whole."""
+"""FP8 linear layers on a transformer: error as FP8 explains it, still Linear for others, undone to the bit."""
 
 import copy
 
