@@ -71,9 +71,9 @@ def test_the_baseline_is_really_the_other_method(bench, monkeypatch):
     asked = []
     real = generate.apply
 
-    def apply(pipe, schedule=None, method=None, strict=False):
+    def apply(pipe, schedule=None, method=None, strict=False, **more):
         asked.append((method, strict))
-        return real(pipe, schedule=schedule, method=method, strict=strict)
+        return real(pipe, schedule=schedule, method=method, strict=strict, **more)
 
     monkeypatch.setattr(generate, "apply", apply)
     bench("--compare", "bf16")
