@@ -87,7 +87,7 @@ def debugging(flag: bool) -> bool:
 
 def one_line(text: str, limit: int = 300) -> str:
     """Foreign text for a message, see fpsgen.text.show."""
-    return show(text, limit)
+    return show(text, limit).rstrip()
 
 
 def note(text: str) -> None:

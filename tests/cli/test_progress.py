@@ -78,7 +78,7 @@ def test_pace(done, total, spent, text):
 def test_an_error_is_two_lines_whatever_it_holds(capsys, monkeypatch):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     console.error(FpsgenError("a\nb\x1b[31m\u202e[/bold]\r", "c\nd", 2))
-    assert capsys.readouterr().err == "error: a b\\x1b[31m\\x202e[/bold]\nfix: c d\n"
+    assert capsys.readouterr().err == "error: a b\\x1b[31m\\u202e[/bold]\nfix: c d\n"
 
 
 def test_colour_on_request(capsys, monkeypatch):
