@@ -47,6 +47,38 @@ def test_norm_and_rope_on_the_way_into_blocks(dim, granularity, dtype):
     assert (out.float() - apart.float()).norm() / apart.float().norm() < 1e-2
 
 
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("granularity", [1, 3])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_keys_and_values_without_their_means(dim, granularity, norm):
+    """Means of all tokens, whatever the order of programs; what is cast is the rest."""
+    from fpsgen.attention.kernels import attention_kernel, quantize
+
+    case = Case("means", (9, 20, 32), (4, 5, 6), (3, 3, 1), batch=2, heads=5, dim=dim, granularity=granularity)
+    laid, (q, k, v) = case.lay("cuda"), case.inputs(torch.bfloat16, "cuda")
+    norm_rope = case.norm_rope(torch.bfloat16, "cuda") if norm else None
+    k, v = k + 4, v - 3
+    options = {"norm_rope": norm_rope, "smooth_k": True, "center_v": True}
+    ready = quantize(q, k, v, laid.tables, granularity, **options)
+    keys = norm_rope.apply(q.double(), k.double())[1] if norm_rope else k.double()
+    torch.testing.assert_close(ready.k_mean, keys.mean(1).float(), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(ready.v_mean, v.double().mean(1).float(), atol=2e-5, rtol=1e-5)
+    assert float(ready.v_scale.max()) * 448 < float(v.float().abs().max())
+    if norm_rope:
+        check_norm_rope(ready, q, k, laid.layout, granularity, norm_rope, ready.k_mean)
+    out, lse = attention_kernel(q, k, v, laid.tables, laid.lists, True, granularity, **options)
+    q, k = norm_rope.apply(q.float(), k.float()) if norm_rope else (q, k)
+    true = truth(q, k, v, laid.layout, laid.tile_lists, False, tiles=[0, 20])
+    assert (out.double()[:, true.tokens] - true.out).norm() / true.out.norm() < 2e-2
+    assert (lse.double()[:, :, true.tokens] - true.lse).abs().max() < 0.2
+    inputs = case.inputs(torch.bfloat16, "cuda")
+    first = quantize(*inputs, laid.tables, granularity, **options)
+    for _ in range(20):
+        again = quantize(*inputs, laid.tables, granularity, **options)
+        for name in ("k", "v", "k_mean", "v_mean", "k_scale", "v_scale"):
+            assert torch.equal(getattr(again, name).view(torch.uint8), getattr(first, name).view(torch.uint8))
+
+
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("length", EDGES)
 def test_every_tail(length, dim):
