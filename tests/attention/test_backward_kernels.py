@@ -5,14 +5,14 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from fpsgen.attention.kernels import backward_portable, backward_prepare, norm_rope_quantize, quantize_qkv
+from fpsgen.attention.kernels import backward_portable
 from fpsgen.attention.kernels.backward_config import BackwardConfig, PassConfig, select_backward
 from fpsgen.attention.kernels.backward_lists import transpose_lists
 from fpsgen.attention.tiles import mask_from_lists
 
 from .cases import BY_NAME, CASES, Case
 from .gradients import check, of_case, relative
-from .interpreter import interpreted
+from .interpreter import interpreted, kernel_modules
 
 BOUND, ROW = 5e-3, 3e-2  # products of values with 8 bits of mantissa
 MORE = [
@@ -23,7 +23,7 @@ MORE = [
 
 @pytest.fixture(scope="module")
 def kernels():
-    with interpreted(quantize_qkv, norm_rope_quantize, backward_portable, backward_prepare):
+    with interpreted(*kernel_modules()):
         yield backward_portable.attention_backward
 
 

@@ -10,13 +10,11 @@ from fpsgen.attention.kernels import (
     backward_lists,
     backward_portable,
     backward_prepare,
-    norm_rope_quantize,
-    quantize_qkv,
 )
 
 from .cases import Case
 from .gradients import check, of_case
-from .interpreter import interpreted
+from .interpreter import interpreted, kernel_modules
 from .mutant import load, taken
 
 KERNELS = {
@@ -99,7 +97,7 @@ def examine(main) -> None:
 
 
 def test_without_a_mistake_all_checks_pass():
-    with interpreted(quantize_qkv, norm_rope_quantize, backward_portable, backward_prepare):
+    with interpreted(*kernel_modules()):
         examine(backward_portable)
 
 
@@ -108,7 +106,7 @@ def test_without_a_mistake_all_checks_pass():
 def test_planted_mistakes_are_caught(module, what, change, tmp_path, monkeypatch):
     mutant = load(module, tmp_path, change)
     main = mutant if module is backward_portable else backward_portable
-    with interpreted(quantize_qkv, norm_rope_quantize, main, backward_prepare, mutant), monkeypatch.context() as patch:
+    with interpreted(*kernel_modules(), mutant), monkeypatch.context() as patch:
         for name, value in taken(main, mutant).items() if module is not backward_portable else ():
             patch.setattr(main, name, value)
         with pytest.raises((AssertionError, IndexError, RuntimeError)):
