@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 PROVENANCE = ("commit", "device", "versions")
-DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/figures.md", "docs/kernels.md", "docs/reliability.md")
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 _BLOCK = re.compile(r"(<!-- figures:([a-z0-9-]+) -->\n)(.*?)(<!-- /figures:\2 -->)", re.DOTALL)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fpsgen.bench.plan import OURS, methods_to_run
+from fpsgen.bench.plan import BASELINE, OURS, methods_to_run
 from fpsgen.bench.provenance import provenance
 from fpsgen.bench.rows import append_rows, bench_row, quality
 from fpsgen.files import write_text
@@ -82,10 +82,8 @@ def run(
 
 def _measure(model: LoadedModel, base: GenerateRequest, runs: Runs, events: Events) -> None:
     """One video by one method, added to `runs`."""
-    method = None if runs.method == OURS else runs.method
-    request = base.replace(attention={"method": method, "strict": True})
     timing = Timing(events)
-    made = render(model, request, timing)
+    made = render(model, as_method(base, runs.method), timing)
     for stage, seconds in timing.stages.items():
         runs.stages.setdefault(stage, []).append(seconds)
     runs.totals.append(sum(timing.stages.values()))
@@ -97,6 +95,12 @@ def _measure(model: LoadedModel, base: GenerateRequest, runs: Runs, events: Even
 
         runs.cuda_bytes = torch.cuda.max_memory_allocated(model.device)
     runs.report["recipe"] = made.recipe
+
+
+def as_method(base: GenerateRequest, name: str) -> GenerateRequest:
+    """The request run as one method, strict. bf16 is diffusers as it comes: linear layers, rounding and VAE."""
+    request = base.replace(attention={"method": None if name == OURS else name, "strict": True})
+    return request.with_settings(linear="bf16", exact=True) if name == BASELINE else request
 
 
 def _save(runs: Runs, base: GenerateRequest) -> Path:

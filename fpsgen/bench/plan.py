@@ -13,12 +13,13 @@ from fpsgen.settings.gather import Settings
 from fpsgen.text import show
 
 OURS = "fps"
+BASELINE = "bf16"
 
 
 def methods_to_run(compare: tuple[str, ...]) -> list[str]:
     """The baseline first: bf16 if it is named, else the first; then the others, fps last."""
     named = list(dict.fromkeys(compare))
-    others = sorted((name for name in named if name != OURS), key=lambda name: name != "bf16")
+    others = sorted((name for name in named if name != OURS), key=lambda name: name != BASELINE)
     return [*others, OURS]
 
 

@@ -36,6 +36,8 @@ def bench_row(runs: Runs, baseline: Runs, base: GenerateRequest, facts: dict[str
         **facts,
         **setting_of(base),
         "method": runs.method,
+        "linear": runs.report["recipe"].get("linear"),
+        "fused": not runs.report["recipe"].get("exact"),
         "schedule": runs.report["schedule"],
         "baseline": baseline.method,
         "strict": True,

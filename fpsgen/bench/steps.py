@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fpsgen.bench.plan import methods_to_run
+from fpsgen.bench.plan import BASELINE, methods_to_run
 from fpsgen.bench.provenance import provenance
 from fpsgen.bench.rows import setting_of
 from fpsgen.models.patch.apply import apply
@@ -24,7 +24,6 @@ from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import denoise, encode
 
 SCHEMA = "fpsgen.bench.steps/1"
-BASELINE = "bf16"
 
 
 class Forward(NamedTuple):
@@ -43,7 +42,7 @@ def run(base: GenerateRequest, compare: tuple[str, ...], timing: Timing, command
     methods = [name for name in methods_to_run(compare) if name != BASELINE]
     facts = {"schema": SCHEMA, **provenance(model.device), "command": command, **setting_of(base)}
     set_shift(pipe, base.sampling.shift)
-    with apply(pipe, method=BASELINE, strict=True) as handle:
+    with apply(pipe, method=BASELINE, strict=True, exact=True) as handle:
         with timing.stage("text"):
             embeds = encode(pipe, base, timing)
         with timing.stage("denoise"), _recorded(pipe.transformer) as forwards:

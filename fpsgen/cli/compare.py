@@ -12,6 +12,7 @@ import typer
 from fpsgen.cli import console, options
 from fpsgen.cli.options import examples, takes_settings
 from fpsgen.errors import BAD_INPUT, FpsgenError
+from fpsgen.files import absolute, make_folder
 from fpsgen.settings.gather import Settings, gather
 from fpsgen.text import show
 
@@ -47,6 +48,7 @@ def compare(a: First, b: Second, given: dict[str, Any]) -> None:
     stdout: the figures, then the path of the side-by-side MP4.
     """
     settings = gather(given)
+    absolute(".")  # the libraries that count end the process where the working folder was removed
     paths = Path(a), Path(b)
     for path in paths:
         if not os.path.isfile(path):
@@ -54,7 +56,6 @@ def compare(a: First, b: Second, given: dict[str, Any]) -> None:
     target = target_of(*paths, settings) if settings.video else None
 
     from fpsgen.evaluate.compare import compare_videos, side_by_side
-    from fpsgen.files import make_folder
     from fpsgen.video import write_mp4
 
     found = compare_videos(*paths)

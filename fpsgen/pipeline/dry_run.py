@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from fpsgen.attention.presets import preset
 from fpsgen.attention.profile import Profile
 from fpsgen.attention.schedule import Schedule
@@ -18,7 +20,7 @@ from fpsgen.report.lines import amount, clock
 from fpsgen.settings.table import SETTINGS
 from fpsgen.text import show
 
-_ALWAYS = {"vae dtype": ("fp32", "always"), "noise": ("CPU generator", "always: a seed means the same everywhere")}
+_ALWAYS = {"noise": ("CPU generator", "always: a seed means the same everywhere")}
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Outlook:
         values = {name: json_ready(value) for name, value in request.values().items()}
         values |= {"model": request.model.spec.name, "model_path": json_ready(request.model.folder)}
         values |= {"schedule": self.schedule.name, "output": str(request.output.path)}
-        values |= {"vae_dtype": "fp32", "noise": "cpu"}
+        values |= {"vae_dtype": vae_dtype(request), "noise": "cpu"}
         return {
             "dry_run": True,
             "settings": values,
@@ -82,8 +84,17 @@ class Outlook:
         if self.schedule.dense_layers:
             rows.append(("dense layers", ", ".join(map(str, self.schedule.dense_layers)), "schedule"))
         rows.append(("tokens", f"{' x '.join(map(str, self.grid))} = {self.tokens}", "size and frames"))
-        rows += [(name, *fact) for name, fact in _ALWAYS.items()]
+        rows += [
+            ("vae dtype", vae_dtype(request), "fp32 on a CPU and with --exact"),
+            *((n, *f) for n, f in _ALWAYS.items()),
+        ]
         return rows + _estimate_rows(self.estimate)
+
+
+def vae_dtype(request: GenerateRequest) -> str:
+    """What the VAE will decode in."""
+    on_gpu = request.machine.device != "cpu" and torch.cuda.is_available()
+    return "bf16" if on_gpu and not request.values()["exact"] else "fp32"
 
 
 def foresee(planned: Plan) -> Outlook:

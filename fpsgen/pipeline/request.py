@@ -49,11 +49,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Attention:
-    """method: None is as the schedule says. schedule: a preset's name, or the thing; None is the checkpoint's own, or
-    "safe". strict: any deviation is an error.
+    """method: None is as the schedule says. method_impl: what computes it, see AttentionPlan. schedule: a preset's
+    name, or the thing; None is the checkpoint's own, or "safe". strict: any deviation is an error.
     """
 
     method: str | None
+    method_impl: str
     schedule: str | Schedule | None
     strict: bool
 
@@ -120,6 +121,10 @@ class GenerateRequest:
         """The same with other values in some parts: request.replace(sampling={"seed": 3})."""
         changed = {name: dataclasses.replace(getattr(self, name), **values) for name, values in parts.items()}
         return dataclasses.replace(self, **changed)
+
+    def with_settings(self, **values: Any) -> GenerateRequest:
+        """The same with other values of settings that no part has a field for."""
+        return dataclasses.replace(self, more=tuple((dict(self.more) | values).items()))
 
 
 def request_from_values(values: Mapping[str, Any], model: ModelChoice) -> GenerateRequest:

@@ -17,6 +17,7 @@ from fpsgen.ffmpeg import check_ffmpeg
 from fpsgen.models.patch.apply import apply
 from fpsgen.models.wan.random_weights import random_embeds
 from fpsgen.models.wan.scheduler import noise_from
+from fpsgen.models.wan.vae import decode_dtype, fast_decoder
 from fpsgen.pipeline.checks import check_latents, to_frames
 from fpsgen.pipeline.events import Timing, peak_rss
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model, readable_errors, set_shift
@@ -85,12 +86,13 @@ def run(request: GenerateRequest, timing: Timing, model: LoadedModel | None = No
 
 def render(model: LoadedModel, request: GenerateRequest, timing: Timing) -> Rendered:
     """The video as frames, nothing written. The pipeline is unpatched again afterwards. Raises as `run`."""
-    pipe, attention = model.pipe, request.attention
+    pipe, attention, values = model.pipe, request.attention, request.values()
+    more = {"linear": values["linear"], "exact": values["exact"], "impl": attention.method_impl}
     with readable_errors(request, timing):
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
         set_shift(pipe, request.sampling.shift)
-        with apply(pipe, schedule=attention.schedule, method=attention.method, strict=attention.strict) as handle:
+        with apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
             with timing.stage("text"):
                 embeds = _stand_in(model, request) if model.random else encode(pipe, request, timing)
             with timing.stage("denoise"), handle.timer() as timer:
@@ -98,10 +100,10 @@ def render(model: LoadedModel, request: GenerateRequest, timing: Timing) -> Rend
                 attention_s = timer.seconds()
             frames, held = None, {}
             if not model.random:
-                with timing.stage("vae"):
+                with timing.stage("vae"), fast_decoder(pipe.vae, values["exact"]):
                     frames = to_frames(_decode(pipe, latents)).numpy()
                 held = dict(zip(("frames", "height", "width"), frames.shape[:3], strict=True))
-            recipe = build_recipe(request, _found_out(model, handle) | held)
+            recipe = build_recipe(request, _found_out(model, handle, values["exact"]) | held)
             return Rendered(frames, handle.report(), attention_s, recipe)
 
 
@@ -204,7 +206,7 @@ def handle_note(handle: Any) -> str:
     return f"{step['profile']} ({step['method']}{density})"
 
 
-def _found_out(model: LoadedModel, handle: Any) -> dict[str, Any]:
+def _found_out(model: LoadedModel, handle: Any, exact: bool) -> dict[str, Any]:
     """What a recipe needs and only the loaded model tells."""
     on_gpu = model.device.type == "cuda"
     return {
@@ -213,5 +215,5 @@ def _found_out(model: LoadedModel, handle: Any) -> dict[str, Any]:
         "schedule": {"name": handle.schedule.name, "toml": handle.schedule.to_toml()},
         "device": torch.cuda.get_device_name(model.device) if on_gpu else "cpu",
         "dtype": str(model.dtype).removeprefix("torch."),
-        "vae_dtype": str(model.pipe.vae.dtype).removeprefix("torch."),
+        "vae_dtype": str(decode_dtype(model.pipe.vae, exact)).removeprefix("torch."),
     }

@@ -12,6 +12,8 @@ from fpsgen.settings.parsers import method_names
 from fpsgen.settings.setting import ANYWHERE, ENVIRONMENT, FILE, Setting
 
 VIDEO, QUALITY, SPEED, OUTPUT, MACHINE = "Video", "Quality", "Acceleration", "Output", "Machine"
+IMPLEMENTATIONS = ("auto", "reference", "triton")  # those of attention/plan.py
+LINEARS = ("bf16", "fp8")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 MAX_TEXT = 10_000  # characters of a prompt or negative prompt; the text encoders read 512 tokens
 
@@ -170,6 +172,18 @@ _ENTRIES = (
         mistaken_for=("attention", "backend"),
     ),
     _video(
+        "method_impl",
+        parser=parse.choice(lambda: IMPLEMENTATIONS),
+        help="auto; reference: slow and exact; triton: portable.",
+        group=SPEED,
+        example="reference",
+        metavar="NAME",
+        default="auto",
+        unset="auto",
+        complete=lambda: IMPLEMENTATIONS,
+        mistaken_for=("impl", "kernel"),
+    ),
+    _video(
         "schedule",
         parser=parse.named("a preset's name or a TOML file"),
         help="safe, balanced, paper or a TOML file.",
@@ -179,6 +193,30 @@ _ENTRIES = (
         unset="model's own, or safe",
         complete="schedules",
         mistaken_for=("preset", "profile"),
+    ),
+    Setting(
+        "linear",
+        parse.choice(lambda: LINEARS),
+        "bf16; fp8: linear layers on FP8 tensor cores.",
+        SPEED,
+        "fp8",
+        metavar="NAME",
+        default="bf16",
+        unset="bf16",
+        commands=_PLAN,
+        layers=ANYWHERE,
+        recipe=True,
+        key=True,
+        complete=lambda: LINEARS,
+    ),
+    _switch(
+        "exact",
+        "Round as diffusers does: nothing fused, VAE in fp32.",
+        group=SPEED,
+        commands=_PLAN,
+        layers=ANYWHERE,
+        recipe=True,
+        key=True,
     ),
     _switch(
         "strict",
@@ -191,7 +229,7 @@ _ENTRIES = (
     Setting(
         "output",
         parse.named("a file name ending in .mp4, or a folder"),
-        "An .mp4 file or a folder.",
+        "A folder, an .mp4, or fields: {slug}-{seed}-{n}.mp4.",
         OUTPUT,
         "cat.mp4",
         metavar="PATH",

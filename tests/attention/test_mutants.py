@@ -243,7 +243,7 @@ BATTERY = [
     (Case("halves", (4, 8, 4), (4, 8, 4), dim=128), torch.float32),
 ]
 WIDE = Case("wide", (2, 5, 12), (2, 5, 4), batch=2, heads=7, granularity=2)  # of more heads than a program casts
-MEANS = Case("means", (4, 6, 6), (2, 3, 3), "empty", batch=2, heads=2, granularity=3)
+MEANS = Case("means", (4, 3, 6), (2, 3, 3), "empty", batch=2, heads=2, granularity=3)
 
 
 @cache

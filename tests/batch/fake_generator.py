@@ -1,12 +1,14 @@
 """A generator without a model, for tests of what surrounds it: frames come from the seed, all else is the real code.
 
 As a program: `python -m fake_generator LOG ARGUMENTS...` runs fpsgen with it. Each video that begins is a line in LOG.
-FAKE_NOISE=1 makes pictures that fill a disk. FAKE_FORGETS=1 is a control: what a killed run left is not looked for.
+FAKE_NOISE=1 makes pictures that fill a disk. Two controls: FAKE_FORGETS=1 does not look for what a killed run left, to
+FAKE_DEAF=1 signals do not arrive.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -35,6 +37,9 @@ def modules(log: Path | None) -> dict[str, ModuleType]:
         if log is not None:
             with log.open("a") as file:
                 file.write(f"{request.prompt.text}\n")
+        if os.environ.get("FAKE_DEAF"):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
         timing.step(0, 1, "")
         values = request.values()
         names = ("prompt", "seed", "frames", "fps", "steps", "shift")

@@ -71,9 +71,9 @@ def test_the_baseline_is_really_the_other_method(bench, monkeypatch):
     asked = []
     real = generate.apply
 
-    def apply(pipe, schedule=None, method=None, strict=False):
+    def apply(pipe, schedule=None, method=None, strict=False, **more):
         asked.append((method, strict))
-        return real(pipe, schedule=schedule, method=method, strict=strict)
+        return real(pipe, schedule=schedule, method=method, strict=strict, **more)
 
     monkeypatch.setattr(generate, "apply", apply)
     bench("--compare", "bf16")
@@ -170,3 +170,8 @@ def test_metrics_against_their_definitions():
 def test_methods_to_run():
     assert methods_to_run(("sta", "bf16", "sta", "fps")) == ["bf16", "sta", "fps"]
     assert methods_to_run(("fp8",)) == ["fp8", "fps"]
+
+
+def test_the_baseline_is_diffusers_as_it_comes(bench):
+    rows = bench("--compare", "bf16", "--linear", "bf16")
+    assert [(row["method"], row["fused"]) for row in rows] == [("bf16", False), ("fps", True)]

@@ -125,6 +125,15 @@ def test_what_is_no_video(fpsgen, clip):
     fpsgen.refused(2, "needs B")
 
 
+def test_a_working_folder_that_was_removed(fpsgen, clip, tmp_path, monkeypatch):
+    whole = clip.resolve()
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    fpsgen("compare", whole, whole, "--no-video")
+    fpsgen.refused(7, "working folder")
+
+
 def test_pictures_are_compared_too(fpsgen):
     write_png(moving()[0], "a.png")
     write_png(moving()[1], "b.png")

@@ -164,9 +164,22 @@ def test_signals(tmp_path, row, number, code):
         clean = not list(folder.place.rglob(".fpsgen-*.part*")) and "Traceback" not in said
         children = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True).stdout
         good += process.returncode == code and clean and not children
-    name = signal.Signals(number).name
-    row(f"{name} in a batch", tried=25, as_promised=good, control="none", detail=f"exit {code}, no temporary, no child")
-    assert good == 25
+    folder = Folder(tmp_path / "deaf")
+    process = folder.start(FAKE_DEAF="1")
+    wait_for_work(process)
+    while not folder.log.exists():
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(number)
+    process.communicate(timeout=300)
+    row(
+        f"{signal.Signals(number).name} in a batch",
+        tried=25,
+        as_promised=good,
+        control=f"one that does not hear it: exit {process.returncode}",
+        detail=f"exit {code}, no temporary, no child",
+    )
+    assert good == 25 and process.returncode == 0
 
 
 def mount(place: Path, kilobytes: int, *more: str) -> None:

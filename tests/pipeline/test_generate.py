@@ -120,6 +120,15 @@ def test_every_method_runs(request_for, method):
     assert ran <= {"bf16", "fp8", "sta", "fps"} and (method in ran or method == "sta")
 
 
+def test_the_slow_reference_can_be_asked_for(request_for):
+    kernels = {}
+    for impl in ("auto", "reference"):
+        result, _ = make(request_for(method_impl=impl, schedule="paper", device="cpu"))
+        kernels[impl] = set(result.report["attention"]["kernels"])
+        assert result.recipe["method_impl"] == impl
+    assert kernels == {"auto": {"cpu"}, "reference": {"reference"}}
+
+
 def test_no_metadata(request_for):
     result, _ = make(request_for(metadata=False))
     assert read_recipe(result.path) is None and result.sidecar is None

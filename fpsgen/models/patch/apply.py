@@ -44,6 +44,7 @@ def apply(
     patches: Sequence[Patch] = (),
     linear: str = "bf16",
     exact: bool = False,
+    impl: str = "auto",
 ) -> Handle:
     """Patch a WanPipeline, or a bare WanTransformer3DModel, in place; returns the handle that undoes it.
 
@@ -51,7 +52,8 @@ def apply(
     (schedule.toml in the folder it was loaded from), else "safe". method: run it all as this method. strict: a
     deviation from what was asked for raises FpsgenError NUMERIC instead of being reported. patches: more of them, put
     on last. linear: "fp8" multiplies the blocks' linear layers in FP8, "bf16" leaves them as they are. exact: keep
-    diffusers' rounding between them; otherwise element-wise passes are fused on a GPU, in fp32.
+    diffusers' rounding between them; otherwise element-wise passes are fused on a GPU, in fp32. impl: what computes
+    attention, see AttentionPlan.
 
     Goes together with classifier-free guidance, LoRA, fuse_qkv_projections, compile_repeated_blocks, offloading,
     layerwise casting, gradient checkpointing and two threads on one transformer, before or after. Raises FpsgenError
@@ -64,7 +66,7 @@ def apply(
     transformers = _transformers(pipe)
     for transformer in transformers:
         _check(transformer)
-    run = Run(resolve_schedule(schedule, method, checkpoint_schedule(pipe)), method, strict)
+    run = Run(resolve_schedule(schedule, method, checkpoint_schedule(pipe)), method, strict, impl)
     layers = max(len(transformer.blocks) for transformer in transformers)
     beyond = [layer for layer in run.schedule.dense_layers if layer >= layers]
     if beyond:

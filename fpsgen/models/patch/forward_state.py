@@ -152,7 +152,7 @@ class ForwardHook(ModelHook):
         """(plan, dense plan, plan of the token order)."""
         key = (profile.name, grid)
         if key not in self._plans:
-            plan = AttentionPlan.of(profile, grid)
+            plan = AttentionPlan.of(profile, grid, self.run.impl)
             self._plans[key] = (
                 plan,
                 AttentionPlan(grid, profile.tile or "fit", method="bf16"),

@@ -7,7 +7,6 @@ copy takes one byte a weight more, on the weight's device.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,12 +61,8 @@ class FP8Linear(torch.nn.Linear):
         return self.fp8
 
     def forward(self, x: torch.Tensor | FP8Rows) -> torch.Tensor:
-        if is_compiling() or self.place is None:
-            return self._product(x)
-        with self.place.call(self.weight.device):
-            return self._product(x)
-
-    def _product(self, x: torch.Tensor | FP8Rows) -> torch.Tensor:
+        if self.place is not None and not is_compiling():
+            self.place.run.count(LINEAR, self.place.layer, self.place.part)
         weight = self.quantized()
         if isinstance(x, FP8Rows):
             return fp8_linear(x, weight, self.bias, self.weight.dtype)
@@ -77,16 +72,11 @@ class FP8Linear(torch.nn.Linear):
 
 
 class Place(NamedTuple):
-    """Where a layer is: whose calls are counted and timed."""
+    """Where a layer is, and who counts its calls."""
 
     run: Run
     layer: int
     part: str
-
-    def call(self, device: torch.device) -> AbstractContextManager[None]:
-        """The context of one call."""
-        self.run.count(LINEAR, self.layer, self.part)
-        return self.run.time(LINEAR, device)
 
 
 def takes_fp8(module: torch.nn.Module) -> bool:
@@ -167,24 +157,29 @@ class _InstalledLinears:
         self._merged: dict[FP8Linear, tuple] = {}
         self._runs: tuple[LayerRun, ...] = ()
         self._install()
-        wrong: dict[str, list[int]] = {}
-        for layer, block in enumerate(self._blocks):
-            for name, module in linears(block, patch.parts):
-                if type(module) is not FP8Linear:
-                    wrong.setdefault(f"{name} {unfit(module) or 'has a forward of its own'}", []).append(layer)
-        if not any(type(module) is FP8Linear for block in self._blocks for _, module in linears(block, patch.parts)):
+        try:
+            self._check()
+        except FpsgenError:
             self.undo()
+            raise
+
+    def _check(self) -> None:
+        """Say which layers are not multiplied in FP8."""
+        found = [
+            (layer, *pair) for layer, block in enumerate(self._blocks) for pair in linears(block, self._patch.parts)
+        ]
+        wrong: dict[str, list[int]] = {}
+        for layer, name, module in found:
+            if type(module) is not FP8Linear:
+                wrong.setdefault(f"{name} {unfit(module) or 'has a forward of its own'}", []).append(layer)
+        if not any(type(module) is FP8Linear for *_, module in found):
             raise FpsgenError(
                 "none of the transformer's linear layers can be multiplied in FP8: " + next(iter(wrong), "it has none"),
                 "leave its linear layers as they are (--linear bf16)",
                 USAGE,
             )
-        try:
-            for what, layers in wrong.items():
-                run.deviation(LINEAR, "unfit", layers, f"not multiplied in FP8: {what}", in_loop=False)
-        except FpsgenError:
-            self.undo()
-            raise
+        for what, layers in wrong.items():
+            self._run.deviation(LINEAR, "unfit", layers, f"not multiplied in FP8: {what}", in_loop=False)
 
     def undo(self) -> None:
         while self._undos:

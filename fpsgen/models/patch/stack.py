@@ -64,10 +64,11 @@ class Run:
     arguments of the calls.
     """
 
-    def __init__(self, schedule: Schedule, method: str | None, strict: bool) -> None:
+    def __init__(self, schedule: Schedule, method: str | None, strict: bool, impl: str = "auto") -> None:
         self.schedule = schedule
         self.method = method
         self.strict = strict
+        self.impl = impl
         self.record = RunRecord()
         self.timer: Timer | None = None
         self.of_thread = _OfThread()

@@ -231,7 +231,7 @@ def digest_of(hub, name: str) -> str:
     return next(e["lfs"]["sha256"] for e in hub.info(NAME)["siblings"] if e["rfilename"] == name)
 
 
-@pytest.mark.parametrize("left", ["own", "hub's", "two", "wrong", "too long", "whole", "no ranges"])
+@pytest.mark.parametrize("left", ["own", "hub's", "two", "three", "wrong", "too long", "whole", "no ranges"])
 def test_what_an_earlier_run_left_is_taken_up(hub, left):
     data, digest = (hub.repositories[NAME] / WEIGHTS).read_bytes(), digest_of(hub, WEIGHTS)
     half = len(data) // 2
@@ -240,8 +240,10 @@ def test_what_an_earlier_run_left_is_taken_up(hub, left):
     blob.parent.mkdir(parents=True)
     own, foreign = (blob.with_name(f"{digest}{end}.incomplete") for end in ("", ".1a2b3c4d"))
     own.write_bytes({"own": data[:half], "two": data[:10], "wrong": b"x" * half, "whole": data}.get(left, b""))
-    if left in ("hub's", "two"):
+    if left in ("hub's", "two", "three"):
         foreign.write_bytes(data[:half])
+    if left == "three":
+        blob.with_name(f"{digest}.5e6f7a8b.incomplete").write_bytes(data[:20])
     if left == "too long":
         own.write_bytes(data + b"more")
     if left == "no ranges":

@@ -1,0 +1,51 @@
+"""A bench's row says what was measured: every repeat counts, for the whole and for each profile."""
+
+from __future__ import annotations
+
+import pytest
+
+from fpsgen.bench.end_to_end import Runs
+from fpsgen.bench.rows import bench_row
+from fpsgen.models.catalog.choice import choose
+from fpsgen.pipeline.plan import plan
+from fpsgen.settings.gather import Settings
+
+
+def runs(method: str, steps: list[list[float]]) -> Runs:
+    """Repeats of two steps each: the first by profile early, the second by late."""
+    made = Runs(method)
+    for repeat in steps:
+        made.steps.append(repeat)
+        made.stages.setdefault("denoise", []).append(sum(repeat))
+        made.totals.append(sum(repeat) + 1)
+        made.attention.append(sum(repeat) / 4)
+    kinds = [{"profile": name, "method": method, "kernel": "k", "density": 0.5} for name in ("early", "late")]
+    made.report = {"schedule": "s", "steps": kinds, "kernels": {"k": 2}, "density": 0.5}
+    return made
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return plan("a cat", Settings({"model": "nano", "seed": 1, "steps": 2}), choose("nano")).request
+
+
+def test_times_of_profiles_are_of_all_repeats(base):
+    ours = runs("fps", [[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]])
+    row = bench_row(ours, ours, base, {})
+    times = {entry["profile"]: entry["step_s"] for entry in row["profiles"]}
+    assert times["early"] == {"median": 3.0, "min": 1.0, "max": 5.0, "n": 3}
+    assert times["late"] == {"median": 4.0, "min": 2.0, "max": 9.0, "n": 3}
+    assert row["step_s"] == {"median": 3.5, "min": 1.0, "max": 9.0, "n": 6} and row["steps_s"] == [3.0, 4.0]
+
+
+def test_speed_ups_are_the_baselines_medians_over_ours(base):
+    baseline, ours = (
+        runs("bf16", [[4.0, 4.0], [6.0, 6.0], [5.0, 5.0]]),
+        runs("fps", [[1.0, 1.0], [2.0, 2.0], [1.0, 1.5]]),
+    )
+    row = bench_row(ours, baseline, base, {})
+    assert row["speedup_denoise"] == pytest.approx(10 / 2.5) and row["speedup_total"] == pytest.approx(
+        11 / 3.5, abs=1e-3
+    )
+    assert row["baseline"] == "bf16" and bench_row(baseline, baseline, base, {})["speedup_denoise"] == 1

@@ -1,0 +1,100 @@
+"""On a GPU: the fused kernels against plain torch, FP8 products against fp64, whole blocks and the decoder."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+
+from fpsgen import apply
+from fpsgen.fused import fp8_linear, gelu_rows, norm_rows, quantize_rows, quantize_weight, reference, rms_norm_rows
+from fpsgen.fused import residual_norm_rows as both
+from fpsgen.fused.linear import fp8_supported
+from fpsgen.models.wan.vae import install_decoder
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "models" / "patch"))
+import accelerated as case
+
+pytestmark = pytest.mark.gpu
+SIZES = (256, 1000, 1536, 5120, 8960, 13824)
+
+
+def error(a, b):
+    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+
+
+def same(rows, wide):
+    """Codes at most one step apart, few apart at all, scales alike."""
+    values, scale = reference.quantize(wide)
+    steps = (rows.values.view(torch.int8).short() - values.view(torch.int8).short()).abs()
+    return steps.max() <= 1 and (steps > 0).float().mean() < 0.02 and torch.allclose(rows.scale, scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rows(size):
+    torch.manual_seed(0)
+    x, y = (3 * torch.randn(2, 77, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    gate, mul, add = (torch.randn(2, size, device="cuda") for _ in range(3))
+    assert same(quantize_rows(x), x.float())
+    assert same(gelu_rows(x, True), reference.gelu_tanh(x))
+    assert same(norm_rows(x, mul, add, 1e-6, True, True), reference.layer_norm(x, mul, add, 1e-6, True))
+    total, rows = both(x, y, gate, mul, add, 1e-6, True, True)
+    assert error(total, x.float() + gate[:, None] * y.float()) < 2e-3
+    assert same(rows, reference.layer_norm(total, mul, add, 1e-6, True))
+    assert not same(rows, reference.layer_norm(total, mul.flip(0), add, 1e-6, True))
+    total, rows = both(x, y, None, mul[:1], add[:1], 1e-6, False, False)
+    assert torch.equal(total, x + y)
+    assert error(rows, reference.layer_norm(total, mul[:1], add[:1], 1e-6, False)) < 2e-3
+    weight = mul[0].bfloat16()
+    assert error(rms_norm_rows(x.clone(), weight, 1e-6), reference.rms_norm(x, weight, 1e-6)) < 2e-3
+
+
+@pytest.mark.parametrize(("rows", "inner", "outer"), [(512, 5120, 5120), (1000, 1536, 8960), (77, 13824, 5120)])
+def test_products(rows, inner, outer):
+    if not fp8_supported(torch.device("cuda")):
+        pytest.skip("no FP8 tensor cores")
+    x = torch.randn(rows, inner, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(outer, inner, device="cuda", dtype=torch.bfloat16) / inner**0.5
+    bias = torch.randn(outer, device="cuda", dtype=torch.bfloat16)
+    given, quantized = quantize_rows(x), quantize_weight(weight)
+    exact = F.linear(given.dequantize().double(), quantized.values.double() * quantized.scale.t(), bias.double())
+    assert error(fp8_linear(given, quantized, bias), exact) < 4e-3  # bf16's rounding, and 14 bits of the sums
+    assert 0.02 < error(fp8_linear(x, quantized, bias), F.linear(x.float(), weight.float(), bias.float())) < 0.03
+
+
+def test_blocks():
+    made = case.transformer(num_attention_heads=2, attention_head_dim=128, ffn_dim=768).cuda()
+    given = {name: value.cuda() for name, value in case.inputs().items()}
+    wanted = case.forward(made, given)
+    for parameter in made.parameters():  # the rotary table stays in fp32, as from_pretrained keeps it
+        parameter.data = parameter.data.bfloat16()
+    narrow = {n: v.bfloat16() if n != "timestep" else v for n, v in given.items()}
+    stock = error(case.forward(made, narrow), wanted)
+    with apply(made, case.DENSE, strict=True) as handle:
+        assert error(case.forward(made, narrow), wanted) < 1.1 * stock
+        assert handle.report()["components"]["block"] == {"fused": case.LAYERS}
+    if fp8_supported(torch.device("cuda")):
+        with apply(made, case.DENSE, strict=True, linear="fp8") as handle:
+            assert error(case.forward(made, narrow), wanted) < stock + 0.06
+            assert handle.report()["components"]["linear"] == {"fp8_rowwise": 8 * case.LAYERS}
+
+
+def test_decoder():
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan().cuda().eval().requires_grad_(False)
+    for name, parameter in vae.named_parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        elif name.endswith("bias"):
+            parameter.data.normal_(0, 0.1)
+    z = torch.randn(1, 16, 3, 16, 24, device="cuda")
+    wanted = copy.deepcopy(vae).decode(z, return_dict=False)[0]
+    for budget in (1, 1 << 30):
+        undo = install_decoder(vae, torch.bfloat16, budget)
+        got = vae.decode(z, return_dict=False)[0]
+        undo()
+        assert got.dtype == torch.float32
+        assert 10 * torch.log10(4 / (got - wanted).square().mean()) > 45

@@ -1,0 +1,156 @@
+"""FP8 linear layers on a transformer: error as FP8 explains it, still Linear for others, undone to the bit."""
+
+import copy
+
+import accelerated as case
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fpsgen import apply
+from fpsgen.errors import ENVIRONMENT, USAGE, FpsgenError
+from fpsgen.fused import FP8Rows, fp8_linear, quantize_rows, quantize_weight
+from fpsgen.models.patch.linear import FP8Linear, LinearPatch, install_linears, linears, takes_fp8
+
+FP8 = LinearPatch(emulate=True)
+
+
+@pytest.fixture
+def transformer():
+    return case.transformer()
+
+
+def error(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+def test_the_product_is_that_of_the_rounded_numbers():
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 5, 64), torch.randn(48, 64), torch.randn(48)
+    rows, quantized = quantize_rows(x), quantize_weight(weight)
+    exact = F.linear(
+        rows.dequantize().double(), quantized.values.double() * quantized.scale.t().double(), bias.double()
+    )
+    assert error(fp8_linear(rows, quantized, bias, torch.float32).double(), exact) < 1e-6
+    assert 0.02 < error(fp8_linear(x, quantized, bias, torch.float32), F.linear(x, weight, bias)) < 0.04
+    other = FP8Rows(rows.values, rows.scale.roll(1, 1))  # the scale of another row
+    assert error(fp8_linear(other, quantized, bias, torch.float32).double(), exact) > 0.05
+    assert error(fp8_linear(rows, quantized, None, torch.float32).double(), exact) > 0.05
+
+
+def test_one_outlier_does_not_spoil_other_rows_and_channels():
+    torch.manual_seed(0)
+    x, weight = torch.randn(8, 64), torch.randn(48, 64)
+    x[3, 5], weight[7, 9] = 1e4, 1e4
+    got, wanted = fp8_linear(x, quantize_weight(weight), None, torch.float32), F.linear(x, weight)
+    rest = torch.ones_like(got, dtype=torch.bool)
+    rest[3], rest[:, 7] = False, False
+    assert error(got[rest], wanted[rest]) < 0.04
+
+
+def test_gradient_is_that_of_the_linear_layer_at_its_own_weight():
+    torch.manual_seed(0)
+    block = torch.nn.Module()
+    block.linear = torch.nn.Linear(32, 16)
+    x = torch.randn(2, 3, 32, requires_grad=True)
+    g = torch.randn(2, 3, 16)
+    wanted = torch.autograd.grad(block.linear(x), (x, *block.linear.parameters()), g)
+    undo = install_linears(block, ("linear",))
+    out = block.linear(x)
+    assert error(out, F.linear(x, block.linear.weight, block.linear.bias)) > 1e-3
+    for got, want in zip(torch.autograd.grad(out, (x, *block.linear.parameters()), g), wanted, strict=True):
+        assert torch.allclose(got, want, rtol=1e-5, atol=1e-6)
+    undo()
+
+
+def test_forward_is_close_and_undone_to_the_bit(transformer):
+    state = copy.deepcopy(transformer.state_dict())
+    before = case.forward(transformer)
+    with apply(transformer, case.DENSE, exact=True, strict=True, patches=[FP8]) as handle:
+        got = case.forward(transformer)
+        assert 1e-3 < error(got, before) < 0.06
+        assert transformer.state_dict().keys() == state.keys()
+        assert handle.report()["components"]["linear"] == {"fp8_rowwise": 8 * case.LAYERS}
+    assert torch.equal(case.forward(transformer), before)
+    assert all(type(m) is torch.nn.Linear and "fp8" not in vars(m) for b in transformer.blocks for _, m in linears(b))
+
+
+def test_a_cpu_is_refused_by_name(transformer):
+    with apply(transformer, case.DENSE, linear="fp8"), pytest.raises(FpsgenError) as caught:
+        case.forward(transformer)
+    assert caught.value.code == ENVIRONMENT
+    with pytest.raises(FpsgenError) as caught:
+        apply(transformer, case.DENSE, linear="int4")
+    assert caught.value.code == USAGE
+
+
+def test_layers_that_cannot_be_are_named(transformer):
+    transformer.blocks[1].ffn.net[2] = torch.nn.Identity()
+    transformer.blocks[1].ffn.net[2].forward = lambda x: x[..., : case.DIM]
+    with apply(transformer, case.DENSE, exact=True, patches=[FP8]) as handle:
+        case.forward(transformer)
+        (row,) = handle.report()["fallbacks"]
+    assert row["component"] == "linear" and row["layers"] == [1] and "ffn.net.2" in row["detail"]
+    with pytest.raises(FpsgenError, match="strict"):
+        apply(transformer, case.DENSE, exact=True, strict=True, patches=[FP8])
+    assert type(transformer.blocks[0].attn1.to_q) is torch.nn.Linear
+
+
+def test_a_weight_that_changes_is_quantized_anew(transformer):
+    weight = transformer.blocks[0].ffn.net[2].weight
+    with apply(transformer, case.DENSE, exact=True, patches=[FP8]):
+        before = case.forward(transformer)
+        weight.mul_(1.5)
+        after = case.forward(transformer)
+    assert error(after, before) > 1e-3
+    with apply(transformer, case.DENSE, exact=True, patches=[FP8]):
+        assert torch.equal(case.forward(transformer), after)
+
+
+def test_projections_fused_later_are_fp8_too(transformer):
+    with apply(transformer, case.DENSE, exact=True, strict=True, patches=[FP8]) as handle:
+        apart = case.forward(transformer)
+        transformer.fuse_qkv_projections()
+        assert error(case.forward(transformer), apart) < 1e-5
+        assert isinstance(transformer.blocks[0].attn1.to_qkv, FP8Linear)
+        assert handle.report()["components"]["linear"] == {"fp8_rowwise": 6 * case.LAYERS}
+        transformer.unfuse_qkv_projections()
+        assert torch.equal(case.forward(transformer), apart)
+
+
+@pytest.mark.parametrize("first", ["lora", "apply"])
+def test_lora(transformer, first):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["to_q", "ffn.net.2"], init_lora_weights=False)
+    torch.manual_seed(1)
+    if first == "lora":
+        transformer.add_adapter(config)
+    plain = case.forward(transformer)
+    handle = apply(transformer, case.DENSE, exact=True, strict=True, patches=[FP8])
+    without = case.forward(transformer)
+    if first == "apply":
+        transformer.add_adapter(config)
+    assert not takes_fp8(transformer.blocks[0].attn1.to_q)
+    loaded = case.forward(transformer)
+    if first == "apply":
+        assert error(loaded, without) > 0.01  # the adapter counts
+    else:
+        assert error(loaded, plain) < 0.06
+    transformer.fuse_lora()
+    merged = case.forward(transformer)
+    assert error(merged, loaded) < 0.06 and not torch.equal(merged, without)
+    transformer.unfuse_lora()
+    assert error(case.forward(transformer), loaded) < 1e-5
+    handle.remove()
+
+
+def test_regions_compile_once_for_all_layers(transformer):
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    with apply(transformer, case.DENSE, exact=True, patches=[FP8]):
+        eager = case.forward(transformer)
+        counters.clear()
+        transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+        assert error(case.forward(transformer), eager) < 1e-6
+        assert counters["stats"]["unique_graphs"] == 1
