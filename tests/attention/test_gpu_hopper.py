@@ -169,8 +169,9 @@ def test_hopper_runs_where_the_plan_says_so(monkeypatch):
         assert bool(calls) == (plan.kernel("cuda", dim) == "hopper") == ((grid, dim) == ((9, 20, 32), 128))
 
 
-def test_hopper_can_be_captured_in_a_graph():
-    plan = AttentionPlan((21, 30, 26), window=(0.5, 0.5, 0.5))
+@pytest.mark.parametrize("smooth_k", [False, True])
+def test_hopper_can_be_captured_in_a_graph(smooth_k):
+    plan = AttentionPlan((21, 30, 26), window=(0.5, 0.5, 0.5), smooth_k=smooth_k)
     q, k, v = (torch.randn(1, 21 * 30 * 26, 2, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3))
     wanted = attend(q, k, v, plan)
     graph = torch.cuda.CUDAGraph()

@@ -313,7 +313,7 @@ def examine_means(attention_kernel, quantize) -> None:
     out, lse = attention_kernel(q, k, v, laid.tables, laid.lists, True, smooth_k=True, center_v=True)
     true = truth(q, k, v, laid.layout, laid.tile_lists, False)
     seen = true.lse.isfinite()
-    assert (out.transpose(1, 2)[~seen] == 0).all() and (lse - true.lse)[seen].abs().max() < 0.1
+    assert (out.transpose(1, 2)[~seen] == 0).all() and (lse - true.lse)[seen].abs().mean() < 0.05
     assert (out.double() - true.out).norm() / true.out.norm() < 0.03
 
 

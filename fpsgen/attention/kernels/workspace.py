@@ -14,19 +14,25 @@ class Workspace:
     """Tensors by name, as attributes, in one allocation. Those of `zeroed` hold zeros, those of `others` anything."""
 
     def __init__(self, device: torch.device, zeroed: Shapes, others: Shapes) -> None:
-        self._places: dict[str, tuple[int, int, tuple[int, ...], torch.dtype]] = {}
+        self._places: dict[str, tuple[int, tuple[int, ...], torch.dtype]] = {}
         end = zeros = 0
         for name, (shape, dtype) in (zeroed | others).items():
+            self._places[name] = end, shape, dtype
             size = math.prod(shape) * dtype.itemsize
-            self._places[name] = end, end + size, shape, dtype
             zeros = end + size if name in zeroed else zeros
             end += -(-size // ALIGNMENT) * ALIGNMENT
-        self._memory = torch.empty(end, dtype=torch.uint8, device=device)
+        memory = torch.empty(end, dtype=torch.uint8, device=device)
         if zeros:
-            self._memory[:zeros].zero_()
+            memory[:zeros].zero_()
+        self._memory = {torch.uint8: memory}  # by dtype
 
     def __getattr__(self, name: str) -> torch.Tensor:
         if name.startswith("_") or name not in self._places:
             raise AttributeError(name)
-        begin, end, shape, dtype = self._places[name]
-        return self._memory[begin:end].view(dtype).view(shape)
+        begin, shape, dtype = self._places[name]
+        if dtype not in self._memory:
+            self._memory[dtype] = self._memory[torch.uint8].view(dtype)
+        strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+        tensor = self._memory[dtype].as_strided(shape, strides, begin // dtype.itemsize)
+        self.__dict__[name] = tensor  # found before __getattr__ next time
+        return tensor
