@@ -20,10 +20,9 @@ from fpsgen.attention.backward import attention_gradient
 from fpsgen.attention.lists import given_lists, kept_density, select_lists
 from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.plan import GPU_KERNELS, AttentionPlan, BlockLists
-from fpsgen.attention.profile import Profile
 from fpsgen.attention.reference import attention_reference
 from fpsgen.attention.sparse_sdpa import attention_cpu, attention_cpu_lists
-from fpsgen.attention.windows import Size3, Window, density_window, size3
+from fpsgen.attention.windows import Size3, Window, density_window, resolve_tile, size3
 
 
 class UnsupportedDeviceError(RuntimeError):
@@ -260,20 +259,18 @@ def fps_attention(
     logarithm). Raises ValueError and UnsupportedDeviceError as attend.
     """
     size = size3(grid, "grid")
-    if block is None:
-        profile = Profile("fps_attention", method, tile, window, granularity, smooth_k, density)
-        plan = AttentionPlan.of(profile, size, impl, prefix, suffix)
-    else:
-        sizes = size3(tile, "tile"), size3(block, "block")
-        if density is not None:
-            window = density_window(size, *sizes, density)
-        settings = (granularity, method, impl, smooth_k)
-        plan = AttentionPlan(size, sizes[0], window, *settings, sizes[1], prefix, suffix)
+    stated = sum((window != "all", density is not None, q2k_index is not None or q2k_count is not None))
+    if stated > 1:
+        raise ValueError("window, density and lists of keys all say what is seen.\nGive one of them.")
+    if density is not None:
+        given = block is not None
+        tile, block = (size3(tile, "tile"), block) if given else resolve_tile(size, tile or "blocks")
+        window = density_window(size, tile, block, density)
+    settings = (granularity, method, impl, smooth_k, block, prefix, suffix)
+    plan = AttentionPlan(size, tile or "fit", window, *settings)
     _check(q, k, v, plan)
     lists = None
     if q2k_index is not None or q2k_count is not None:
-        if window != "all" or density is not None:
-            raise ValueError("a window and lists of keys were given.\nGive one of the two.")
         lists = given_lists(q2k_index, q2k_count, plan, q.shape[0], q.shape[2])
         if lists.list_index.device != q.device:
             raise ValueError(f"q2k_index is on {lists.list_index.device}, q on {q.device}.\nGive them on one device.")

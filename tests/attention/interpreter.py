@@ -71,9 +71,17 @@ def install(monkeypatch, *modules) -> None:
 
 def kernel_modules() -> tuple:
     """All that hold Triton functions; those in Gluon cannot be interpreted."""
-    from fpsgen.attention.kernels import attend_portable, norm_rope_quantize, quantize_parts, quantize_qkv
+    from fpsgen.attention.kernels import (
+        attend_portable,
+        backward_portable,
+        backward_prepare,
+        norm_rope_quantize,
+        quantize_parts,
+        quantize_qkv,
+    )
 
-    return attend_portable, norm_rope_quantize, quantize_parts, quantize_qkv
+    quantizing = (norm_rope_quantize, quantize_parts, quantize_qkv)
+    return attend_portable, backward_portable, backward_prepare, *quantizing
 
 
 @contextlib.contextmanager

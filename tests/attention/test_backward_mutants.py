@@ -97,7 +97,7 @@ def examine(main) -> None:
 
 
 def test_without_a_mistake_all_checks_pass():
-    with interpreted(*kernel_modules(), backward_portable, backward_prepare):
+    with interpreted(*kernel_modules()):
         examine(backward_portable)
 
 
@@ -106,7 +106,7 @@ def test_without_a_mistake_all_checks_pass():
 def test_planted_mistakes_are_caught(module, what, change, tmp_path, monkeypatch):
     mutant = load(module, tmp_path, change)
     main = mutant if module is backward_portable else backward_portable
-    with interpreted(*kernel_modules(), main, backward_prepare, mutant), monkeypatch.context() as patch:
+    with interpreted(*kernel_modules(), mutant), monkeypatch.context() as patch:
         for name, value in taken(main, mutant).items() if module is not backward_portable else ():
             patch.setattr(main, name, value)
         with pytest.raises((AssertionError, IndexError, RuntimeError)):

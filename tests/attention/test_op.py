@@ -9,6 +9,7 @@ from fpsgen.attention import AttentionPlan, attend, attention_reference, fps_att
 from fpsgen.attention.backward import attention_gradient
 from fpsgen.attention.quantize import fake_quantize
 from fpsgen.attention.tiles import mask_from_lists
+from fpsgen.attention.windows import density_window
 
 GRID, TILE = (5, 6, 7), (2, 4, 4)
 
@@ -41,6 +42,24 @@ def test_raster_order_is_tile_order_and_back():
     out, lse = fps_attention(q, k, v, grid=GRID, tile=TILE, window=(3, 1, 1), return_lse=True)
     tiled, tiled_lse = attend(*(x[:, tables.order] for x in (q, k, v)), plan, return_lse=True)
     assert torch.equal(out[:, tables.order], tiled) and torch.equal(lse[:, :, tables.order], tiled_lse)
+
+
+def test_even_windows_that_span_their_axis():
+    q, k, v = inputs()
+    whole = fps_attention(q, k, v, grid=GRID, tile=TILE, window=(0, 2, 1))
+    assert torch.equal(whole, fps_attention(q, k, v, grid=GRID, tile=TILE, window=(3, 2, 1)))
+    with pytest.raises(ValueError):
+        fps_attention(q, k, v, grid=GRID, tile=TILE, window=(2, 2, 1))
+
+
+@pytest.mark.parametrize("sizes", [{}, {"tile": "fit"}, {"tile": (2, 4, 4)}, {"tile": (2, 3, 7), "block": (2, 3, 1)}])
+def test_a_stated_density(sizes):
+    q, k, v = inputs()
+    tile, block = sizes.get("tile", "blocks"), sizes.get("block")
+    found = AttentionPlan(GRID, tile, block=block).tiling
+    window = density_window(GRID, found.tile, found.block, 0.3)
+    out = fps_attention(q, k, v, grid=GRID, density=0.3, **sizes)
+    assert torch.equal(out, fps_attention(q, k, v, grid=GRID, tile=found.tile, block=found.block, window=window))
 
 
 def test_windowed_plain_equals_masked_sdpa_in_raster_order():

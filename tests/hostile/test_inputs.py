@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fpsgen import errors
-from fpsgen.attention.schedule import preset
+from fpsgen.attention.presets import preset
 from fpsgen.cli.app import run
 from fpsgen.settings.table import SETTINGS
 
