@@ -351,7 +351,7 @@ def launch_fp8_sm90(
     programs, arguments, constants = launch_arguments(tables, lists, out, config)
     attend_fp8_sm90[(programs,)](
         *(*descriptors, out, lse, quantized.q_scale, quantized.k_scale, quantized.v_scale),
-        *(quantized.v_mean, *arguments, scale),
+        *(quantized.v_mean if center_v else quantized.v_scale, *arguments, scale),
         **constants,
         PINGPONG=config.pingpong,
         PROMOTE=config.promote,

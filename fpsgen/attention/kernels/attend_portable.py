@@ -183,7 +183,8 @@ def launch_portable(
             TensorDescriptor.from_tensor(quantized.k.view(-1, dim), [block, dim]),
             TensorDescriptor.from_tensor(quantized.v.view(-1, blocks * block), [dim, block]),
         )
-        scales = (quantized.q_scale, quantized.k_scale, quantized.v_scale, quantized.v_mean)
+        scales = (quantized.q_scale, quantized.k_scale, quantized.v_scale)
+        scales += (quantized.v_mean if center_v else quantized.v_scale,)
     constants = {
         "FP8": quantized is not None,
         "HALF": tl.float16 if q.dtype == torch.float16 else tl.bfloat16,

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 from fpsgen.attention.kernels.attend_portable import TRITON, launch_portable
 from fpsgen.attention.kernels.launch_config import HEAD_DIMS, PortableConfig, Sm90Config, choose_portable, choose_sm90
-from fpsgen.attention.kernels.quantize_qkv import quantize_into, quantized_shapes
-from fpsgen.attention.kernels.workspace import Workspace
+from fpsgen.attention.kernels.quantize_qkv import quantize_into
+from fpsgen.attention.kernels.workspace import Workspace, make_workspace
 from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.plan import BlockLists, DeviceTables
 
@@ -65,10 +65,7 @@ def attention_kernel(
     current = not q.is_cuda or q.device.index == torch.cuda.current_device()
     with nullcontext() if current else torch.cuda.device(q.device):
         config = config or choose(q, tables, fp8)
-        zeroed, others = quantized_shapes(q, tables) if fp8 else ({}, {})
-        if not return_lse:
-            others = others | {"lse": ((batch, heads, tokens), torch.float32)}
-        workspace = Workspace(q.device, zeroed, others)
+        workspace = make_workspace(q, tables, fp8, not return_lse)
         if not return_lse:
             lse = workspace.lse
         elif lse is None:

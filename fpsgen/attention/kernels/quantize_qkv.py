@@ -32,7 +32,7 @@ from fpsgen.attention.kernels.quantize_parts import (
     split_pairs,
     sum_channels,
 )
-from fpsgen.attention.kernels.workspace import Shapes, Workspace
+from fpsgen.attention.kernels.workspace import Workspace, make_workspace
 from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.plan import DeviceTables
 from fpsgen.attention.quantize import AMAX_FLOOR
@@ -289,12 +289,12 @@ def quantize(
     smooth_k: bool = False,
     center_v: bool = False,
 ) -> Workspace:
-    """The tensors of quantized_shapes from q, k, v [B, L, H, D] (tile order, last stride 1); D is 64 or 128.
+    """The tensors of workspace_layout from q, k, v [B, L, H, D] (tile order, last stride 1); D is 64 or 128.
 
     permuted: V's keys in the order of attend_fp8_sm90.py, see _cast_values. norm_rope: q and k are normed and rotated
     first. smooth_k, center_v: k and v less their mean over all tokens, which k_mean and v_mean hold.
     """
-    workspace = Workspace(q.device, *quantized_shapes(q, tables))
+    workspace = make_workspace(q, tables)
     quantize_into(workspace, q, k, v, tables, granularity, permuted, norm_rope, smooth_k, center_v)
     return workspace
 
@@ -311,13 +311,17 @@ def quantize_into(
     smooth_k: bool = False,
     center_v: bool = False,
 ) -> None:
-    """quantize() into a new workspace that has the tensors of quantized_shapes."""
+    """quantize() into a new workspace of make_workspace."""
     batch, tokens, heads, dim = q.shape
     layout, w = tables.layout, workspace
     blocks = layout.num_blocks
     constants = {"D": dim, "BLOCK": layout.block, "SMOOTH_K": smooth_k, "CENTER_V": center_v}
     tokens_of = (tables.block_start, tables.block_len)
-    weight_k, table = w.v_scale, w.v_scale  # not read without a norm
+    unused = w.v_scale  # for a pointer that a kernel does not read
+    weight_k = table = unused
+    norms = unused if norm_rope is None else w.norms
+    k_sum, k_mean = (w.k_sum, w.k_mean) if smooth_k else (unused, unused)
+    v_largest, v_sum, v_mean = (w.v_largest, w.v_sum, w.v_mean) if center_v else (unused, unused, unused)
     if norm_rope is not None:
         q, k = _alike(q, k)
         weight_q, weight_k = _alike(norm_rope.norm_q, norm_rope.norm_k)
@@ -329,8 +333,8 @@ def quantize_into(
         parts, cast_parts = layout.block // rows, layout.block // cast_rows
         units = 2 * parts + 2 * cast_parts * -(-heads // config.cast_heads) + heads
         norm_rope_quantize[((batch * blocks + distance) * units,)](
-            *(q, k, v, weight_q, weight_k, table, w.q, w.k, w.q_scale, w.k_scale, w.norms, w.q_amax, w.k_amax),
-            *(w.v_amax, w.v_largest, w.v_sum, w.k_sum, w.finished, w.next_unit, *tokens_of),
+            *(q, k, v, weight_q, weight_k, table, w.q, w.k, w.q_scale, w.k_scale, norms, w.q_amax, w.k_amax),
+            *(w.v_amax, v_largest, v_sum, k_sum, w.finished, w.next_unit, *tokens_of),
             *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
             *(batch, heads, tokens, blocks, granularity, distance, norm_rope.eps),
             **constants,
@@ -343,14 +347,14 @@ def quantize_into(
         )
     else:
         measure_kv[blocks * batch * heads, 1 + smooth_k](
-            *(k, v, w.k_sum, w.v_amax, w.v_largest, w.v_sum, *tokens_of, *k.stride()[:3], *v.stride()[:3]),
+            *(k, v, k_sum, w.v_amax, v_largest, v_sum, *tokens_of, *k.stride()[:3], *v.stride()[:3]),
             *(batch, heads),
             **constants,
             num_warps=4,
         )
     quantize_qkv[batch * heads, blocks, 3 if norm_rope is None else 1 + smooth_k](
-        *(q, k, v, w.q, w.k, w.v, w.q_scale, w.k_scale, w.v_scale, w.k_mean, w.v_mean),
-        *(w.k_sum, w.v_amax, w.v_largest, w.v_sum, w.norms, weight_k, table, *tokens_of),
+        *(q, k, v, w.q, w.k, w.v, w.q_scale, w.k_scale, w.v_scale, k_mean, v_mean),
+        *(k_sum, w.v_amax, v_largest, v_sum, norms, weight_k, table, *tokens_of),
         *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], batch, heads, tokens, blocks, granularity),
         **constants,
         SINGLE=granularity == 1,
@@ -358,32 +362,6 @@ def quantize_into(
         NORM=norm_rope is not None,
         num_warps=8 if smooth_k and norm_rope is not None else 4,  # rotated keys take many registers
     )
-
-
-def quantized_shapes(q: torch.Tensor, tables: DeviceTables) -> tuple[Shapes, Shapes]:
-    """What quantize() makes: q, k float8_e4m3fn [B, H, P, D], v float8_e4m3fn [B, H, D, P], scales fp32 q_scale,
-    k_scale [B, H, N], v_scale [B, H, D], means fp32 k_mean, v_mean [B, H, D]; and what its kernels leave for each
-    other, first of all that which must hold zeros before.
-    """
-    batch, tokens, heads, dim = q.shape
-    blocks, rows = tables.layout.num_blocks, tables.layout.num_blocks * tables.layout.block
-    line, e4m3, fp32, int32 = (batch, heads), torch.float8_e4m3fn, torch.float32, torch.int32
-    zeroed: Shapes = {
-        **dict.fromkeys(("q_amax", "k_amax"), ((*line, blocks), fp32)),
-        **dict.fromkeys(("k_sum", "v_sum"), ((*line, dim), torch.int64)),
-        "v_amax": ((*line, dim), fp32),
-        "v_largest": ((*line, 2, dim), int32),
-        "finished": ((2, batch, blocks), int32),
-        "next_unit": ((1,), int32),
-    }
-    others: Shapes = {
-        **dict.fromkeys(("q", "k"), ((*line, rows, dim), e4m3)),
-        "v": ((*line, dim, rows), e4m3),
-        **dict.fromkeys(("q_scale", "k_scale"), ((*line, blocks), fp32)),
-        **dict.fromkeys(("v_scale", "k_mean", "v_mean"), ((*line, dim), fp32)),
-        "norms": ((2, batch, tokens), fp32),
-    }
-    return zeroed, others
 
 
 def _alike(*pair: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -4,6 +4,7 @@ memory what the other warps need to begin a work tile, so that none of them wait
 A work tile is 64 query rows for each consumer, of one (batch, head). bh is batch * H + head.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -187,7 +188,7 @@ def launch_arguments(
     arguments += (lists.list_count.shape[1], lists.list_count.shape[0], lists.list_index.shape[2])
     constants = {"CONSUMERS": config.consumers, "BLOCK": tables.layout.block, "D": dim, "STAGES": config.stages}
     constants |= {"LENGTH": tables.layout.uniform, "POLY": config.poly, "REGISTERS": config.registers}
-    programs = min(work_tiles, torch.cuda.get_device_properties(out.device).multi_processor_count)
+    programs = min(work_tiles, _processors(out.device))
     return programs, arguments, constants
 
 
@@ -195,5 +196,14 @@ def describe(
     x: torch.Tensor, shape: tuple[int, int], strides: tuple[int, int], block: tuple[int, int], dtype: gl.dtype
 ) -> TensorDescriptor:
     """A TMA descriptor of x's memory taken as `shape` and `strides`, in blocks."""
-    layout = gl.NVMMASharedLayout.get_default_for([*block], dtype)
-    return TensorDescriptor(x, [*shape], [*strides], [*block], layout)
+    return TensorDescriptor(x, [*shape], [*strides], [*block], _shared_layout(block, dtype))
+
+
+@lru_cache
+def _shared_layout(block: tuple[int, int], dtype: gl.dtype) -> gl.NVMMASharedLayout:
+    return gl.NVMMASharedLayout.get_default_for([*block], dtype)
+
+
+@lru_cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
