@@ -19,12 +19,15 @@ EXAMPLES = options.examples(
 
 
 class _Steps:
-    """Tells a Timing of steps."""
+    """Tells a Timing of steps, as a stage of this name from the first of them on."""
 
-    def __init__(self, timing: Any) -> None:
-        self.timing = timing
+    def __init__(self, timing: Any, name: str) -> None:
+        self.timing, self.name, self.started = timing, name, False
 
     def step(self, index: int, total: int, note: str) -> None:
+        if not self.started:
+            self.timing.events.stage_start(self.name)
+            self.started = True
         self.timing.step(index, total, note)
 
 
@@ -70,8 +73,8 @@ def train(
             from fpsgen.train.run import train as train_run
         events.note("run", f"{run.name}: {len(run.prompts)} prompts, {run.steps} steps, in {folder}")
         with console.library_warnings(timing.warn, False), timing.stage("train"):
-            steps = _Steps(timing)
-            result = train_run(run, folder, choose_device(device), steps, steps)
+            steps = _Steps(timing, "pairs"), _Steps(timing, "train")
+            result = train_run(run, folder, choose_device(device), *steps)
         for name, before in sorted(result.report["held_out_error"]["before"].items()):
             after = result.report["held_out_error"]["after"][name]
             events.note("error", f"{name}: {before:.4g} before, {after:.4g} after (held-out velocity, relative)")
