@@ -77,7 +77,11 @@ FORWARD = {  # what is wrong: where, what is there, what is put there
         "rows[:, None] * stride_kl",
         "rows[:, None] * stride_ql",
     ),
-    "16 bit: values by the keys' stride": ("attend_portable", "rows[:, None] * stride_vl", "rows[:, None] * stride_kl"),
+    "16 bit: values by the queries' stride": (
+        "attend_portable",
+        "rows[:, None] * stride_vl",
+        "rows[:, None] * stride_ql",
+    ),
 }
 QUANTIZE = {
     "neighbours in the padding": ("_load_block", "rows[:, None] < length", "rows[:, None] < BLOCK"),
@@ -90,7 +94,7 @@ QUANTIZE = {
     "V's last block not measured": ("measure_kv", "program // (batches * heads)", "program // (batches * heads + 1)"),
     "V of the first head measured": ("measure_kv", "(bh % heads).to(tl.int64)", "(bh % heads).to(tl.int64) * 0"),
     "K scales into Q's": ("quantize_qkv", "k_scale", "q_scale"),
-    "keys by Q's head stride": ("quantize_qkv", "head * stride_kh", "head * stride_qh"),
+    "keys by Q's batch stride": ("quantize_qkv", "batch * stride_kb", "batch * stride_qb"),
     "V's keys not permuted": (
         "_cast_values",
         "tl.permute(transposed.reshape(D, BLOCK // 16, 2, 4, 2), 0, 1, 3, 2, 4)",
