@@ -66,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
             stale.append(path.name)
             if not options.check:
                 path.write_text(filled, encoding="utf-8")
-    unused = sorted(path.stem for path in (options.root / "figures").glob("*.json") if path.stem not in used)
+    files = {path.stem: path.read_text(encoding="utf-8") for path in (options.root / "figures").glob("*.json")}
+    unused = sorted(name for name, text in files.items() if name not in used and "columns" in json.loads(text))
     for name in unused:
         print(f"figures/{name}.json has no place in {', '.join(DOCUMENTS)}", file=sys.stderr)
     for name in stale:

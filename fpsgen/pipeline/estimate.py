@@ -95,14 +95,15 @@ def _alike(request: GenerateRequest) -> list[dict[str, Any]]:
 def _denoise_seconds(
     request: GenerateRequest, device: str, profiles: list[ProfileSteps], schedule: str
 ) -> float | None:
-    """Seconds of denoising by a row of the same card, model, size, dtype, schedule and densities; None where there is
-    none.
+    """Seconds of denoising by a row of the same card, model, size, dtype, schedule, densities, linear layers and
+    fused passes; None where there is none.
     """
-    video, guided = request.video, request.sampling.guidance > 1
+    video, guided, values = request.video, request.sampling.guidance > 1, request.values()
     dtype = _DTYPE_NAMES.get(request.machine.dtype, "bfloat16")
     for row in bench_rows():
         same = (row["width"], row["height"], row["frames"]) == (video.width, video.height, video.frames)
         same = same and (row["model"], row["device"], row["dtype"]) == (request.model.spec.name, device, dtype)
+        same = same and (row.get("linear", "bf16"), row.get("fused", True)) == (values["linear"], not values["exact"])
         measured = {entry["profile"]: entry for entry in row["profiles"]}
         if not same or row["schedule"] != schedule or not all(_same_work(p, measured.get(p.name)) for p in profiles):
             continue

@@ -8,6 +8,7 @@ from fpsgen.report.lines import columns
 
 COLUMNS = {
     "method": "Method",
+    "schedule": "Schedule",
     "step": "s / step",
     "denoise": "Denoise, s",
     "total": "Total, s",
@@ -21,6 +22,7 @@ COLUMNS = {
     "xpsnr": "XPSNR, dB",
     "flicker": "Flicker",
 }
+SMALL = "nano"
 TERMINAL = {
     "method": "",
     "median": "s/step",
@@ -40,6 +42,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
     memory, step = row["peak_memory"]["cuda_bytes"], row["step_s"]
     return {
         "method": row["method"] + (" (baseline)" if is_baseline(row) else ""),
+        "schedule": row["schedule"],
         "median": f"{step['median']:.3f}",
         "step": f"{step['median']:.3f} ({step['min']:.3f}-{step['max']:.3f})",
         "denoise": f"{row['stages_s']['denoise']['median']:.2f}",
@@ -64,10 +67,7 @@ def setting(row: dict[str, Any]) -> str:
     """What was measured, on one line."""
     weights = ", random weights" if row["random_weights"] else ""
     size = f"{row['width']}x{row['height']}, {row['frames']} frames, {row['tokens']} tokens"
-    return (
-        f"{row['model']}{weights}, {size}, {row['steps']} steps, guidance {row['guidance']:g}, seed {row['seed']}, "
-        f"schedule {row['schedule']}"
-    )
+    return f"{row['model']}{weights}, {size}, {row['steps']} steps, guidance {row['guidance']:g}, seed {row['seed']}"
 
 
 def where(row: dict[str, Any]) -> str:
@@ -77,14 +77,18 @@ def where(row: dict[str, Any]) -> str:
     return f"{row['device']}, {versions}{commit}, {row['created']}"
 
 
-def notes(row: dict[str, Any]) -> list[str]:
+def notes(rows: list[dict[str, Any]]) -> list[str]:
     """What a reader must know beside the figures."""
     found = []
-    if row["device"].startswith("CPU"):
-        kernels = ", ".join(row["kernels"])
+    if any(row["device"].startswith("CPU") for row in rows):
+        kernels = ", ".join(dict.fromkeys(name for row in rows for name in row["kernels"]))
         found.append(f"CPU: times of the CPU kernels ({kernels}), not of the GPU kernels")
-    if row["random_weights"]:
+    if any(row["random_weights"] for row in rows):
         found.append("random weights: speed and memory alone, no picture")
+    if any(row["model"] == SMALL for row in rows):
+        found.append("nano is too small to gain much, and its small pictures change with the least rounding")
+    if any(row.get("fused") for row in rows) and not all(row.get("fused") for row in rows):
+        found.append("bf16: diffusers as it comes; the others: with fused passes and our VAE decoder")
     return found
 
 
@@ -92,7 +96,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     """The table for a terminal, under what was measured and where."""
     shown = [cells(row) | {"method": row["method"]} for row in rows]
     body = columns([list(TERMINAL.values()), *([line[key] for key in TERMINAL] for line in shown)])
-    return [setting(rows[0]), where(rows[0]), *notes(rows[0]), *body]
+    return [setting(rows[0]), where(rows[0]), *notes(rows), *body]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

@@ -56,9 +56,11 @@ def lines(series: Sequence[tuple[str, str, Sequence[float]]], x_label: str, y_la
 def _axes(x_label: str, y_label: str, x: tuple[float, float], y: tuple[float, float]) -> list[str]:
     base = HEIGHT - BOTTOM
     parts = [f'<path d="M{LEFT} 8V{base}H{WIDTH - 8}" fill="none" stroke="var(--line)"/>']
+    whole = all(float(end).is_integer() for end in x)
     for share in (0.0, 0.5, 1.0):
         across, up = x[0] + share * (x[1] - x[0]), y[0] + share * (y[1] - y[0])
-        left = _place(across, *x, True)
+        across = round(across) if whole else across
+        left = min(_place(across, *x, True), WIDTH - 20)
         height = _place(up, *y, False)
         parts.append(f'<text class="tick" x="{left:.1f}" y="{base + 14}" text-anchor="middle">{across:.3g}</text>')
         parts.append(f'<text class="tick" x="{LEFT - 5}" y="{height + 4:.1f}" text-anchor="end">{up:.3g}</text>')

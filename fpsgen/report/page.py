@@ -28,7 +28,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         prompt=first["prompt"],
         origins=list(dict.fromkeys(text for row in rows for text in (setting(row), where(row)))),
         command=first.get("command", ""),
-        notes=list(dict.fromkeys(text for row in rows for text in notes(row))),
+        notes=notes(rows),
         heads=list(COLUMNS.values()),
         rows=[{"ours": row["method"] == OURS, "cells": [cells(row)[key] for key in COLUMNS]} for row in rows],
         bars=_bars(rows),
@@ -90,4 +90,4 @@ def _scatter(rows: list[dict[str, Any]]) -> str:
     points = [
         charts.Point(row["method"], row["speedup_denoise"], row["psnr_db"], colour(row["method"])) for row in known
     ]
-    return charts.scatter(points, "speed-up of denoising", "PSNR to the baseline, dB")
+    return "" if len(points) < 2 else charts.scatter(points, "speed-up of denoising", "PSNR to the baseline, dB")
