@@ -10,11 +10,16 @@ from fpsgen.pipeline.request import GenerateRequest
 _DECODED = 24  # bytes for each pixel and frame: the decoded video and its copy in [0, 1], three channels of fp32 each
 _SMALL_GB = 1.0  # what is smaller than this fits any machine
 
+_GPU_ONLY = {"linear": "fp8", "method_impl": "triton"}
+
 
 def check_machine(request: GenerateRequest, machine: Machine | None = None) -> None:
     """Raise FpsgenError ENVIRONMENT where this machine cannot run the model, or cannot hold the video."""
     check_device(request.machine.device, machine)
     check_model(request.model.spec, request.machine.device, machine)
+    wrong = _option_refusal(request, machine)
+    if wrong:
+        raise FpsgenError(wrong, "leave the option out, or use a machine with an NVIDIA GPU", ENVIRONMENT)
     refusal = _video_refusal(request, machine)
     if refusal:
         raise FpsgenError(refusal, "try a smaller --res or fewer --frames", ENVIRONMENT)
@@ -46,13 +51,23 @@ def model_lack(spec: ModelSpec, device: str, machine: Machine | None = None) -> 
 
 def refusal(request: GenerateRequest) -> str:
     """Why this machine cannot make the video, "" where it can as far as can be known."""
-    return model_lack(request.model.spec, request.machine.device) or _video_refusal(request, None)
+    lack = model_lack(request.model.spec, request.machine.device)
+    return lack or _option_refusal(request, None) or _video_refusal(request, None)
 
 
 def frames_gb(request: GenerateRequest) -> float:
     """GB that the decoded frames take at least, on the device that decodes them."""
     video = request.video
     return _DECODED * video.width * video.height * video.frames / 1e9
+
+
+def _option_refusal(request: GenerateRequest, machine: Machine | None) -> str:
+    """Options that only a GPU can do."""
+    values = request.values()
+    asked = [f"--{name.replace('_', '-')} {value}" for name, value in _GPU_ONLY.items() if values.get(name) == value]
+    if not asked or (machine or this_machine()).gpu_memory(request.machine.device):
+        return ""
+    return f"{asked[0]} needs a CUDA GPU"
 
 
 def _video_refusal(request: GenerateRequest, machine: Machine | None) -> str:

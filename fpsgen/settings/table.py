@@ -157,7 +157,7 @@ _ENTRIES = (
         group=QUALITY,
         example="42",
         metavar="N",
-        unset="drawn",
+        unset="drawn; bench: 0",
     ),
     _video(
         "method",
