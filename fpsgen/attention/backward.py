@@ -96,6 +96,7 @@ def _sdpa_gradient(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torc
     """
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
     return torch.func.vjp(attend, q, k, v)[1](grad)

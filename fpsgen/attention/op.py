@@ -9,7 +9,7 @@ which is how arXiv 2506.04648, section 3 trains. The LSE carries no gradient, an
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -271,6 +271,8 @@ def fps_attention(
     _check(q, k, v, plan)
     lists = None
     if q2k_index is not None or q2k_count is not None:
+        if q2k_index is None or q2k_count is None:
+            raise ValueError("q2k_index and q2k_count go together, and one is missing.\nGive both.")
         lists = given_lists(q2k_index, q2k_count, plan, q.shape[0], q.shape[2])
         if lists.list_index.device != q.device:
             raise ValueError(f"q2k_index is on {lists.list_index.device}, q on {q.device}.\nGive them on one device.")
@@ -279,7 +281,7 @@ def fps_attention(
     tables = plan.tables(q.device)
     q, k, v = (x.index_select(1, tables.order) for x in (q, k, v))
     if not return_lse:
-        return attend(q, k, v, plan, lists=lists).index_select(1, tables.inverse)
+        return cast(torch.Tensor, attend(q, k, v, plan, lists=lists)).index_select(1, tables.inverse)
     out, lse = attend(q, k, v, plan, return_lse=True, lists=lists)
     return out.index_select(1, tables.inverse), lse.index_select(2, tables.inverse)
 

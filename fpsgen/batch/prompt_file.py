@@ -87,7 +87,7 @@ def _split_options(text: str, where: str) -> tuple[str, dict[str, Any]]:
     if not options:
         return text, _NO_VALUES
     known = {SETTINGS[name].option.removeprefix("--"): name for name in names_of(LINE)}
-    sides: dict[str, str] = {}
+    sides: dict[str, Any] = {}
     values: dict[str, Any] = {}
     for option, end in zip(options, [*(later.start() for later in options[1:]), len(text)], strict=True):
         word, value = option[1], text[option.end() : end].strip()

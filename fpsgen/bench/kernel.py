@@ -77,12 +77,12 @@ def run(
             yield {**common, "method": name, "peer": True, "missing": why}
         once = alike and (shape.heads, shape.batch) == (shapes[0].heads, shapes[0].batch)  # flex compiles for long
         for plan in _plans(shape, "sta", densities) if once and device.type == "cuda" else ():
-            row = {**common, "method": "flex", "peer": True, "density": round(plan.density, 4)}
+            row = {**common, "method": "flex", "peer": True, "density": round(density_of(plan), 4)}
             row |= {"tile": list(plan.tile), "window": list(plan.window)}
             yield row | _flex(plan, (q, k, v), seconds)
         for name in methods:
             for plan in _plans(shape, name, densities if METHODS[name].windowed else [1.0]):
-                row = {**common, "method": name, "peer": False, "density": round(plan.density, 4)}
+                row = {**common, "method": name, "peer": False, "density": round(density_of(plan), 4)}
                 row |= {"tile": list(plan.tile), "window": list(plan.window), "kernel": plan.kernel(device, shape.dim)}
                 function = cast(Attention, partial(attend, plan=plan))
                 row |= _timed(function, plan, (q, k, v), seconds, GATE[plan.fp8], plan.fp8)
@@ -151,10 +151,17 @@ def norm_rope(q: torch.Tensor) -> NormRope:
     return NormRope(norm_q, norm_k, torch.randn(length, dim, device=q.device), 1e-6)
 
 
+def density_of(plan: AttentionPlan) -> float:
+    """Kept share of the pairs. Raises ValueError for methods that choose their keys at each call."""
+    if plan.density is None:
+        raise ValueError(f"method {plan.method} has no density of its own.\nMeasure methods with fixed lists.")
+    return plan.density
+
+
 def operations(plan: AttentionPlan, q: torch.Tensor) -> float:
     """Floating-point operations of all pairs of real tokens that the plan keeps."""
     batch, length, heads, dim = q.shape
-    return 4 * dim * batch * heads * plan.density * length**2
+    return 4 * dim * batch * heads * density_of(plan) * length**2
 
 
 def _rate(times: list[float], plan: AttentionPlan, q: torch.Tensor) -> dict[str, float]:

@@ -23,7 +23,7 @@ from fpsgen.attention.op import attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Size3
 from fpsgen.bench.baselines import fa3_fp8_alone, peers
-from fpsgen.bench.kernel import Shape, attend_alone, captured, measure, norm_rope, operations, plan_for
+from fpsgen.bench.kernel import Shape, attend_alone, captured, density_of, measure, norm_rope, operations, plan_for
 from fpsgen.bench.provenance import provenance
 
 CLOCK = {
@@ -65,7 +65,7 @@ def clock(grid: Size3, heads: int, device: torch.device, seconds: float = 0.8, r
         samples[name].append({"cold": work / cold, "sustained": work / statistics.median(times), **with_smi})
     cores = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     return [
-        {**facts, "density": round(calls[name][0].density, 4)} | _row(name, s, cores) for name, s in samples.items()
+        {**facts, "density": round(density_of(calls[name][0]), 4)} | _row(name, s, cores) for name, s in samples.items()
     ]
 
 

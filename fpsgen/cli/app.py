@@ -85,7 +85,8 @@ def _command(arguments: list[str]) -> str:
     names: dict[str, list[str]] = {_name(command): [] for command in app.registered_commands}
     for group in app.registered_groups:
         inner = group.typer_instance
-        names[inner.info.name or ""] = [_name(command) for command in inner.registered_commands] if inner else []
+        if inner is not None:
+            names[inner.info.name or ""] = [_name(command) for command in inner.registered_commands]
     first = next((index for index, word in enumerate(arguments) if word in names), None)
     if first is None:
         return ""

@@ -93,8 +93,9 @@ def kernel(given: dict[str, Any]) -> None:
     from fpsgen.pipeline.loaded_model import choose_device
     from fpsgen.report.kernel import line, lines
 
+    by_name: dict[Any, Any] = SHAPES
     shapes = [
-        measured.Shape(str(name), SHAPES.get(name, name), heads, 64 if name == "nano" else 128, batch, tile)
+        measured.Shape(str(name), by_name.get(name, name), heads, 64 if name == "nano" else 128, batch, tile)
         for name in settings.shape
         for heads in settings.heads
         for batch in settings.batch

@@ -124,4 +124,6 @@ def table(values: dict[str, Any], name: str) -> dict[str, Any]:
 def number(values: dict[str, Any], name: str) -> float:
     """The number of that name; 0 where something else stands there."""
     value = values.get(name)
-    return float(value) if type(value) in (int, float) and abs(value) < 1e18 else 0.0
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) >= 1e18:
+        return 0.0
+    return float(value)

@@ -86,14 +86,12 @@ def _pairs(a: Path, b: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     left, right = frames_of(a), frames_of(b)
     count = 0
     while True:
-        pair = next(left, None), next(right, None)
-        if pair[0] is None or pair[1] is None:
+        first, second = next(left, None), next(right, None)
+        if first is None or second is None:
             break
         count += 1
-        yield pair
-    lengths = [
-        count + (frame is not None) + sum(1 for _ in rest) for frame, rest in zip(pair, (left, right), strict=True)
-    ]
+        yield first, second
+    lengths = [count + (frame is not None) + sum(1 for _ in rest) for frame, rest in ((first, left), (second, right))]
     _check_equal(a, b, "frames:", *map(str, lengths))
 
 

@@ -157,4 +157,4 @@ def _density(profile: Profile, grid: tuple[int, int, int]) -> float | None:
     from fpsgen.attention.plan import AttentionPlan
 
     plan = AttentionPlan.of(profile, grid)
-    return None if plan.rule.online else round(plan.density, 4)
+    return None if plan.density is None else round(plan.density, 4)

@@ -30,7 +30,7 @@ def export_folder(source: Path, transformer: Any, config: TrainConfig, out: Path
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        shutil.copytree(source, part, ignore=lambda folder, names: _left_out(folder, names, source))
+        shutil.copytree(source, part, ignore=lambda folder, names: _left_out(str(folder), names, source))
         stored = transformer.state_dict()
         weights = {name: x.detach().to(torch.bfloat16) for name, x in stored.items()}
         transformer.save_pretrained(part / "transformer", state_dict=weights)

@@ -101,7 +101,8 @@ def make_spec(row: dict[str, Any]) -> ModelSpec:
     """A row of a registry file as ModelSpec."""
     geometry = row["geometry"]
     if isinstance(geometry, dict):
-        geometry = Geometry(**geometry | {"patch": tuple(geometry["patch"])})
+        values: dict[str, Any] = {**geometry, "patch": tuple(geometry["patch"])}
+        geometry = Geometry(**values)
     sizes = {name: (size[0], size[1]) for name, size in row["resolutions"].items()}
     trained = tuple((size[0], size[1]) for size in row["trained_sizes"])
     return ModelSpec(**row | {"resolutions": sizes, "trained_sizes": trained, "geometry": geometry})

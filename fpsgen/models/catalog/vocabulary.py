@@ -60,4 +60,4 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     found = fields(
         read_json(path, 1 << 20, what, MODEL), {name: many(text(60), 1, 10_000) for name in lists}, what, MODEL
     )
-    return Vocabulary(**found | {"words": frozenset(found["words"])})
+    return Vocabulary(*(tuple(found[name]) for name in lists[:-1]), words=frozenset(found["words"]))

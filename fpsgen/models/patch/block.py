@@ -88,7 +88,8 @@ class FusedBlock(WanTransformerBlock):
             rows = quantize_rows(x) if fused.attn2 else x
         y = self.attn2(rows, encoder_hidden_states, None, None)
         x, rows = residual_norm_rows(x, y, None, c_scale, c_shift, self.norm3.eps, True, fused.up)
-        y = self.ffn.net[2](gelu_rows(self.ffn.net[0].proj(rows), fused.down))
+        layers: Any = self.ffn.net
+        y = layers[2](gelu_rows(layers[0].proj(rows), fused.down))
         return self._leave(x, y, c_gate, temb)
 
     def _leave(self, x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
@@ -99,7 +100,7 @@ class FusedBlock(WanTransformerBlock):
         after.fused.look(after)
         shift, scale, *_ = modulation(after, temb)
         x, rows = residual_norm_rows(x, y, gate, scale, shift, after.norm1.eps, True, after.fused.attn1)
-        x.__dict__[_NORMED] = (after, x._version, rows)
+        setattr(x, _NORMED, (after, x._version, rows))
         return x
 
 
@@ -110,9 +111,13 @@ _NORMED = "fpsgen_normed"
 
 def _take(x: torch.Tensor, block: Any) -> FP8Rows | torch.Tensor | None:
     """The rows that the block before has normed already, if they are this block's and x is as it was then."""
-    held = None if is_compiling() else x.__dict__.pop(_NORMED, None)
-    usable = held is not None and held[0] is block and held[1] == x._version
-    return held[2] if usable and isinstance(held[2], FP8Rows) == block.fused.attn1 else None
+    held = None if is_compiling() else getattr(x, _NORMED, None)
+    if held is None:
+        return None
+    delattr(x, _NORMED)
+    own, version, rows = held
+    usable = own is block and version == x._version and isinstance(rows, FP8Rows) == block.fused.attn1
+    return rows if usable else None
 
 
 def not_fusable(device: torch.device) -> str | None:
@@ -203,8 +208,14 @@ class _InstalledBlocks:
         text = transformer.condition_embedder.text_embedder
         undo = swap_class(text, KeptTextProjection) if type(text) is PixArtAlphaTextProjection else None
         if undo is not None:
-            text.kept = Kept()
-            self._undos.append(lambda: (undo(), delattr(text, "kept")))
+            text_layer: Any = text
+            text_layer.kept = Kept()
+
+            def undo_text() -> None:
+                undo()
+                del text_layer.kept
+
+            self._undos.append(undo_text)
 
     def undo(self) -> None:
         while self._undos:

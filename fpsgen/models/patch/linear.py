@@ -121,7 +121,8 @@ def install_linears(
     undos = []
     for name, module in linears(block, parts):
         if unfit(module) is None and (undo := swap_class(module, FP8Linear)):
-            module.place = None if run is None else Place(run, layer, name)
+            placed: Any = module
+            placed.place = None if run is None else Place(run, layer, name)
             undos.append((module, undo))
 
     def undo_all() -> None:

@@ -32,7 +32,7 @@ def make_scheduler(pipeline: PipelineFolder) -> Any:
         values |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
     try:
         scheduler = kind.from_config(values)
-        tried = kind.from_config(values)
+        tried: Any = kind.from_config(values)
         tried.set_timesteps(4)
         right = all(math.isfinite(sigma) and 0 <= sigma <= 1.001 for sigma in tried.sigmas.tolist())
     except Exception as error:  # whatever a class of diffusers raises for values that it does not take

@@ -86,7 +86,8 @@ class Decoder:
         x, normed = norm_silu(parts, block.norm.gamma.view(-1), silu=False)
         batch, frames, height, width, channels = x.shape
         qkv = self._pixelwise(block.to_qkv, normed).view(batch * frames, 1, height * width, 3 * channels)
-        out = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
+        q, k, v = qkv.chunk(3, dim=-1)
+        out = F.scaled_dot_product_attention(q, k, v)
         return Sum(self._pixelwise(block.proj, out.reshape(x.shape)), x)
 
     def _sampled(self, block: Any, parts: Sum) -> Sum:
