@@ -83,7 +83,7 @@ def list_models(as_json: options.Json = False) -> None:
     print("\n".join(columns(lines)))
 
 
-@app.command("show", cls=options.Command)
+@app.command("show", cls=options.Command, epilog=options.examples("fpsgen models show nano"))
 def show_model(name: Name, as_json: options.Json = False) -> None:
     """Show what is known of a model: licence, sizes, defaults, what it can do, and whether this machine can run it."""
     from fpsgen.models.catalog.cache import bytes_to_fetch
