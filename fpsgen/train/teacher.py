@@ -62,10 +62,10 @@ def trajectory(pipe: Any, config: TrainConfig, prompt: str, tokens: int, seed: i
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in ("latents", "velocity", "velocity_null")}
     for timestep in scheduler.timesteps:
         check_stop()
-        told = timestep.expand(1)
+        steps = timestep.expand(1)
         inputs = latents.to(transformer.dtype)
         with_text, without = (
-            transformer(hidden_states=inputs, timestep=told, encoder_hidden_states=words, return_dict=False)[0].float()
+            transformer(hidden_states=inputs, timestep=steps, encoder_hidden_states=words, return_dict=False)[0].float()
             for words in (text, null)
         )
         for name, value in (("latents", latents), ("velocity", with_text), ("velocity_null", without)):

@@ -89,10 +89,10 @@ class NoiseLevels:
         fixed = self._run.of_thread.fixed_sigma
         if fixed is not None:
             return Position(None, "", fixed, fixed)
-        told = self.contexts._context
-        branch = told.name if told is not None else ""
-        if told is not None and told.sigma is not None and told.step_index is not None:
-            return Position(told.step_index, branch, float(told.sigma), float(told.sigma))
+        context = self.contexts._context
+        branch = context.name if context is not None else ""
+        if context is not None and context.sigma is not None and context.step_index is not None:
+            return Position(context.step_index, branch, float(context.sigma), float(context.sigma))
         if training:
             low, high = self._read(timestep)
             return Position(None, branch, high, low)
@@ -122,8 +122,8 @@ class NoiseLevels:
         if loop is None or loop.timesteps is not timesteps or version is None or loop.version != version:
             values = (timesteps.double() / self._train_timesteps).tolist()
             sigmas = torch.as_tensor(getattr(scheduler, "sigmas", ())).double().flatten()[: len(values)].tolist()
-            told = len(sigmas) == len(values) and (max(sigmas) > 1 + ROUNDING or _close(sigmas, values))
-            loop = self._loop = _Loop(timesteps, version, values, sigmas if told else values)
+            usable = len(sigmas) == len(values) and (max(sigmas) > 1 + ROUNDING or _close(sigmas, values))
+            loop = self._loop = _Loop(timesteps, version, values, sigmas if usable else values)
         return loop
 
     def _read(self, timestep: torch.Tensor) -> tuple[float, float]:
