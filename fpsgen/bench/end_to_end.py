@@ -38,6 +38,7 @@ class Runs:
     steps: list[list[float]] = field(default_factory=list)
     attention: list[float | None] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
     frames: np.ndarray | None = None
     path: Path | None = None
     cuda_bytes: int | None = None
@@ -94,7 +95,7 @@ def _measure(model: LoadedModel, base: GenerateRequest, runs: Runs, events: Even
         import torch
 
         runs.cuda_bytes = torch.cuda.max_memory_allocated(model.device)
-    runs.report["recipe"] = made.recipe
+    runs.recipe = made.recipe
 
 
 def as_method(base: GenerateRequest, name: str) -> GenerateRequest:
@@ -107,7 +108,7 @@ def _save(runs: Runs, base: GenerateRequest) -> Path:
     assert runs.frames is not None
     path = base.output.path.with_name(f"{runs.method}.mp4")
     request = base.replace(output={"path": path, "numbered": False, "overwrite": True})
-    return write_output(runs.frames, request, runs.report["recipe"])
+    return write_output(runs.frames, request, runs.recipe)
 
 
 def save(rows: list[dict[str, Any]], root: Path, place: Path) -> Path:
