@@ -79,10 +79,10 @@ def test_every_help_has_examples_and_no_types_of_switches(tmp_path):
 
 def test_waiting_threads_leave_the_cores_to_others_unless_the_user_says_otherwise(tmp_path):
     code = "import os, sys; sys.argv[1:] = ['--version']\nfrom fpsgen.__main__ import main\n"
-    code += "try: main()\nexcept SystemExit: print(os.environ['OMP_WAIT_POLICY'])"
+    code += "try: main()\nexcept SystemExit: print(os.environ.get('GOMP_SPINCOUNT'))"
     root = str(Path(__file__).resolve().parent.parent)
-    for given, wanted in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
-        clean = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for given, wanted in (({}, "20000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        clean = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
         done = subprocess.run(
             [sys.executable, "-c", code], env={**clean, "PYTHONPATH": root, **given}, capture_output=True, text=True
         )
