@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,27 +48,14 @@ def bench(context: typer.Context, given: dict[str, Any]) -> None:
         return
     settings = gather(given)
 
-    from fpsgen.bench.plan import plan_bench
-    from fpsgen.cli import progress
-    from fpsgen.cli.model_choice import choose_model
-    from fpsgen.pipeline.events import Timing
-    from fpsgen.pipeline.memory import check_machine
-
-    planned = plan_bench(settings, choose_model)
-    check_machine(planned.request)
-    console.quiet_libraries(settings.debug)
-    with progress.choose(settings.quiet) as events:
-        timing = Timing(events)
-        for text in (*settings.warnings, *planned.notes):
-            timing.warn(text)
-        events.note("model", f"{planned.request.model.spec.name} ({planned.request.model.reason})")
+    with measuring(settings) as (request, timing):
         with timing.stage("import"):
             from fpsgen.bench import end_to_end
         with console.library_warnings(timing.warn, settings.debug):
             rows = end_to_end.run(
-                planned.request, settings.compare, settings.repeats, settings.random_weights, timing, command_line()
+                request, settings.compare, settings.repeats, settings.random_weights, timing, command_line()
             )
-    path = end_to_end.save(rows, Path(settings.bench_output), planned.request.output.path.parent)
+    path = end_to_end.save(rows, Path(settings.bench_output), request.output.path.parent)
     if settings.json:
         console.print_json("bench", rows, timing.warnings)
         return
@@ -127,6 +115,31 @@ def steps(given: dict[str, Any]) -> None:
     """Error of every denoising step against dense bf16, on the dense trajectory: cosine, MSE, SNR; rows and a chart."""
     settings = gather(given)
 
+    with measuring(settings) as (request, timing):
+        with timing.stage("import"):
+            from fpsgen.bench import steps as measured
+            from fpsgen.bench.rows import append_rows
+        with console.library_warnings(timing.warn, settings.debug):
+            rows = measured.run(request, settings.compare, timing, command_line())
+    path = Path(settings.bench_output) / "steps.jsonl"
+    append_rows(rows, path)
+    from fpsgen.files import write_text
+    from fpsgen.report import steps as shown
+
+    chart = write_text(shown.chart(rows), path.with_suffix(".svg"), overwrite=True)
+    if settings.json:
+        console.print_json("bench steps", rows, timing.warnings)
+        return
+    if not settings.quiet:
+        print("\n".join(shown.table(rows)))
+    print(path, chart, sep="\n", flush=True)
+
+
+@contextmanager
+def measuring(settings: Any) -> Iterator[tuple[Any, Any]]:
+    """The request that is measured and its Timing, with progress shown meanwhile. Raises FpsgenError as plan_bench and
+    check_machine do.
+    """
     from fpsgen.bench.plan import plan_bench
     from fpsgen.cli import progress
     from fpsgen.cli.model_choice import choose_model
@@ -140,23 +153,8 @@ def steps(given: dict[str, Any]) -> None:
         timing = Timing(events)
         for text in (*settings.warnings, *planned.notes):
             timing.warn(text)
-        with timing.stage("import"):
-            from fpsgen.bench import steps as measured
-            from fpsgen.bench.rows import append_rows
-        with console.library_warnings(timing.warn, settings.debug):
-            rows = measured.run(planned.request, settings.compare, timing, command_line())
-    path = Path(settings.bench_output) / "steps.jsonl"
-    append_rows(rows, path)
-    from fpsgen.files import write_text
-    from fpsgen.report import steps as shown
-
-    chart = write_text(shown.chart(rows), path.with_suffix(".svg"), overwrite=True)
-    if settings.json:
-        console.print_json("bench steps", rows, timing.warnings)
-        return
-    if not settings.quiet:
-        print("\n".join(shown.table(rows)))
-    print(path, chart, sep="\n", flush=True)
+        events.note("model", f"{planned.request.model.spec.name} ({planned.request.model.reason})")
+        yield planned.request, timing
 
 
 def each(rows: Iterator[dict[str, Any]], device: Any) -> Iterator[dict[str, Any]]:

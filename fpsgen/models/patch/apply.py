@@ -31,9 +31,9 @@ from fpsgen.models.patch.run_record import ATTENTION
 from fpsgen.models.patch.schedule_choice import checkpoint_schedule, resolve_schedule
 from fpsgen.models.patch.stack import Patch, Run, install, undo
 from fpsgen.models.patch.timer import Timer
+from fpsgen.settings.table import LINEARS
 
 HOOK = "fpsgen"
-LINEARS = ("bf16", "fp8")
 
 
 def apply(
