@@ -34,7 +34,7 @@ app = typer.Typer(
 app.command(cls=options.Command, epilog=generate.EXAMPLES)(generate.generate)
 app.command(cls=options.Command, epilog=batch.EXAMPLES)(batch.batch)
 app.add_typer(bench.app)
-app.command(cls=options.Command, epilog=train.EXAMPLES)(train.train)
+app.add_typer(train.app)
 app.add_typer(models.app)
 app.command(cls=options.Command, epilog=info.INFO_EXAMPLES)(info.info)
 app.command(cls=options.Command, epilog=info.REPLAY_EXAMPLES)(info.replay)
