@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,20 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 
 from fpsgen.attention.schedule import Schedule
-from fpsgen.errors import DISK, FpsgenError
-from fpsgen.files import atomic, cannot_write, write_text
-from fpsgen.models.catalog.choice import ModelChoice
+from fpsgen.errors import BAD_INPUT, DISK, USAGE, FpsgenError
+from fpsgen.files import atomic, cannot_write, read_json, write_text
+from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.folder import EXTRAS, INDEX, check_folder
 from fpsgen.models.catalog.manifest import write_manifest
+from fpsgen.models.catalog.registry import shipped
 from fpsgen.models.catalog.verify import check_intact
 from fpsgen.models.wan.lora_file import KEY, SCHEMA
 from fpsgen.text import show
+from fpsgen.train import checkpoint
 from fpsgen.train.config import TrainConfig
 from fpsgen.train.lora import add_lora, merge_lora
 
-CARD = "README.md"
+CARD, RUN = "README.md", "run.json"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -81,13 +83,54 @@ def export_lora(config: TrainConfig, weights: Tensors, out: Path) -> Path:
     return out
 
 
+@dataclass(frozen=True)
+class Exported:
+    """path: folder or file. step: of the checkpoint; steps: that the run has. row: for models.toml, "" for a file."""
+
+    path: Path
+    step: int
+    steps: int
+    row: str
+
+    def to_json(self) -> str:
+        return json.dumps({"path": str(self.path), "step": self.step, "steps": self.steps, "row": self.row})
+
+
+def export_run(run: Path, out: Path | None, lora: bool) -> Exported:
+    """Export a run's newest whole checkpoint, by default into the run's folder. Raises FpsgenError: BAD_INPUT for what
+    is no run or has no checkpoint, USAGE for `lora` of a run without an adapter, MODEL, DISK.
+    """
+    config = TrainConfig.from_json(run / RUN)
+    if lora and not config.lora_rank:
+        raise FpsgenError(f"run {config.name} trains all weights, no LoRA", "export a folder: leave --lora out", USAGE)
+    found = checkpoint.latest(run)
+    if found is None:
+        raise FpsgenError(f"{show(run)} has no whole checkpoint", "train it first: fpsgen train", BAD_INPUT)
+    step, tensors, _ = found
+    if lora:
+        path = export_lora(config, tensors["average"], out or run / f"lora-{step:07d}.safetensors")
+        return Exported(path, step, config.steps, "")
+    choice = choose(config.model)
+    path = export_folder(choice, config, tensors["average"], out or run / f"model-{step:07d}", _errors(run))
+    return Exported(path, step, config.steps, registry_row(choice, config, path))
+
+
+def _errors(run: Path) -> dict[str, Any]:
+    """Held-out errors of a run that came to its end; none of others."""
+    path = run / "report.json"
+    return read_json(path, 1 << 24, str(path))["held_out_error"] if path.exists() else {"before": {}, "after": {}}
+
+
 def trained_schedule(config: TrainConfig) -> Schedule:
     return replace(config.parsed_schedule(), name=config.name, trained=True)
 
 
 def registry_row(choice: ModelChoice, config: TrainConfig, folder: Path) -> str:
     """A row for the user's models.toml, by which the folder has a name."""
-    like = choice.spec.name
+    known, spec = shipped(), choice.spec
+    like = next(
+        (other.name for other in known if other.name == spec.name or other.parameters == spec.parameters), "nano"
+    )
     row = {"name": f"{config.name}-trained", "source": str(folder.resolve()), "like": like}
     row |= {"description": f"{like}, trained for schedule {config.name} with fpsgen", "trained_schedule": True}
     row |= {"width": config.width, "height": config.height, "frames": config.frames, "shift": config.shift}

@@ -21,13 +21,12 @@ from fpsgen.train.config import TrainConfig
 from fpsgen.train.data import Pairs
 from fpsgen.train.estimate import estimate
 from fpsgen.train.events import Events, Silent
-from fpsgen.train.export import export_folder
+from fpsgen.train.export import RUN, export_folder
 from fpsgen.train.loop import Trainer
 from fpsgen.train.objective import DISTILL, FLOW, Objective
 from fpsgen.train.parallel import Processes, processes
 from fpsgen.train.teacher import make_pairs
 
-RUN = "run.json"
 Sample = Callable[[Any, ModelChoice, Path, bool], None]
 
 

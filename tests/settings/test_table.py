@@ -106,6 +106,7 @@ OTHER = {  # a value of each setting that differs from what request_for and the 
     "schedule": "balanced",
     "strict": True,
     "linear": "fp8",
+    "lora": __file__,
     "exact": True,
     "output": "elsewhere/",
     "overwrite": True,

@@ -23,7 +23,16 @@ def write_run(folder: Path, model: Path, **changes) -> Path:
     (folder / "schedule.toml").write_text(SCHEDULE)
     values = {"name": "shared", "model": str(model), "schedule": "schedule.toml", "prompts": ["a", "b", "c"]}
     values |= {"held_out": 1, "width": 64, "height": 64, "frames": 9, "teacher_steps": 3, "guidance": 3.0}
-    values |= {"steps": 4, "batch": 2, "lr": 1e-3, "warmup": 1, "ema": 0.5, "save_every": 2, "keep": 5, "dense_every": 2}
+    values |= {
+        "steps": 4,
+        "batch": 2,
+        "lr": 1e-3,
+        "warmup": 1,
+        "ema": 0.5,
+        "save_every": 2,
+        "keep": 5,
+        "dense_every": 2,
+    }
     path = folder / "run.toml"
     path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in (values | changes).items()))
     return path
