@@ -8,7 +8,7 @@ from pathlib import Path
 def build_tiny_pipeline(
     path: str | Path,
     heads: int = 2,
-    head_dim: int = 12,
+    head_dim: int = 16,
     layers: int = 2,
     channels: int = 4,
     vae_dim: int = 4,
@@ -60,7 +60,7 @@ def build_tiny_pipeline(
     return path
 
 
-def tiny_transformer(heads: int = 2, head_dim: int = 12, layers: int = 2, channels: int = 4, inputs: int | None = None):
+def tiny_transformer(heads: int = 2, head_dim: int = 16, layers: int = 2, channels: int = 4, inputs: int | None = None):
     """WanTransformer3DModel with weights large enough that every layer matters to the output."""
     import torch
     from diffusers import WanTransformer3DModel
