@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fpsgen.errors import MODEL, FpsgenError
-from fpsgen.fields import Field, Spec, choice, many, real, switch, whole
+from fpsgen.fields import Field, Spec, choice, many, or_null, real, switch, whole
 from fpsgen.text import show
 
 KEPT_SCHEDULERS = (  # of diffusers; each predicts flow, and takes the noise that it draws from a generator
@@ -40,11 +40,6 @@ PARTS = {  # part -> (library, classes)
     "tokenizer": ("transformers", ("T5TokenizerFast", "T5Tokenizer", "TokenizersBackend", "PreTrainedTokenizerFast")),
     "scheduler": ("diffusers", KEPT_SCHEDULERS + REPLACED_SCHEDULERS),
 }
-
-
-def or_null(field: Field, default: Any = None) -> Field:
-    """The same, or null."""
-    return Field(lambda value: None if value is None else field.check(value), f"{field.wanted}, or null", default)
 
 
 _NULL = Field(lambda value: choice(()).check("") if value is not None else None, "null in a text-to-video model", None)
