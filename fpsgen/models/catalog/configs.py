@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from fpsgen.errors import MODEL, FpsgenError
@@ -131,7 +130,7 @@ def refuse_code(config: Any, what: str) -> None:
                 raise FpsgenError(f"{show(what)} is of a quantized model, which is not supported yet", remedy, MODEL)
 
 
-def check_fit(configs: dict[str, dict[str, Any]], folder: Path) -> None:
+def check_fit(configs: dict[str, dict[str, Any]], where: str) -> None:
     """Raise FpsgenError MODEL where the parts of a pipeline do not fit together."""
     transformer, vae, text = configs["transformer"], configs["vae"], configs["text_encoder"]
     latents, stages = vae["z_dim"], len(vae["dim_mult"]) - 1
@@ -154,7 +153,7 @@ def check_fit(configs: dict[str, dict[str, Any]], folder: Path) -> None:
         if found is not None and found != expected:
             wrong = f"{what} {found} {relation} {expected}"
             remedy = "fetch it again, or choose another with --model"
-            raise FpsgenError(f"the model in {show(folder)} is not intact: {wrong}", remedy, MODEL)
+            raise FpsgenError(f"the model in {show(where)} is not intact: {wrong}", remedy, MODEL)
     if transformer["attention_head_dim"] % 2 or math.prod(transformer["patch_size"]) > 4096:
         wrong = f"transformer: attention_head_dim {transformer['attention_head_dim']} is odd"
-        raise FpsgenError(f"the model in {show(folder)} is not intact: {wrong}", "choose another with --model", MODEL)
+        raise FpsgenError(f"the model in {show(where)} is not intact: {wrong}", "choose another with --model", MODEL)
