@@ -6,13 +6,13 @@ Command-line options, FPSGEN_* variables, fpsgen.toml, lines of prompt files, re
 
 from __future__ import annotations
 
+from fpsgen.attention.implementations import IMPLEMENTATIONS
 from fpsgen.settings import parsers as parse
 from fpsgen.settings.bench_table import BENCH_SETTINGS
 from fpsgen.settings.parsers import method_names
 from fpsgen.settings.setting import ANYWHERE, ENVIRONMENT, FILE, Setting
 
 VIDEO, QUALITY, SPEED, OUTPUT, MACHINE = "Video", "Quality", "Acceleration", "Output", "Machine"
-IMPLEMENTATIONS = ("auto", "reference", "triton")  # those of attention/plan.py
 LINEARS = ("bf16", "fp8")
 CACHES = ("none", "first-block", "magcache", "taylorseer")  # those of models/patch/step_cache.py
 DTYPES = ("auto", "bf16", "fp16", "fp32")
