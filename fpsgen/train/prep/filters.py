@@ -41,7 +41,7 @@ class Filters:
     bars: float | None = 0.5
     colour: float | None = 6.0
     flow: tuple[float, float] | None = (0.05, 2.0)
-    duplicate: float | None = 12.0
+    duplicate: float | None = 16.0
 
     def as_json(self) -> dict[str, Any]:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}

@@ -88,4 +88,5 @@ def _input(path: Path) -> list[str]:
 
 def _unreadable(path: Path, said: str) -> FpsgenError:
     check_ffmpeg()  # which may be what is wrong
+    said = re.sub(r" @ 0x[0-9a-f]+", "", said)  # an address, another one in each run
     return FpsgenError(f"{show(path)} does not decode: {said or 'no frame comes'}", "leave it out", BAD_INPUT)

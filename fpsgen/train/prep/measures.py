@@ -49,7 +49,7 @@ def measure(frames: np.ndarray, bars: bool, flow: bool) -> Measures:
     top, left = round(box.top * height), round(box.left * width)
     inner = frames[:, top : top + round(box.height * height), left : left + round(box.width * width)]
     grey = (inner @ _LUMA).astype(np.uint8)
-    colour = float(np.median(inner.std(axis=(1, 2)).max(axis=1)))
+    colour = float(np.median(inner.std(axis=(1, 2), dtype=np.float32).max(axis=1)))
     motion = None
     if flow:
         motion = 100 * mean_flow(grey) / min(grey.shape[1:])
