@@ -24,6 +24,7 @@ from fpsgen.text import show
 from fpsgen.train.config import TrainConfig
 from fpsgen.train.disk import check_space
 from fpsgen.train.events import Events
+from fpsgen.train.live import LivePairs, trajectory_seed
 
 IDENTITY = "teacher.json"
 _OF_TEACHER = ("model", "width", "height", "frames", "teacher_steps", "guidance", "shift", "seed", "prompts")
@@ -68,11 +69,6 @@ def prepare_pairs(config: TrainConfig, folder: Path, device: torch.device, event
         return make_pairs(pipe, config, choice.spec.max_sequence_length, folder / "pairs", events)
 
 
-def trajectory_seed(seed: int, number: int) -> int:
-    """The seed of a trajectory's noise. number: of the prompt, or of the trajectory."""
-    return seed * 100_003 + number
-
-
 def shard_bytes(latents: tuple[int, ...], steps: int) -> int:
     """About what the pairs of one prompt take: three times the latents at each step in fp16; text is little beside."""
     return 2 * (3 * steps + 1) * math.prod(latents)
@@ -83,9 +79,7 @@ def trajectory(pipe: Any, config: TrainConfig, prompt: str, tokens: int, seed: i
     """The tensors of one shard. Raises FpsgenError NUMERIC if the teacher's latents are not finite."""
     transformer, device = pipe.transformer, pipe.transformer.device
     text, null = (embed(pipe, words, tokens) for words in (prompt, ""))
-    key = "flow_shift" if "flow_shift" in pipe.scheduler.config else "shift"
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{key: config.shift})
-    scheduler.set_timesteps(config.teacher_steps, device=device)
+    scheduler = make_steps(pipe, config)
     shape = latent_shape(pipe, config)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(device)
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in ("latents", "velocity", "velocity_null")}
@@ -112,6 +106,27 @@ def trajectory(pipe: Any, config: TrainConfig, prompt: str, tokens: int, seed: i
         "text": text[0].cpu().contiguous(),
         "text_null": null[0].cpu().contiguous(),
     }
+
+
+def make_steps(pipe: Any, config: TrainConfig) -> Any:
+    """The scheduler of a trajectory, with its timesteps and sigmas."""
+    key = "flow_shift" if "flow_shift" in pipe.scheduler.config else "shift"
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{key: config.shift})
+    scheduler.set_timesteps(config.teacher_steps, device=pipe.transformer.device)
+    return scheduler
+
+
+def live_pairs(pipe: Any, config: TrainConfig, tokens: int) -> LivePairs:
+    """Pairs of the run's prompts, the held-out ones apart, made while it runs. pipe: with a dense transformer that
+    nobody trains, and with its text encoder.
+    """
+    prompts = config.prompts[: len(config.prompts) - config.held_out]
+
+    def make(prompt: str, seed: int) -> dict[str, torch.Tensor]:
+        return trajectory(pipe, config, prompt, tokens, seed)
+
+    sigmas = make_steps(pipe, config).sigmas[: config.teacher_steps]
+    return LivePairs(make, prompts, config.parsed_schedule(), sigmas)
 
 
 def latent_shape(pipe: Any, config: TrainConfig) -> tuple[int, int, int, int, int]:
