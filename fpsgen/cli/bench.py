@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,8 @@ def kernel(given: dict[str, Any]) -> None:
 
     check_device(settings.device)
     console.quiet_libraries(settings.debug)
+    import torch
+
     from fpsgen.bench import kernel as measured
     from fpsgen.bench.end_to_end import append_rows
     from fpsgen.pipeline.loaded_model import choose_device
@@ -95,10 +97,13 @@ def kernel(given: dict[str, Any]) -> None:
             "these are times of a CPU; the GPU kernels play no part, and a row of a large shape takes minutes"
         )
     rows = []
-    for row in each(measured.run(shapes, list(names), list(settings.density), settings.row_seconds, device), device):
-        rows.append(row)
-        if not settings.quiet:
-            console.note(line(row))
+    # events and kernels that are measured alone go to the current device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        made = measured.run(shapes, list(names), list(settings.density), settings.row_seconds, device)
+        for row in each(made, device):
+            rows.append(row)
+            if not settings.quiet:
+                console.note(line(row))
     path = Path(settings.bench_output) / "kernel.jsonl"
     append_rows(rows, path)
     if settings.json:

@@ -107,6 +107,8 @@ OTHER = {  # a value of each setting that differs from what request_for and the 
     "strict": True,
     "linear": "fp8",
     "lora": __file__,
+    "cache": "first-block",
+    "cfg_until": 0.5,
     "exact": True,
     "output": "elsewhere/",
     "overwrite": True,
