@@ -114,8 +114,8 @@ def open_folder(
     folder: Path, size: tuple[int, int, int], model: Mapping[str, Any], schedule: Schedule, shift: float
 ) -> tuple[Clips, Clips]:
     """Samples to train on, and those that the folder holds out (all of them, if it holds out none). size: width,
-    height, frames of the run. model: config of its transformer. Digests are compared. Raises FpsgenError BAD_INPUT for a
-    folder that is not whole, or of another size.
+    height, frames of the run. model: config of its transformer. Digests are compared. Raises FpsgenError BAD_INPUT for
+    a folder that is not whole, or of another size.
     """
     what = f"data {show(folder)}"
     row = fields(read_json(folder / "data.json", 1 << 26, what), _FIELDS, what, more=True, example=_REMEDY)
