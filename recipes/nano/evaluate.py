@@ -28,11 +28,12 @@ from torch import Tensor
 import fpsgen
 from fpsgen.attention.schedule import Schedule
 from fpsgen.evaluate.metrics import decibels
+from fpsgen.evaluate.nano import captions, world
+from fpsgen.evaluate.nano.meter import Meter, score
 from fpsgen.models.patch.apply import apply
 from fpsgen.models.patch.schedule_choice import ScheduleWarning
 from fpsgen.models.wan.load import load
-from recipes.nano import captions, denoiser, world
-from recipes.nano.meter import Meter, score
+from recipes.nano import denoiser
 from recipes.nano.sheet import contact_sheet
 
 # what README shows of a row; percent of the prompts, dB
