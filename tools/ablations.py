@@ -183,12 +183,11 @@ def main(arguments: list[str] | None = None) -> None:
     asked = requests(options.model, captions, options.seeds, options.work, options.device)
     if options.steps:
         asked = [each.replace(sampling={"steps": options.steps}) for each in asked]
-    variants = [
-        replace(variant, exact=True) for name in options.names for variant in ABLATIONS[name]().values()
-    ]  # attention alone differs
+    variants = [variant for name in options.names for variant in ABLATIONS[name]().values()]
     command = f"python -m tools.ablations {' '.join(options.names)} --prompts {options.prompts} --seeds {options.seeds}"
     models = Models(asked[0], asked[0])
-    rows = list(run(models, asked, variants, options.work, Timing(_Quiet()), command, options.every))
+    dense = replace(DENSE, exact=False)  # attention alone differs
+    rows = list(run(models, asked, variants, options.work, Timing(_Quiet()), command, options.every, dense))
     options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables(options.names, rows).items():
         (options.out / f"ablation-{name}.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

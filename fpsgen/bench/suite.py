@@ -41,7 +41,7 @@ _LIMIT = 1 << 28  # bytes of a file of rows
 @dataclass(frozen=True)
 class Variant:
     """One way to denoise. schedule, method: as `apply` takes them. linear: of its linear layers. exact: diffusers' own
-    rounding everywhere else, so that attention alone differs from the reference.
+    rounding everywhere else.
     """
 
     name: str
@@ -83,13 +83,14 @@ def run(
     timing: Timing,
     command: str = "",
     every: int = 1,
+    dense: Variant = DENSE,
 ) -> Iterator[dict[str, Any]]:
     """A row for the reference and for each variant of each request, in order; also written to rows.jsonl in `folder`.
 
-    every: velocities are compared at each `every`-th step. Raises FpsgenError as pipeline.run.run does.
+    dense: how the reference is made. every: velocities are compared at each `every`-th step. Raises FpsgenError as pipeline.run.run does.
     """
     known = {row["key"]: row for row in read_rows(folder) if Path(row["video"]).is_file()}
-    keys = [[_key(models, request, variant) for variant in (DENSE, *variants)] for request in requests]
+    keys = [[_key(models, request, variant) for variant in (dense, *variants)] for request in requests]
     missing = [number for number, each in enumerate(keys) if not all(key in known for key in each)]
     student = teacher = None
     facts: dict[str, Any] = {}
@@ -104,11 +105,11 @@ def run(
                 student, teacher = _load(models, timing)
                 facts = {"schema": SCHEMA, **provenance(student.device), "command": command, "every": every}
                 facts |= {"dtype": str(student.dtype).removeprefix("torch."), "teacher": models.teacher.model.spec.name}
-            dense = _make(teacher, request, DENSE, folder, number, progress, True)
-            for key, variant in zip(each, (DENSE, *variants), strict=True):
+            reference = _make(teacher, request, dense, folder, number, progress, True)
+            for key, variant in zip(each, (dense, *variants), strict=True):
                 if key not in known:
                     row = {**facts, "key": key, **setting_of(request), "model": models.student.model.spec.name}
-                    row |= _measure(student, request, variant, dense, folder, number, progress, every)
+                    row |= _measure(student, request, variant, reference, folder, number, progress, every)
                     append_rows([row], folder / ROWS)
                     known[key] = row
                 yield known[key]
@@ -141,7 +142,7 @@ def _measure(
     every: int,
 ) -> dict[str, Any]:
     """All figures of one video. The reference has no error, but is read as the others are."""
-    if variant is DENSE:
+    if variant.name == REFERENCE:
         figures = quality(dense.frames, None)
         return {**dense.row, **figures, "velocity": {}, "shows": agreement(request.prompt.text, dense.frames)}
     made = _make(model, request, variant, folder, number, progress, False)
