@@ -87,7 +87,8 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """A row for the reference and for each variant of each request, in order; also written to rows.jsonl in `folder`.
 
-    dense: how the reference is made. every: velocities are compared at each `every`-th step. Raises FpsgenError as pipeline.run.run does.
+    dense: how the reference is made. every: velocities are compared at each `every`-th step. Raises FpsgenError as
+    pipeline.run.run does.
     """
     known = {row["key"]: row for row in read_rows(folder) if Path(row["video"]).is_file()}
     keys = [[_key(models, request, variant) for variant in (dense, *variants)] for request in requests]
