@@ -103,6 +103,13 @@ def test_the_end_loses_no_output_and_no_code():
     assert (done.returncode, done.stdout.split()) == (3, ["result", "atexit"]), done.stderr
 
 
+@pytest.mark.parametrize("words", [["generate", "a cat", "--dry-run"], ["generate", "a cat", "--widht", "3"]])
+def test_what_makes_no_video_does_not_wait_for_torch(words, tmp_path):
+    code = f"sys.argv[1:] = {words!r}; os.chdir({str(tmp_path)!r})\n"
+    done = in_main(code + "try: main()\nexcept SystemExit: print('torch' in sys.modules)")
+    assert done.stdout.split()[-1] == "False", done.stderr
+
+
 def test_every_option_of_the_help_is_documented(tmp_path):
     done = fpsgen("generate", "--help", cwd=tmp_path)
     options = set(re.findall(r"--[a-z-]+", done.stdout))
