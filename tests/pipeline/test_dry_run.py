@@ -47,7 +47,7 @@ def test_a_machine_that_cannot_is_told(outlook):
     assert "CUDA GPU" in outlook(None, model="wan2.1-1.3b").estimate.refusal
     small = outlook(16.0, model="wan2.1-1.3b")
     assert "24 GB" in small.estimate.refusal and small.estimate.short_gb == 8.0
-    assert "does not fit: 8 GB short" in dict((name, text) for name, text, _ in small.rows())["this machine"]
+    assert "does not fit: 8 GB short" in {name: text for name, text, _ in small.rows()}["this machine"]
     assert outlook(80.0, model="wan2.1-1.3b").estimate.short_gb == 0.0
 
 
