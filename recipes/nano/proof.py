@@ -33,6 +33,9 @@ from fpsgen.assets import weights_dir
 from fpsgen.attention.profile import Profile
 from fpsgen.attention.schedule import Schedule
 from fpsgen.evaluate.metrics import ssim
+from fpsgen.evaluate.nano import captions, world
+from fpsgen.evaluate.nano.meter import Meter, score
+from fpsgen.evaluate.nano.prompts import unseen
 from fpsgen.files import write_text
 from fpsgen.models.catalog.choice import choose
 from fpsgen.models.patch.apply import apply
@@ -52,9 +55,8 @@ from fpsgen.train.prep.encode import Encoder
 from fpsgen.train.prep.shards import DATA, Shards
 from fpsgen.train.run import train
 from fpsgen.train.teacher import prepare_pairs
-from recipes.nano import captions, denoiser, world
-from recipes.nano.evaluate import psnr, unseen
-from recipes.nano.meter import Meter, score
+from recipes.nano import denoiser
+from recipes.nano.evaluate import psnr
 
 STEP_AWARE = preset("nano-demo").parsed_schedule()
 FIXED = Schedule(
@@ -208,7 +210,8 @@ class Proof:
         kept = self.out / f"dense-{seed}.npy"
         if arm == "dense":
             np.save(kept, clips.numpy())
-        readings = [reading for some in clips.split(16) for reading in Meter(self.device)(some.to(self.device))]
+        meter = Meter(self.device)
+        readings = [reading for some in clips.split(16) for reading in meter(some.to(self.device))]
         found: dict[str, Any] = {"score": score(readings, self.scenes), "psnr_db": None, "ssim": None}
         if arm != "dense":
             dense = torch.from_numpy(np.load(kept))
