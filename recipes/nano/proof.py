@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import statistics
 import sys
 import time
@@ -140,6 +141,8 @@ class Proof:
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
         row |= {"size": vars(self.size), "device": name, "versions": versions(), "commit": self.commit}
         write_text(json.dumps(row, indent=1) + "\n", self.row_path(arm, seed), overwrite=True)
+        for path in (self.out / "runs" / self.row_path(arm, seed).stem).glob("step-*"):
+            shutil.rmtree(path)
         return row
 
     @property
@@ -238,14 +241,8 @@ class Proof:
             transformer = load(folder, self.device, self.dtype).transformer
             with apply(transformer, schedule=chosen.schedule, strict=True) as handle:
                 found.append({"step": step} | self.validation(transformer, handle, chosen.schedule, seed))
-            _remove(folder)
+            shutil.rmtree(folder)
         return found
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
