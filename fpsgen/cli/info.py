@@ -11,14 +11,16 @@ from fpsgen.cli import console, options
 from fpsgen.cli.options import examples, takes_settings
 from fpsgen.settings.gather import gather
 
-INFO_EXAMPLES = examples("fpsgen info outputs/a-cat-surfing-7.mp4", "fpsgen info cat.json --json")
+INFO_EXAMPLES = examples(
+    "fpsgen info outputs/a-cat-surfing-7.mp4", "fpsgen info cat.mp4 --sheet cat.png", "fpsgen info cat.json --json"
+)
 REPLAY_EXAMPLES = examples("fpsgen replay outputs/a-cat-surfing-7.mp4", "fpsgen replay cat.mp4 -o again.mp4")
 
 File = Annotated[
     str,
     typer.Argument(
         metavar="FILE",
-        help="An MP4 that fpsgen made, or the JSON beside it.",
+        help="A video that fpsgen made, or the JSON beside it.",
         show_default=False,
         autocompletion=options.complete_files,
     ),
