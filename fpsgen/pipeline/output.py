@@ -83,7 +83,7 @@ def resolve_output(
     if folder and not overwrite:
         path = free_name(path)
     elif not overwrite and (other := taken(path)):
-        raise FpsgenError(f"{show(other)} exists already", "choose another name, or add --overwrite", DISK)
+        raise taken_by(other)
     return path, folder or numbered
 
 
@@ -126,6 +126,11 @@ def taken(path: Path) -> Path | None:
     return next((name for name in (path, sidecar(path)) if os.path.lexists(name)), None)
 
 
+def taken_by(path: Path) -> FpsgenError:
+    """The error for a name that a file has already."""
+    return FpsgenError(f"{show(path)} exists already", "choose another name, or add --overwrite", DISK)
+
+
 def free_name(path: Path) -> Path:
     """`path`, or the same with -2, -3 ... behind its stem, such that neither it nor its sidecar exists."""
     names = (path.with_name(f"{path.stem}-{number}{path.suffix}") if number > 1 else path for number in count(1))
@@ -147,7 +152,10 @@ def check_writable(folder: Path) -> None:
         raise FpsgenError(f"{show(standing)} is not a folder", elsewhere, DISK)
     if not os.access(standing, os.W_OK | os.X_OK):
         raise FpsgenError(f"folder {show(standing)} is not writable", elsewhere, DISK)
-    if shutil.disk_usage(standing).free < 1 << 16:
+    usage = shutil.disk_usage(standing)
+    if not usage.total:
+        raise FpsgenError(f"{show(standing)} is no place for files: its file system holds none", elsewhere, DISK)
+    if usage.free < 1 << 16:
         raise FpsgenError(f"the disk of {show(standing)} is full", f"free some space, or {elsewhere}", DISK)
 
 
