@@ -253,6 +253,21 @@ def test_a_crawling_transfer_has_an_end(hub, monkeypatch):
     refused(NETWORK, "all but stopped")
 
 
+def test_a_blob_is_on_the_disk_before_it_has_its_name(hub, monkeypatch):
+    from fpsgen.models.catalog import pull as module
+
+    done: list[tuple[str, str]] = []
+    sync, replace = module.sync, os.replace
+    monkeypatch.setattr(module, "sync", lambda path: (done.append(("sync", str(path))), sync(path)))
+    monkeypatch.setattr(module.os, "replace", lambda a, b: (done.append((str(a), str(b))), replace(a, b)))
+    pull(NAME, "main")
+    named = [number for number, (first, _) in enumerate(done) if first.endswith(".incomplete")]
+    assert len(named) >= len({entry["rfilename"] for entry in hub.info(NAME)["siblings"]}) // 2
+    for number in named:
+        partial, blob = done[number]
+        assert done[number - 1] == ("sync", partial) and done[number + 1] == ("sync", str(Path(blob).parent))
+
+
 def test_more_bytes_than_listed_are_not_written(hub):
     hub.more.add(WEIGHTS)
     refused(MODEL, "more")
