@@ -14,7 +14,7 @@ from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.registry import models
 from fpsgen.pipeline.output import resolve_output, sidecar
 from fpsgen.pipeline.plan import check_prompt
-from fpsgen.pipeline.recipe import RECIPE_SCHEMA, versions
+from fpsgen.pipeline.recipe import AS_SCHEDULED, RECIPE_SCHEMA, versions
 from fpsgen.pipeline.request import GenerateRequest, request_from_values
 from fpsgen.pipeline.size import resolve_frames
 from fpsgen.settings.gather import Settings, refusal
@@ -61,6 +61,8 @@ def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRe
     device = settings.device if asked else "cpu" if recipe.get("device") == "cpu" else "cuda"
     values: dict[str, Any] = {}
     own_form = {"dtype": _DTYPES.get(str(recipe.get("dtype")), "auto"), "method": _method(recipe)}
+    if recipe.get("linear", AS_SCHEDULED) == AS_SCHEDULED:
+        own_form["linear"] = None
     for entry in SETTINGS.values():
         if not entry.recipe or entry.name == "schedule":
             continue
@@ -97,7 +99,7 @@ def _method(recipe: dict[str, Any]) -> Any:
     method = recipe.get("method")
     if not isinstance(method, str):
         raise _unusable("method")
-    return None if method == "as scheduled" else method
+    return None if method == AS_SCHEDULED else method
 
 
 def _prompt(recipe: dict[str, Any]) -> str:
