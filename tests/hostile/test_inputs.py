@@ -254,7 +254,7 @@ def place(tmp_path, monkeypatch):
     for name, value in (("XDG_CONFIG_HOME", tmp_path / "config"), ("HF_HOME", tmp_path / "hf")):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     work = tmp_path / "work"
     (work / "folder").mkdir(parents=True)
     monkeypatch.chdir(work)
