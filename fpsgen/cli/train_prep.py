@@ -64,14 +64,14 @@ def prep(
         typer.Option("--clips", metavar="N", rich_help_panel="Video", help="Clips of a video at most, from its start."),
     ] = "1",
     filter: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--filter",
             metavar="NAME=X,...",
             rich_help_panel="Video",
             help="Thresholds of size, fps, bars, colour, flow, duplicate; or off. \\[flow=0.05-2,...]",
         ),
-    ] = "",
+    ] = None,
     held_out: Annotated[
         str,
         typer.Option(
@@ -99,7 +99,7 @@ def prep(
         lines = [f"{found['pairs']} pairs of {found['prompts']} prompts"]
     else:
         settings = gather(flags | {"device": device, "pull": pull or None})
-        found, lines = _videos(Path(data), output, settings, (clips, filter, held_out), quiet)
+        found, lines = _videos(Path(data), output, settings, (clips, filter or "", held_out), quiet)
     if as_json:
         console.print_json("train prep", [found])
         return
