@@ -279,6 +279,23 @@ def test_a_full_disk_ends_it_and_leaves_no_half_of_a_shard(data, tiny_choice, tm
     assert caught.value.code == DISK and not list(tmp_path.glob("0*")) and not list(tmp_path.glob(".fpsgen*"))
 
 
+@pytest.mark.parametrize("file", ["captions.jsonl", "dropped.jsonl", "null.safetensors", "summary.md"])
+def test_data_json_comes_last(data, tiny_choice, tmp_path, monkeypatch, file):
+    """A disk that is full when one of the other files is written leaves a folder that does not count."""
+    for name in ("write_text", "atomic"):
+        true = getattr(shards, name)
+
+        def fails(*given, true=true, **more):
+            if any(Path(value).name == file for value in given[:2] if isinstance(value, Path)):
+                raise OSError(28, "No space left on device")
+            return true(*given, **more)
+
+        monkeypatch.setattr(shards, name, fails)
+    with pytest.raises(OSError):
+        run(data, tiny_choice, tmp_path, filters=Filters(flow=None))
+    assert not (tmp_path / "data.json").exists() and (tmp_path / "00000.safetensors").exists()
+
+
 def test_nothing_kept_is_an_error_that_says_why(tiny_choice, clip, tmp_path):
     clip(tmp_path / "in" / "a.mp4", speed=0)
     with pytest.raises(FpsgenError) as caught:
