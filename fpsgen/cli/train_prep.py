@@ -156,6 +156,9 @@ def _pairs(
     from fpsgen.train import config as runs
 
     run = runs.preset(preset) if preset is not None else runs.read_config(Path(str(teacher)))
+    if not run.uses_teacher or run.teacher != runs.STORED:
+        why = "makes its pairs while it goes" if run.uses_teacher else "learns from its data alone"
+        raise FpsgenError(f"run {run.name} {why}: there is nothing to prepare", "start it: fpsgen train", USAGE)
     folder = Path(output) if output else Path("runs") / run.name
     settings = gather({"device": device})
     with _working(quiet) as timing:
