@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +27,12 @@ from fpsgen.attention.windows import Size3
 from fpsgen.bench.kernel import Shape, plan_for
 from fpsgen.bench.suite import DENSE, Models, Variant, run
 from fpsgen.evaluate.nano.captions import plain
-from fpsgen.evaluate.nano.prompts import shares, unseen
+from fpsgen.evaluate.nano.prompts import unseen
 from fpsgen.models.catalog.choice import choose
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.plan import plan
 from fpsgen.pipeline.request import GenerateRequest
+from fpsgen.report.evaluate import summarize
 from fpsgen.settings.gather import Settings
 
 GRID: Size3 = (9, 10, 16)
@@ -114,24 +114,18 @@ def requests(model: str, captions: Sequence[str], seeds: int, folder: Path, devi
 
 def summary(choice: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One row of a table from the rows of a variant's videos."""
-    known = [row["psnr_db"] for row in rows if row["psnr_db"] is not None]
-    quartiles = statistics.quantiles(known, n=4, method="inclusive") if len(known) > 1 else [known[0]] * 3
-    agreements = [row["shows"] for row in rows if row["shows"] is not None]
-    weights = [(error["steps"], error["snr_db"]) for row in rows for error in row["velocity"].values()]
-    density = statistics.mean(row["density"] for row in rows)
-    origin = {name: rows[0][name] for name in ("device", "versions", "commit", "steps", "guidance", "dtype")}
-    return {
-        "schema": "fpsgen.ablation/1",
-        "choice": choice,
-        "density": f"{density:.0%}",
-        "psnr": f"{quartiles[1]:.1f} ({quartiles[0]:.1f}-{quartiles[2]:.1f})",
-        "ssim": f"{statistics.median(row['ssim'] for row in rows):.3f}",
-        "snr": f"{sum(n * snr for n, snr in weights) / sum(n for n, _ in weights):.1f}",
-        "right": f"{shares(agreements)['all']:.0f}" if agreements else "",
+    entry = summarize(rows)[0]
+    low, high = entry["psnr_db_quartiles"] or ("-", "-")
+    texts = {
+        "density": f"{entry['density']:.0%}",
+        "psnr": "" if entry["psnr_db"] is None else f"{entry['psnr_db']:.1f} ({low}-{high})",
+        "ssim": "" if entry["ssim"] is None else f"{entry['ssim']:.3f}",
+        "snr": "" if entry["snr_db"] is None else f"{entry['snr_db']:.1f}",
+        "right": "" if entry["shows"] is None else f"{entry['shows']['all']:.0f}",
         "videos": len(rows),
-        **origin,
-        "psnr_db": known,
     }
+    origin = {name: rows[0][name] for name in ("device", "versions", "commit", "steps", "guidance", "dtype", "command")}
+    return {"schema": "fpsgen.ablation/1", "choice": choice, **texts, **origin, "figures": entry}
 
 
 def tables(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -147,10 +141,7 @@ def tables(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, di
         if name == "joint":
             columns |= PAPER
             lines = [line | {"paper": PAPER_JOINT[line["choice"]]} for line in lines]
-            right = shares([row["shows"] for row in dense if row["shows"] is not None] or [])
-            first = dict.fromkeys(columns, "") | {"choice": "dense", "density": "100%", "videos": len(dense)}
-            origin = {key: lines[0][key] for key in ("device", "versions", "commit", "schema")}
-            lines.insert(0, first | origin | {"right": f"{right['all']:.0f}"})
+            lines.insert(0, summary("dense", dense) | {"paper": ""})
         found[name] = {"columns": columns, "rows": lines}
     return found
 

@@ -20,11 +20,11 @@ from fpsgen.attention.schedule import Schedule
 from fpsgen.bench.plan import BASELINE
 from fpsgen.bench.progress import Progress
 from fpsgen.bench.provenance import provenance
-from fpsgen.bench.rows import append_rows, setting_of
+from fpsgen.bench.rows import setting_of
 from fpsgen.bench.trajectory import Forward, mean_errors, recorded, step_errors
 from fpsgen.evaluate.nano.prompts import agreement
 from fpsgen.evaluate.quality import quality
-from fpsgen.files import read_text
+from fpsgen.files import append_line, read_text
 from fpsgen.models.patch.apply import apply
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model
@@ -93,25 +93,22 @@ def run(
     known = {row["key"]: row for row in read_rows(folder) if Path(row["video"]).is_file()}
     keys = [[_key(models, request, variant) for variant in (dense, *variants)] for request in requests]
     missing = [number for number, each in enumerate(keys) if not all(key in known for key in each)]
-    student = teacher = None
-    facts: dict[str, Any] = {}
     steps = sum(requests[n].sampling.steps * (1 + sum(key not in known for key in keys[n][1:])) for n in missing)
     progress = Progress(timing, steps)
+    student, teacher = _load(models, timing) if missing else (None, None)
     with timing.stage("evaluate"):
         for number, (request, each) in enumerate(zip(requests, keys, strict=True)):
-            if number not in missing:
+            if number not in missing or student is None or teacher is None:
                 yield from (known[key] for key in each)
                 continue
-            if student is None or teacher is None:
-                student, teacher = _load(models, timing)
-                facts = {"schema": SCHEMA, **provenance(student.device), "command": command, "every": every}
-                facts |= {"dtype": str(student.dtype).removeprefix("torch."), "teacher": models.teacher.model.spec.name}
+            facts = {"schema": SCHEMA, **provenance(student.device), "command": command, "every": every}
+            facts |= {"dtype": str(student.dtype).removeprefix("torch."), "teacher": models.teacher.model.spec.name}
             reference = _make(teacher, request, dense, folder, number, progress, True)
             for key, variant in zip(each, (dense, *variants), strict=True):
                 if key not in known:
                     row = {**facts, "key": key, **setting_of(request), "model": models.student.model.spec.name}
                     row |= _measure(student, request, variant, reference, folder, number, progress, every)
-                    append_rows([row], folder / ROWS)
+                    append_line(folder / ROWS, json.dumps(row))
                     known[key] = row
                 yield known[key]
 

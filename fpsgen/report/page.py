@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
 
 from fpsgen.attention.methods import METHODS
 from fpsgen.report import charts
 from fpsgen.report.bench import COLUMNS, cells, is_baseline, notes, setting, where
+from fpsgen.report.template import embedded, fill
 
 OURS = "fps"
 OTHER_COLOUR = "#888888"
@@ -18,12 +16,10 @@ OTHER_COLOUR = "#888888"
 
 def page(rows: list[dict[str, Any]]) -> str:
     """The page. rows: of one bench or of several, baselines first; MP4s are read from their "video", if they exist."""
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
-        Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    )
     first = rows[0]
     videos = [(_label(row, rows), Path(row["video"])) for row in rows if row["video"] and Path(row["video"]).is_file()]
-    return template.render(
+    return fill(
+        "page.html",
         title=" / ".join(dict.fromkeys(row["method"] for row in rows)),
         prompt=first["prompt"],
         origins=list(dict.fromkeys(text for row in rows for text in (setting(row), where(row)))),
@@ -39,7 +35,7 @@ def page(rows: list[dict[str, Any]]) -> str:
             "seconds",
         ),
         keys=[{"name": name, "colour": colour(name)} for name in dict.fromkeys(row["method"] for row in rows)],
-        videos=[{"name": name, "data": base64.b64encode(path.read_bytes()).decode()} for name, path in videos],
+        videos=[{"name": name, "data": embedded(path)} for name, path in videos],
     )
 
 
