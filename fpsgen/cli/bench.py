@@ -104,13 +104,13 @@ def kernel(given: dict[str, Any]) -> None:
         console.warning(
             "these are times of a CPU; the GPU kernels play no part, and a row of a large shape takes minutes"
         )
+    path = Path(settings.bench_output) / "kernel.jsonl"
     rows = []
     for row in each(measured.run(shapes, list(names), list(settings.density), settings.row_seconds, device), device):
         rows.append(row)
+        append_rows([row], path)
         if not settings.quiet:
             console.note(line(row))
-    path = Path(settings.bench_output) / "kernel.jsonl"
-    append_rows(rows, path)
     if settings.json:
         console.print_json("bench kernel", rows)
         return

@@ -7,7 +7,17 @@ from typing import Any
 
 from fpsgen.attention.methods import METHODS
 from fpsgen.report import charts
-from fpsgen.report.bench import COLUMNS, cells, is_baseline, notes, setting, where
+from fpsgen.report.bench import (
+    BANDS,
+    COLUMNS,
+    PROFILE_COLUMNS,
+    cells,
+    is_baseline,
+    notes,
+    profile_cells,
+    setting,
+    where,
+)
 from fpsgen.report.template import embedded, fill
 
 OURS = "fps"
@@ -17,6 +27,7 @@ OTHER_COLOUR = "#888888"
 def page(rows: list[dict[str, Any]]) -> str:
     """The page. rows: of one bench or of several, baselines first; MP4s are read from their "video", if they exist."""
     first = rows[0]
+    shown = [key for key in COLUMNS if any(cells(row)[key] != "-" for row in rows)]
     videos = [(_label(row, rows), Path(row["video"])) for row in rows if row["video"] and Path(row["video"]).is_file()]
     return fill(
         "page.html",
@@ -25,8 +36,11 @@ def page(rows: list[dict[str, Any]]) -> str:
         origins=list(dict.fromkeys(text for row in rows for text in (setting(row), where(row)))),
         command=first.get("command", ""),
         notes=notes(rows),
-        heads=list(COLUMNS.values()),
-        rows=[{"ours": row["method"] == OURS, "cells": [cells(row)[key] for key in COLUMNS]} for row in rows],
+        heads=[COLUMNS[key] for key in shown],
+        rows=[{"ours": row["method"] == OURS, "cells": [cells(row)[key] for key in shown]} for row in rows],
+        profile_heads=PROFILE_COLUMNS,
+        profiles=[line for row in rows for line in profile_cells(row)],
+        bands=BANDS if any(row["psnr_db"] is not None for row in rows) else "",
         bars=_bars(rows),
         scatter=_scatter(rows),
         steps=charts.lines(
@@ -45,9 +59,10 @@ def colour(method: str) -> str:
 
 
 def _label(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The method, with the device where the rows come from several."""
+    """The method and its PSNR, with the device where the rows come from several."""
     several = len({other["device"] for other in rows}) > 1
-    return f"{row['method']}, {row['device']}" if several else row["method"]
+    peak = "" if row["psnr_db"] is None else f", {row['psnr_db']:.1f} dB"
+    return (f"{row['method']}, {row['device']}" if several else row["method"]) + peak
 
 
 def _bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
