@@ -61,7 +61,7 @@ BENCH_SETTINGS = (
         short="-o",
         default="outputs/bench",
         unset="outputs/bench",
-        commands=("bench", "bench steps", "bench kernel"),
+        commands=("bench", "bench steps", "bench waterfall", "bench kernel"),
         complete="files",
     ),
     Setting(
@@ -123,7 +123,7 @@ BENCH_SETTINGS = (
         metavar="TEXT",
         default="a cat surfing",
         unset="a cat surfing",
-        commands=("bench", "bench steps"),
+        commands=("bench", "bench steps", "bench waterfall"),
     ),
     Setting(
         "repeats",
@@ -134,7 +134,7 @@ BENCH_SETTINGS = (
         metavar="N",
         default=1,
         unset="1",
-        commands=("bench",),
+        commands=("bench", "bench waterfall"),
     ),
     Setting(
         "random_weights",
@@ -143,7 +143,7 @@ BENCH_SETTINGS = (
         BENCH,
         "true",
         default=False,
-        commands=("bench",),
+        commands=("bench", "bench waterfall"),
     ),
     Setting(
         "shape",
