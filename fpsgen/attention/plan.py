@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 
 import torch
 
+from fpsgen.attention.implementations import IMPLEMENTATIONS
 from fpsgen.attention.methods import Method, Precision, find_method
 from fpsgen.attention.methods.base import Option
 from fpsgen.attention.profile import Profile
@@ -25,8 +26,13 @@ from fpsgen.attention.tiles import (
 )
 from fpsgen.attention.windows import Size3, Window, resolve_window, window_density
 
-IMPLEMENTATIONS = ("auto", "reference", "triton")
 GPU_KERNELS = ("triton", "hopper")
+# of Q.K and P.V
+PRECISIONS = (
+    (Precision.BF16, Precision.BF16),
+    (Precision.E4M3, Precision.E4M3),
+    (Precision.INT8, Precision.E4M3),
+)
 
 
 class BlockLists(NamedTuple):
@@ -42,7 +48,7 @@ class BlockLists(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class DeviceTables:
     """Constants of a layout on one device: permutations int64 [L] (order: tile order from raster order; inverse: back),
-    and int32 [N] of kernel blocks: first token, tokens, query tile.
+    and int32 [N] of kernel blocks: first token, tokens, query tile, unit.
     """
 
     layout: BlockLayout
@@ -51,6 +57,7 @@ class DeviceTables:
     block_start: torch.Tensor
     block_len: torch.Tensor
     block_tile: torch.Tensor
+    block_unit: torch.Tensor
     _work_tiles: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def work_tiles(self, consumers: int) -> torch.Tensor:
@@ -76,11 +83,11 @@ class AttentionPlan:
 
     grid: tokens (T, H, W). tile, block: see tiles.make_tiling; afterwards the sizes, block None where windows count
     tiles. window: see windows.resolve_window; afterwards in units. granularity: kernel blocks that share a Q or K
-    scale. method: a key of METHODS. impl: "auto" (CPU: sparse SDPA, CUDA: Triton, dense 16 bit: SDPA), or "reference"
-    / "triton" to insist. smooth_k: take the mean over all tokens off the keys before they are quantized, which softmax
-    does not see (arXiv 2410.02367, section 4.2). prefix, suffix: tokens before and after those of the grid, which see
-    and are seen by all. options: of the method's own hyper-parameters, those that differ from its defaults. Raises
-    ValueError for what a method does not have, and for unknown names.
+    scale. method: a key of METHODS. impl: "auto" (CPU: sparse SDPA, CUDA: Triton, dense 16 bit: SDPA), or "reference" /
+    "triton" to insist. smooth_k: take the mean over all tokens off the keys before they are quantized, which softmax
+    does not see (arXiv 2410.02367, section 4.2); None is the method's default. prefix, suffix: tokens before and after
+    those of the grid, which see and are seen by all. options: of the method's own hyper-parameters, those that differ
+    from its defaults. Raises ValueError for what a method does not have, and for unknown names.
     """
 
     grid: Size3
@@ -89,7 +96,7 @@ class AttentionPlan:
     granularity: int = 1
     method: str = "fps"
     impl: str = "auto"
-    smooth_k: bool = False
+    smooth_k: bool | None = None
     block: Size3 | None = None
     prefix: int = 0
     suffix: int = 0
@@ -99,16 +106,18 @@ class AttentionPlan:
 
     def __post_init__(self) -> None:
         method = find_method(self.method)
-        if method.qk is not method.pv:
+        if (method.qk, method.pv) not in PRECISIONS:
             raise ValueError(
                 f"method {self.method!r} multiplies Q.K in {method.qk.value} and P.V in {method.pv.value}.\n"
-                "Give both one precision: no kernel has another pair."
+                f"Give a pair that the kernels have: {', '.join(f'{a.value} and {b.value}' for a, b in PRECISIONS)}."
             )
         if self.impl not in IMPLEMENTATIONS:
             raise ValueError(f"impl is {self.impl!r}.\nGive one of {', '.join(IMPLEMENTATIONS)}.")
         for name, least in (("granularity", 1), ("prefix", 0), ("suffix", 0)):
             if type(value := getattr(self, name)) is not int or value < least:
                 raise ValueError(f"{name} is {value!r}.\nGive an integer from {least}.")
+        if self.smooth_k is None:
+            object.__setattr__(self, "smooth_k", method.smooth_k)
         if self.smooth_k and not method.quantized:
             raise ValueError(
                 f"smooth_k is for quantized keys, but method {self.method!r} has none.\n"
@@ -141,8 +150,13 @@ class AttentionPlan:
 
     @property
     def fp8(self) -> bool:
-        """Q, K, V and P are in E4M3."""
-        return self.rule.qk is self.rule.pv is Precision.E4M3
+        """V and P are in E4M3, Q and K too or in INT8."""
+        return self.rule.pv is Precision.E4M3
+
+    @property
+    def int8_qk(self) -> bool:
+        """Q and K are in INT8."""
+        return self.rule.qk is Precision.INT8
 
     @property
     def num_tokens(self) -> int:
@@ -167,6 +181,16 @@ class AttentionPlan:
         """One of the method's hyper-parameters, its default where the plan has none."""
         return dict(self.options).get(name, self.rule.options[name])
 
+    @property
+    def smooth_v(self) -> bool:
+        """Take the mean over all tokens off the values before they are quantized, and give it back to the output."""
+        return "smooth_v" in self.rule.options and bool(self.option("smooth_v"))
+
+    @property
+    def pv_threshold(self) -> float:
+        """See attention_kernel; 0 for methods that leave no key block out."""
+        return float(self.option("pvthreshd")) if "pvthreshd" in self.rule.options else 0.0
+
     def kernel(self, device: torch.device | str, head_dim: int | None = None, listed: bool = False) -> str:
         """What computes this plan on `device`: "sdpa" (dense, 16 bit), "cpu" (sparse SDPA), "reference", "triton" (the
         portable kernel), or "hopper", its like on sm_90 at head dims of 65 to 128 and blocks of more than 64 tokens, if
@@ -184,7 +208,7 @@ class AttentionPlan:
 
     def fuses_norm_rope(self, device: torch.device | str, head_dim: int | None = None) -> bool:
         """Whether attend's norm_rope is done in the pass that quantizes."""
-        return self.fp8 and not self.rule.online and self.kernel(device, head_dim) in GPU_KERNELS
+        return self.fp8 and not (self.int8_qk or self.rule.online) and self.kernel(device, head_dim) in GPU_KERNELS
 
     @property
     def layout(self) -> BlockLayout:
@@ -251,8 +275,8 @@ def _token_groups(layout: BlockLayout, window: Window) -> TokenGroups:
 def device_tables(layout: BlockLayout, device: torch.device | str) -> DeviceTables:
     """DeviceTables of any layout."""
     order = layout.order()
-    moved = (order, torch.argsort(order), layout.block_start, layout.block_len, layout.block_tile.int())
-    return DeviceTables(layout, *(x.to(device) for x in moved))
+    moved = (order, torch.argsort(order), layout.block_start, layout.block_len)
+    return DeviceTables(layout, *(x.to(device) for x in (*moved, layout.block_tile.int(), layout.block_unit.int())))
 
 
 def block_lists(layout: BlockLayout, lists: TileLists, device: torch.device | str) -> BlockLists:

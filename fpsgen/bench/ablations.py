@@ -1,7 +1,7 @@
 """What three choices of the FP8 path are worth in error and time, as figures/choices.json:
 
 - P.V moved into fp32 registers after every 128 keys (HopperConfig.promote), or left in the tensor core's sums;
-- consumers that take turns at the tensor core (HopperConfig.pingpong), or go as they come;
+- consumers that alternate at the tensor core (ping-pong, HopperConfig.pingpong), or do not;
 - keys quantized without their mean (AttentionPlan.smooth_k), or as they are, where channels have a bias.
 
 `python -m fpsgen.bench.ablations` prints the file. Relative L2 errors are against fp64 softmax, of keys over the inputs
@@ -27,9 +27,9 @@ from fpsgen.bench.timing import measure
 
 COLUMNS = {"choice": "Choice", "data": "Data", "density": "Density", "error": "Relative error", "ms": "ms, median"}
 LAUNCHES: dict[str, dict[str, bool]] = {
-    "P.V in fp32 every 128 keys, consumers in turns": {},
+    "P.V in fp32 every 128 keys, ping-pong consumers": {},
     "P.V in the tensor core alone": {"promote": False},
-    "consumers as they come": {"pingpong": False},
+    "consumers without ping-pong": {"pingpong": False},
 }
 BIASES = (0, 1, 4, 16)  # standard deviation of a channel's bias over that of keys
 

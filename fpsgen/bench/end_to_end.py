@@ -101,9 +101,12 @@ def _measure(model: LoadedModel, base: GenerateRequest, runs: Runs, events: Even
 
 
 def as_method(base: GenerateRequest, name: str) -> GenerateRequest:
-    """The request run as one method, strict. bf16 is diffusers as it comes: linear layers, rounding and VAE."""
+    """The request run as one method, strict. bf16 is diffusers as it comes: linear layers, rounding, VAE, every step
+    with guidance and none skipped.
+    """
     request = base.replace(attention={"method": None if name == OURS else name, "strict": True})
-    return request.with_settings(linear="bf16", exact=True) if name == BASELINE else request
+    plain = {"linear": "bf16", "exact": True, "cache": "none", "cfg_until": 1.0}
+    return request.with_settings(**plain) if name == BASELINE else request
 
 
 def _quality(runs: Runs, baseline: Runs) -> dict[str, float | None]:

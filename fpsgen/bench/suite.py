@@ -53,7 +53,8 @@ class Variant:
     def of(self, request: GenerateRequest) -> GenerateRequest:
         """The request run this way, strict."""
         attention = {"schedule": self.schedule, "method": self.method, "strict": True}
-        return request.replace(attention=attention).with_settings(linear=self.linear, exact=self.exact)
+        plain = {"cache": "none", "cfg_until": 1.0} if self.method == BASELINE else {}
+        return request.replace(attention=attention).with_settings(linear=self.linear, exact=self.exact, **plain)
 
 
 DENSE = Variant(REFERENCE, method=BASELINE, exact=True)

@@ -47,7 +47,8 @@ class Stage:
     def of(self, base: GenerateRequest) -> GenerateRequest:
         schedule = tile_order() if self.ordered else base.attention.schedule
         attention = {"method": self.method, "schedule": schedule, "strict": True}
-        return base.replace(attention=attention).with_settings(linear=self.linear, exact=self.exact)
+        plain = {"linear": self.linear, "exact": self.exact, "cache": "none", "cfg_until": 1.0}
+        return base.replace(attention=attention).with_settings(**plain)
 
 
 FP8_LINEAR, DECODER = "+ FP8 linear layers", "+ our VAE decoder"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,8 @@ def kernel(given: dict[str, Any]) -> None:
 
     check_device(settings.device)
     console.quiet_libraries(settings.debug)
+    import torch
+
     from fpsgen.bench import kernel as measured
     from fpsgen.bench.end_to_end import append_rows
     from fpsgen.pipeline.loaded_model import choose_device
@@ -109,11 +111,14 @@ def kernel(given: dict[str, Any]) -> None:
         )
     path = Path(settings.bench_output) / "kernel.jsonl"
     rows = []
-    for row in each(measured.run(shapes, list(names), list(settings.density), settings.row_seconds, device), device):
-        rows.append(row)
-        append_rows([row], path)
-        if not settings.quiet:
-            console.note(line(row))
+    # events and kernels that are measured alone go to the current device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        made = measured.run(shapes, list(names), list(settings.density), settings.row_seconds, device)
+        for row in each(made, device):
+            rows.append(row)
+            append_rows([row], path)
+            if not settings.quiet:
+                console.note(line(row))
     if settings.json:
         console.print_json("bench kernel", rows)
         return

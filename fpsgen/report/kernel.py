@@ -23,10 +23,10 @@ COLUMNS = {
     "range": "p10-p90",
     "rate": "TFLOP/s",
     "error": "Error to fp64",
-    "attend": "Attend, TFLOP/s",
+    "attend": "attention alone, TFLOP/s",
     "blocks": "with padding",
-    "prep": "Prepare, ms",
-    "turned": "with norm, RoPE",
+    "prep": "quantization, ms",
+    "with_norm_rope": "with norm, RoPE",
 }
 
 
@@ -84,7 +84,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "attend": _number(row, "attend_tflops", 0),
         "blocks": _number(row, "attend_block_tflops", 0),
         "prep": _number(row, "prepare_ms", 2),
-        "turned": _number(row, "prepare_norm_rope_ms", 2),
+        "with_norm_rope": _number(row, "prepare_norm_rope_ms", 2),
     }
 
 

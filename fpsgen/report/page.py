@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fpsgen.attention.methods import METHODS
+from fpsgen.errors import BAD_INPUT, FpsgenError
+from fpsgen.files import read_bytes
 from fpsgen.report import charts
 from fpsgen.report.bench import (
     BANDS,
@@ -19,13 +21,18 @@ from fpsgen.report.bench import (
     where,
 )
 from fpsgen.report.template import embedded, fill
+from fpsgen.text import show
 
+VIDEO_LIMIT = 256 << 20  # bytes
 OURS = "fps"
 OTHER_COLOUR = "#888888"
 
 
 def page(rows: list[dict[str, Any]]) -> str:
-    """The page. rows: of one bench or of several, baselines first; MP4s are read from their "video", if they exist."""
+    """The page. rows: of one bench or of several, baselines first; MP4s are read from their "video", if they exist.
+
+    Raises FpsgenError BAD_INPUT where a row names a file that is no video: what it holds would go out with the page.
+    """
     first = rows[0]
     shown = [key for key in COLUMNS if any(cells(row)[key] != "-" for row in rows)]
     videos = [(_label(row, rows), Path(row["video"])) for row in rows if row["video"] and Path(row["video"]).is_file()]
@@ -49,8 +56,15 @@ def page(rows: list[dict[str, Any]]) -> str:
             "seconds",
         ),
         keys=[{"name": name, "colour": colour(name)} for name in dict.fromkeys(row["method"] for row in rows)],
-        videos=[{"name": name, "data": embedded(path)} for name, path in videos],
+        videos=[{"name": name, "data": embedded(_mp4(path))} for name, path in videos],
     )
+
+
+def _mp4(path: Path) -> bytes:
+    data = read_bytes(path, VIDEO_LIMIT, f"the video {show(path)}")
+    if data[4:8] != b"ftyp":
+        raise FpsgenError(f"a row names {show(path)} as its video, which is no MP4", "mend the row", BAD_INPUT)
+    return data
 
 
 def colour(method: str) -> str:

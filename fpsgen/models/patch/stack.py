@@ -72,11 +72,14 @@ class Run:
     arguments of the calls.
     """
 
-    def __init__(self, schedule: Schedule, method: str | None, strict: bool, impl: str = "auto") -> None:
+    def __init__(
+        self, schedule: Schedule, method: str | None, strict: bool, impl: str = "auto", cache: Any = None
+    ) -> None:
         self.schedule = schedule
         self.method = method
         self.strict = strict
         self.impl = impl
+        self.cache = cache  # configuration of the step cache that was asked for, or None
         self.record = RunRecord()
         self.timer: Timer | None = None
         self.observer: Observer | None = None
