@@ -25,7 +25,7 @@ from fpsgen.attention.profile import Profile
 from fpsgen.attention.schedule import Schedule
 from fpsgen.attention.windows import Size3
 from fpsgen.bench.kernel import Shape, plan_for
-from fpsgen.bench.suite import DENSE, Models, Variant, run
+from fpsgen.bench.suite import DENSE, Models, Variant, read_rows, run
 from fpsgen.evaluate.nano.captions import plain
 from fpsgen.evaluate.nano.prompts import unseen
 from fpsgen.models.catalog.choice import choose
@@ -115,10 +115,10 @@ def requests(model: str, captions: Sequence[str], seeds: int, folder: Path, devi
 def summary(choice: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One row of a table from the rows of a variant's videos."""
     entry = summarize(rows)[0]
-    low, high = entry["psnr_db_quartiles"] or ("-", "-")
+    around = "" if entry["psnr_db_quartiles"] is None else " ({}-{})".format(*entry["psnr_db_quartiles"])
     texts = {
         "density": f"{entry['density']:.0%}",
-        "psnr": "" if entry["psnr_db"] is None else f"{entry['psnr_db']:.1f} ({low}-{high})",
+        "psnr": "" if entry["psnr_db"] is None else f"{entry['psnr_db']:.1f}{around}",
         "ssim": "" if entry["ssim"] is None else f"{entry['ssim']:.3f}",
         "snr": "" if entry["snr_db"] is None else f"{entry['snr_db']:.1f}",
         "right": "" if entry["shows"] is None else f"{entry['shows']['all']:.0f}",
@@ -129,7 +129,12 @@ def summary(choice: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def tables(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What figures/ablation-NAME.json holds."""
+    """What figures/ablation-NAME.json holds. A video that some variant lacks yet does not count."""
+    wanted = {DENSE.name} | {variant.name for name in names for variant in ABLATIONS[name]().values()}
+    made: dict[tuple[str, int], set[str]] = {}
+    for row in rows:
+        made.setdefault((row["prompt"], row["seed"]), set()).add(row["variant"])
+    rows = [row for row in rows if wanted <= made[row["prompt"], row["seed"]]]
     found = {}
     dense = [row for row in rows if row["variant"] == DENSE.name]
     for name in names:
@@ -141,8 +146,9 @@ def tables(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, di
         if name == "joint":
             columns |= PAPER
             lines = [line | {"paper": PAPER_JOINT[line["choice"]]} for line in lines]
-            lines.insert(0, summary("dense", dense) | {"paper": ""})
-        found[name] = {"columns": columns, "rows": lines}
+            lines = [summary("dense", dense) | {"paper": ""}, *lines] if dense else lines
+        used = {key: text for key, text in columns.items() if any(str(line[key]) for line in lines)}
+        found[name] = {"columns": used, "rows": lines}
     return found
 
 
@@ -169,16 +175,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--work", type=Path, default=Path("outputs/ablations"), help="folder of videos and rows")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder of the tables")
+    parser.add_argument("--velocities", action="store_true", help="errors of single predictions alone, no videos")
+    parser.add_argument("--tables-only", action="store_true", help="sum up the rows in --work, and make none")
     options = parser.parse_args(arguments)
     captions = [plain(scene) for scene in unseen(options.prompts)]
     asked = requests(options.model, captions, options.seeds, options.work, options.device)
     if options.steps:
         asked = [each.replace(sampling={"steps": options.steps}) for each in asked]
     variants = [variant for name in options.names for variant in ABLATIONS[name]().values()]
-    command = f"python -m tools.ablations {' '.join(options.names)} --prompts {options.prompts} --seeds {options.seeds}"
+    counts = f"--prompts {options.prompts} --seeds {options.seeds}" + " --velocities" * options.velocities
+    command = f"python -m tools.ablations {' '.join(options.names)} {counts}"
     models = Models(asked[0], asked[0])
     dense = replace(DENSE, exact=False)  # attention alone differs
-    rows = list(run(models, asked, variants, options.work, Timing(_Quiet()), command, options.every, dense))
+    if options.tables_only:
+        rows = read_rows(options.work)
+    else:
+        timing, videos = Timing(_Quiet()), not options.velocities
+        rows = list(run(models, asked, variants, options.work, timing, command, options.every, dense, videos))
     options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables(options.names, rows).items():
         (options.out / f"ablation-{name}.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

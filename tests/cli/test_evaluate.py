@@ -39,7 +39,7 @@ def test_rows_table_page_and_layout(fpsgen, evaluate):
         frames, reference = (read_frames(r["video"])[0] for r in (row, dense))
         assert read_recipe(row["video"])["seed"] == row["seed"]
         if row["variant"] != "dense":  # the same noise, so nearly the same video (another seed: below 15)
-            assert row["psnr_db"] > 40 and float(np.median(psnr(frames, reference))) > 40
+            assert row["psnr_db"] > 30 and float(np.median(psnr(frames, reference))) > 30
             assert sum(error["steps"] for error in row["velocity"].values()) == 3
             assert all(error["mse"] > 0 and error["cosine"] > 0.9 for error in row["velocity"].values())
         assert row["shows"] is None  # not nano's world
