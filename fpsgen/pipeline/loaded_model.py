@@ -18,7 +18,7 @@ from fpsgen.models.wan.load import load
 from fpsgen.models.wan.lora_file import add_lora_file
 from fpsgen.models.wan.random_weights import random_pipeline
 from fpsgen.pipeline.events import Timing
-from fpsgen.pipeline.memory import check_device
+from fpsgen.pipeline.memory import NO_COMPILER, check_device
 from fpsgen.pipeline.request import GenerateRequest
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -66,6 +66,8 @@ def readable_errors(request: GenerateRequest, timing: Timing) -> Iterator[None]:
         message = f"the GPU ran out of memory in stage {stage} at {video.width}x{video.height}x{video.frames}"
         raise FpsgenError(message, "try a smaller --res or fewer --frames", ENVIRONMENT) from error
     except (MemoryError, RuntimeError) as error:
+        if "C compiler" in str(error):
+            raise NO_COMPILER from error
         if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):
             raise
         message = f"memory ran out in stage {timing.running}"

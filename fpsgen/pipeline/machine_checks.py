@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fpsgen import __version__
 from fpsgen.errors import FpsgenError
+from fpsgen.pipeline.memory import NO_COMPILER
 from fpsgen.settings.gather import CONFIG_NAME, user_config_file
 from fpsgen.text import show
 
@@ -61,7 +62,19 @@ def software(wanted: str) -> list[Check]:
         return [*checks, Check("triton", WARN if needed else INFO, what, remedy if needed else "")]
     checks.append(Check("triton", OK, str(triton.__version__)))
     path = os.environ.get("TRITON_PTXAS_PATH") or str(Path(triton.__file__).parent / "backends/nvidia/bin/ptxas")
-    return [*checks, _ptxas(path)]
+    return [*checks, _ptxas(path), *_compiler()]
+
+
+def _compiler() -> list[Check]:
+    """What Triton builds its launchers with, on a machine that has a GPU."""
+    import torch
+
+    path = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")
+    if path:
+        return [Check("C compiler", INFO, path)]
+    status = WARN if torch.cuda.is_available() else INFO
+    remedy = NO_COMPILER.remedy if status == WARN else ""
+    return [Check("C compiler", status, "none; needed for the first start of each GPU kernel", remedy)]
 
 
 def _ptxas(path: str) -> Check:
