@@ -131,11 +131,11 @@ def _flex_rows(
 def _method_row(shape: Shape, plan: AttentionPlan, raster: Inputs, seconds: float) -> dict[str, Any]:
     """What was measured of one of our methods; the density is what its lists hold."""
     inputs = in_order(raster, plan)
-    lists = select_lists(inputs[0], inputs[1], plan)
+    lists = select_lists(*inputs, plan)
     density = float(kept_density(lists, plan))
     row = {"method": plan.method, "peer": False, "density": round(density, 4), "online": plan.rule.online}
     row |= {"tile": list(plan.tile), "window": list(plan.window), "kernel": plan.kernel(raster[0].device, shape.dim)}
-    gate = FP8_GATE if plan.fp8 else LOOSE_GATE if plan.rule.quantized else GATE
+    gate = FP8_GATE if plan.fp8 else GATE
     row |= _timed(cast(Attention, partial(attend, plan=plan)), plan, inputs, lists, seconds, gate, plan.fp8)
     return row | _parts(plan, inputs, lists, seconds) if row["kernel"] == "hopper" else row
 

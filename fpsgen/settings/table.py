@@ -19,7 +19,7 @@ DTYPES = ("auto", "bf16", "fp16", "fp32")
 MAX_TEXT = 10_000  # characters of a prompt or negative prompt; the text encoders read 512 tokens
 
 _MAKE = ("generate", "batch")
-_PLAN = (*_MAKE, "bench", "bench steps")
+_PLAN = (*_MAKE, "bench", "bench steps", "bench waterfall", "evaluate")
 _ALL = (*_PLAN, "bench kernel", "replay", "compare", "info", "doctor", "models")
 
 
