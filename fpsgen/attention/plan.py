@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -222,6 +222,10 @@ class AttentionPlan:
         """The window's lists of key blocks on `device`; built once per window and device."""
         return _lists_of(self, torch.device(device))
 
+    def constant(self, make: Callable[[AttentionPlan, torch.device], Any], device: torch.device | str) -> Any:
+        """make(plan, device), made once and a constant to torch.compile: what an online method needs at every call."""
+        return _constant_of(self, make, torch.device(device))
+
     def tile_lists(self) -> TileLists:
         """The window's lists of units, on the CPU."""
         return _tile_lists(self.layout, self.window)
@@ -245,6 +249,16 @@ def _tables_of(plan: AttentionPlan, device: torch.device) -> DeviceTables:
 @torch.compiler.assume_constant_result
 def _lists_of(plan: AttentionPlan, device: torch.device) -> BlockLists:
     return _lists(_layout_of(plan), plan.window, device)
+
+
+@torch.compiler.assume_constant_result
+def _constant_of(plan: AttentionPlan, make: Callable[[AttentionPlan, torch.device], Any], device: torch.device) -> Any:
+    return _made(plan, make, device)
+
+
+@lru_cache(maxsize=64)
+def _made(plan: AttentionPlan, make: Callable[[AttentionPlan, torch.device], Any], device: torch.device) -> Any:
+    return make(plan, device)
 
 
 @lru_cache(maxsize=64)
