@@ -19,7 +19,7 @@ MAY_USE = {
     "files": {"errors", "text", "fields"},
     "ffmpeg": {"errors", "text"},
     "video": {"errors", "text", "files", "ffmpeg"},
-    "report": {"errors", "assets", "attention"},  # the names of methods
+    "report": {"errors", "text", "fields", "files", "assets", "attention"},  # the names of methods
     "evaluate": {"errors", "text", "ffmpeg", "video"},
 }
 ATTENTION_MAY = {"torch", "triton", "fpsgen"} | set(sys.stdlib_module_names)

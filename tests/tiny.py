@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tools.random_model import character_tokenizer
+
 
 def build_tiny_pipeline(
     path: str | Path,
     heads: int = 2,
-    head_dim: int = 12,
+    head_dim: int = 16,
     layers: int = 2,
     channels: int = 4,
     vae_dim: int = 4,
@@ -25,7 +27,7 @@ def build_tiny_pipeline(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer = tiny_tokenizer()
+        tokenizer = character_tokenizer()
         text_encoder = UMT5EncoderModel(
             UMT5Config(
                 vocab_size=len(tokenizer),
@@ -60,7 +62,7 @@ def build_tiny_pipeline(
     return path
 
 
-def tiny_transformer(heads: int = 2, head_dim: int = 12, layers: int = 2, channels: int = 4, inputs: int | None = None):
+def tiny_transformer(heads: int = 2, head_dim: int = 16, layers: int = 2, channels: int = 4, inputs: int | None = None):
     """WanTransformer3DModel with weights large enough that every layer matters to the output."""
     import torch
     from diffusers import WanTransformer3DModel
@@ -83,19 +85,3 @@ def tiny_transformer(heads: int = 2, head_dim: int = 12, layers: int = 2, channe
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.5 if "scale_shift" in name else 1.2 / weight[0].numel() ** 0.5)
     return transformer
-
-
-def tiny_tokenizer():
-    """One token per character, so that any two prompts differ."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from transformers import T5TokenizerFast
-
-    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *map(chr, range(33, 127))]
-    tokenizer = Tokenizer(models.Unigram([(piece, -5.0) for piece in pieces], unk_id=2))
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return T5TokenizerFast(
-        tokenizer_object=tokenizer, extra_ids=0, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )

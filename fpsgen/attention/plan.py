@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
+from fpsgen.attention.implementations import IMPLEMENTATIONS
 from fpsgen.attention.methods import Method, Precision, find_method
 from fpsgen.attention.methods.base import Option
 from fpsgen.attention.profile import Profile
@@ -25,7 +26,6 @@ from fpsgen.attention.tiles import (
 )
 from fpsgen.attention.windows import Size3, Window, resolve_window, window_density
 
-IMPLEMENTATIONS = ("auto", "reference", "triton")
 GPU_KERNELS = ("triton", "hopper")
 # of Q.K and P.V
 PRECISIONS = (

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from fpsgen.attention.profile import Profile
-from fpsgen.attention.schedule import Schedule, windows_from_fractions
+from fpsgen.attention.schedule import LINEAR_PARTS, Schedule, windows_from_fractions
 
 
 def _preset(
-    name: str, cuts: tuple[float, float], profiles: tuple[Profile, ...], dense_layers: tuple[int, ...] = ()
+    name: str,
+    cuts: tuple[float, float],
+    profiles: tuple[Profile, ...],
+    dense_layers: tuple[int, ...] = (),
+    fp8_linear: tuple[str, ...] = (),
 ) -> Schedule:
-    return Schedule(name, profiles, windows_from_fractions(*cuts), dense_layers)
+    return Schedule(name, profiles, windows_from_fractions(*cuts), dense_layers, fp8_linear=fp8_linear)
 
 
 PRESETS = {
@@ -36,7 +40,8 @@ PRESETS = {
             ),
             dense_layers=(0,),
         ),
-        # the paper's pattern, at the densities that its speed-ups imply: for checkpoints trained with it
+        # the paper's pattern, at the densities that its speed-ups imply, and linear layers in FP8: for checkpoints
+        # trained with it
         _preset(
             "paper",
             (0.2, 0.8),
@@ -45,6 +50,7 @@ PRESETS = {
                 Profile("middle", "fps", density=0.25),
                 Profile("late", "fps", density=0.18, granularity=2),
             ),
+            fp8_linear=LINEAR_PARTS,
         ),
     )
 }

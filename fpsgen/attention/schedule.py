@@ -16,11 +16,14 @@ from pathlib import Path
 from fpsgen.attention.methods import METHODS, find_method
 from fpsgen.attention.profile import Profile
 
+LINEAR_PARTS = ("attn1", "attn2", "ffn")  # self-attention, attention to the text, feed-forward
+
 
 @dataclass(frozen=True)
 class Schedule:
     """Profiles over sigma. windows: (low, high, profile name), covering [0, 1] without gap or overlap. dense_layers:
     transformer blocks that stay dense bf16 at every sigma. trained: the checkpoint was tuned with this schedule.
+    fp8_linear: parts of every block whose linear layers are multiplied in FP8 at every sigma, of LINEAR_PARTS.
     """
 
     name: str
@@ -28,6 +31,7 @@ class Schedule:
     windows: tuple[tuple[float, float, str], ...]
     dense_layers: tuple[int, ...] = ()
     trained: bool = False
+    fp8_linear: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "profiles", tuple(self.profiles))
@@ -49,6 +53,12 @@ class Schedule:
                 f"schedule {self.name!r} has dense_layers {list(self.dense_layers)!r}.\nGive block numbers from 0."
             )
         object.__setattr__(self, "dense_layers", tuple(sorted(set(self.dense_layers))))
+        if not isinstance(self.fp8_linear, (tuple, list)) or any(part not in LINEAR_PARTS for part in self.fp8_linear):
+            raise ValueError(
+                f"schedule {self.name!r} has fp8_linear = {self.fp8_linear!r}.\n"
+                f"Give a list of {', '.join(LINEAR_PARTS)}, or leave it out."
+            )
+        object.__setattr__(self, "fp8_linear", tuple(part for part in LINEAR_PARTS if part in self.fp8_linear))
         names = [profile.name for profile in self.profiles]
         if len(set(names)) != len(names):
             raise ValueError(
@@ -103,6 +113,7 @@ class Schedule:
         """The schedule as a TOML document that from_toml reads back equal."""
         lines = [f"name = {_quote(self.name)}", f"trained = {str(self.trained).lower()}"]
         lines.append(f"dense_layers = [{', '.join(map(str, self.dense_layers))}]")
+        lines += [f"fp8_linear = {_toml(self.fp8_linear)}"] if self.fp8_linear else []
         for low, high, name in self.windows:
             lines += ["", "[[windows]]", f"low = {low!r}", f"high = {high!r}", f"profile = {_quote(name)}"]
         for profile in self.profiles:
@@ -128,7 +139,7 @@ class Schedule:
             raise ValueError(
                 f"the schedule is not valid TOML: {error}.\nCompare it with a preset's to_toml()."
             ) from None
-        _only(data, "schedule", {"name", "profiles", "windows"}, {"trained", "dense_layers"})
+        _only(data, "schedule", {"name", "profiles", "windows"}, {"trained", "dense_layers", "fp8_linear"})
         for key in ("profiles", "windows", "dense_layers"):
             if not isinstance(data.get(key, []), list):
                 raise ValueError(f"{key} of the schedule is {data[key]!r}.\nGive a list.")
@@ -144,6 +155,7 @@ class Schedule:
             windows=tuple((row["low"], row["high"], row["profile"]) for row in data["windows"]),
             dense_layers=tuple(data.get("dense_layers", ())),
             trained=data.get("trained", False),
+            fp8_linear=data.get("fp8_linear", ()),
         )
 
     @classmethod

@@ -1,10 +1,10 @@
 """What three choices of the FP8 path are worth in error and time, as figures/choices.json:
 
 - P.V moved into fp32 registers after every 128 keys (HopperConfig.promote), or left in the tensor core's sums;
-- consumers that take turns at the tensor core (HopperConfig.pingpong), or go as they come;
+- consumers that alternate at the tensor core (ping-pong, HopperConfig.pingpong), or do not;
 - keys quantized without their mean (AttentionPlan.smooth_k), or as they are, where channels have a bias.
 
-`python -m fpsgen.bench.ablations` prints the file. Relative L2 errors are against fp32 softmax, of keys over the inputs
+`python -m fpsgen.bench.ablations` prints the file. Relative L2 errors are against fp64 softmax, of keys over the inputs
 as given, else over the quantized inputs: what is left is P's cast and the sums.
 """
 
@@ -20,14 +20,16 @@ import torch
 from fpsgen.attention.op import attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Size3
-from fpsgen.bench.kernel import Shape, check, measure, plan_for
+from fpsgen.bench.kernel import Shape, plan_for
+from fpsgen.bench.kernel_error import error_to_lists
 from fpsgen.bench.provenance import provenance
+from fpsgen.bench.timing import measure
 
 COLUMNS = {"choice": "Choice", "data": "Data", "density": "Density", "error": "Relative error", "ms": "ms, median"}
 LAUNCHES: dict[str, dict[str, bool]] = {
-    "P.V in fp32 every 128 keys, consumers in turns": {},
+    "P.V in fp32 every 128 keys, ping-pong consumers": {},
     "P.V in the tensor core alone": {"promote": False},
-    "consumers as they come": {"pingpong": False},
+    "consumers without ping-pong": {"pingpong": False},
 }
 BIASES = (0, 1, 4, 16)  # standard deviation of a channel's bias over that of keys
 
@@ -57,7 +59,7 @@ def _launches(shape: Shape, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, s
                 def call(value=value, config=config, tables=tables, lists=lists) -> torch.Tensor:
                     return attention_kernel(q, k, value, tables, lists, True, config=config)[0]
 
-                error = check(call(), plan, q, k, value, True)
+                error = error_to_lists(call(), plan, (q, k, value), lists, True)
                 rows.append(
                     _row(name, data, plan, error, statistics.median(measure(call, seconds, q.device).milliseconds))
                 )
@@ -77,7 +79,7 @@ def _smoothing(shape: Shape, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, 
             def call(plan=plan, biased=biased) -> torch.Tensor:
                 return cast(torch.Tensor, attend(q, biased, v, plan))
 
-            error = check(call(), plan, q, biased, v, False)
+            error = error_to_lists(call(), plan, (q, biased, v), plan.lists(q.device), False)
             data = f"K normal + {bias} x channel bias" if bias else "K normal"
             rows.append(_row(name, data, plan, error, statistics.median(measure(call, seconds, q.device).milliseconds)))
     return rows

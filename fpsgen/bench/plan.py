@@ -26,8 +26,11 @@ def methods_to_run(compare: tuple[str, ...]) -> list[str]:
 def plan_bench(settings: Settings, choose_model: Callable[[Settings], ModelChoice]) -> Plan:
     """The video that every method makes. Its output lies in a new folder of its own.
 
-    choose_model: finds, asks for or fetches the model. Raises FpsgenError as pipeline.plan.plan.
+    choose_model: finds, asks for or fetches the model. Random weights have no quality to lose: they run by the
+    schedule "paper" unless another is asked for. Raises FpsgenError as pipeline.plan.plan.
     """
+    if settings.random_weights and settings.schedule is None:
+        settings = settings.replace(schedule="paper")
     choice = _shape_alone(settings) if settings.random_weights else choose_model(settings)
     place = new_folder(Path(settings.bench_output), methods_to_run(settings.compare))
     seed = 0 if settings.seed is None else settings.seed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import typer
 
 from fpsgen.cli import console
 from fpsgen.cli.options import CONTEXT, Command, Group, examples, takes_settings
+from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.settings.bench_table import SHAPES
 from fpsgen.settings.gather import DEFAULT, gather
 from fpsgen.settings.parsers import method_names
@@ -30,7 +31,9 @@ app = typer.Typer(
     ),
 )
 KERNEL_EXAMPLES = examples(
-    "fpsgen bench kernel --shape 480p,720p --heads 12,40", "fpsgen bench kernel --shape nano --compare bf16,fps"
+    "fpsgen bench kernel --shape 480p,720p --heads 12,40",
+    "fpsgen bench kernel --shape nano --compare bf16,fps",
+    'fpsgen generate "a cat surfing" --capture captures/cat && fpsgen bench kernel --captured captures/cat',
 )
 
 
@@ -71,34 +74,46 @@ def bench(context: typer.Context, given: dict[str, Any]) -> None:
 def kernel(given: dict[str, Any]) -> None:
     """Time attention alone, against SDPA, FlexAttention and FlashAttention-3 (if installed); each result is checked."""
     settings = gather(given)
+    random_alone = [name for name in ("shape", "heads", "batch") if settings.origin(name) != DEFAULT]
+    if settings.captured is not None and random_alone:
+        what = f"--captured brings its own shapes, but --{random_alone[0]} was given too"
+        raise FpsgenError(what, "leave one of them out", USAGE)
     names = method_names() if settings.origin("compare") == DEFAULT else settings.compare
     from fpsgen.pipeline.memory import check_device
 
     check_device(settings.device)
     console.quiet_libraries(settings.debug)
+    import torch
+
     from fpsgen.bench import kernel as measured
     from fpsgen.bench.end_to_end import append_rows
     from fpsgen.pipeline.loaded_model import choose_device
     from fpsgen.report.kernel import line, lines
 
     by_name: dict[Any, Any] = SHAPES
-    shapes = [
-        measured.Shape(str(name), by_name.get(name, name), heads, 64 if name == "nano" else 128, batch, tile)
-        for name in settings.shape
-        for heads in settings.heads
-        for batch in settings.batch
-        for tile in settings.tile
-    ]
+    if settings.captured is not None:
+        shapes = measured.captured_shapes(Path(settings.captured), settings.tile)
+    else:
+        shapes = [
+            measured.Shape(str(name), by_name.get(name, name), heads, 64 if name == "nano" else 128, batch, tile)
+            for name in settings.shape
+            for heads in settings.heads
+            for batch in settings.batch
+            for tile in settings.tile
+        ]
     device = choose_device(settings.device)
     if device.type == "cpu":
         console.warning(
             "these are times of a CPU; the GPU kernels play no part, and a row of a large shape takes minutes"
         )
     rows = []
-    for row in each(measured.run(shapes, list(names), list(settings.density), settings.row_seconds, device), device):
-        rows.append(row)
-        if not settings.quiet:
-            console.note(line(row))
+    # events and kernels that are measured alone go to the current device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        made = measured.run(shapes, list(names), list(settings.density), settings.row_seconds, device)
+        for row in each(made, device):
+            rows.append(row)
+            if not settings.quiet:
+                console.note(line(row))
     path = Path(settings.bench_output) / "kernel.jsonl"
     append_rows(rows, path)
     if settings.json:

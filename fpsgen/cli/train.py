@@ -11,10 +11,28 @@ from fpsgen.cli import console, options, progress
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.settings.gather import gather
 
-EXAMPLES = options.examples(
-    "fpsgen train --preset nano-demo",
-    "fpsgen train run.toml -o runs/mine",
-    "A run that was stopped goes on with the same line.",
+
+class _RunOrCommand(options.Group):
+    """A group whose first word is a run's file, unless it is the name of one of its commands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] in self.commands:
+            return super().parse_args(ctx, ["", *args])  # no run's file
+        ctx.allow_interspersed_args = True
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    name="train",
+    cls=_RunOrCommand,
+    help="Train a model to expect FPSAttention; prepare what it is trained on; export it.",
+    context_settings=options.CONTEXT,
+    pretty_exceptions_enable=False,
+    epilog=options.examples(
+        "fpsgen train --preset nano-demo",
+        "fpsgen train run.toml -o runs/mine",
+        "A run that was stopped goes on with the same line.",
+    ),
 )
 
 
@@ -31,7 +49,9 @@ class _Steps:
         self.timing.step(index, total, note)
 
 
+@app.callback(invoke_without_command=True)
 def train(
+    context: typer.Context,
     config: Annotated[
         str | None,
         typer.Argument(
@@ -56,6 +76,8 @@ def train(
     stdout: the folder of the trained model. Exit codes: 2 usage, 4 input file, 5 model, 6 machine, 7 disk, 9 loss not
     finite, 11 folder in use.
     """
+    if context.invoked_subcommand:
+        return
     from fpsgen.train import config as runs
 
     if (config is None) == (preset is None):

@@ -69,6 +69,7 @@ class Outlook:
             "negative": (show(request.prompt.negative, 200) or "(empty)", origins["negative"]),
             "schedule": (self.schedule.name, self.why or origins["schedule"]),
             "method": (values["method"] or "as scheduled", origins["method"]),
+            "linear": (values["linear"] or _linear(self.schedule), origins["linear"]),
             "output": (str(request.output.path), origins["output"]),
         }
         rows = [("prompt", show(request.prompt.text, 200), "argument")]
@@ -91,6 +92,10 @@ class Outlook:
         return rows + _estimate_rows(self.estimate)
 
 
+def _linear(schedule: Schedule) -> str:
+    return f"fp8 in {', '.join(schedule.fp8_linear)}" if schedule.fp8_linear else "bf16"
+
+
 def vae_dtype(request: GenerateRequest) -> str:
     """What the VAE will decode in."""
     on_gpu = request.machine.device != "cpu" and torch.cuda.is_available()
@@ -109,7 +114,7 @@ def foresee(planned: Plan) -> Outlook:
     )
     profiles = profile_steps(schedule, request, grid)
     tokens = grid[0] * grid[1] * grid[2]
-    return Outlook(planned, schedule, why, profiles, grid, estimate(request, tokens, profiles, schedule.name))
+    return Outlook(planned, schedule, why, profiles, grid, estimate(request, tokens, profiles, schedule))
 
 
 def _described(profile: ProfileSteps) -> str:

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from fpsgen.assets import figures_dir
+from fpsgen.attention.schedule import Schedule
 from fpsgen.models.catalog.cache import bytes_to_fetch, free_disk
 from fpsgen.models.catalog.machine import this_machine
 from fpsgen.pipeline.memory import frames_gb, refusal
@@ -41,8 +42,8 @@ class ProfileSteps(NamedTuple):
     density: float | None
 
 
-def estimate(request: GenerateRequest, tokens: int, profiles: list[ProfileSteps], schedule: str) -> Estimate:
-    """profiles: of the schedule of that name."""
+def estimate(request: GenerateRequest, tokens: int, profiles: list[ProfileSteps], schedule: Schedule) -> Estimate:
+    """profiles: of the schedule."""
     spec, device = request.model.spec, request.machine.device
     machine = this_machine()
     on_gpu = bool(machine.gpu_memory(device)) or bool(spec.min_memory_gb)
@@ -93,19 +94,26 @@ def _alike(request: GenerateRequest) -> list[dict[str, Any]]:
 
 
 def _denoise_seconds(
-    request: GenerateRequest, device: str, profiles: list[ProfileSteps], schedule: str
+    request: GenerateRequest, device: str, profiles: list[ProfileSteps], schedule: Schedule
 ) -> float | None:
     """Seconds of denoising by a row of the same card, model, size, dtype, schedule, densities, linear layers and
-    fused passes; None where there is none.
+    fused passes; None where there is none, and where steps are skipped or lose their guidance.
     """
     video, guided, values = request.video, request.sampling.guidance > 1, request.values()
     dtype = _DTYPE_NAMES.get(request.machine.dtype, "bfloat16")
+    linear = values["linear"] or ("fp8" if schedule.fp8_linear else "bf16")
+    if values["cache"] != "none" or values["cfg_until"] < 1:
+        return None
     for row in bench_rows():
         same = (row["width"], row["height"], row["frames"]) == (video.width, video.height, video.frames)
         same = same and (row["model"], row["device"], row["dtype"]) == (request.model.spec.name, device, dtype)
-        same = same and (row.get("linear", "bf16"), row.get("fused", True)) == (values["linear"], not values["exact"])
+        same = same and (row.get("linear", "bf16"), row.get("fused", True)) == (linear, not values["exact"])
         measured = {entry["profile"]: entry for entry in row["profiles"]}
-        if not same or row["schedule"] != schedule or not all(_same_work(p, measured.get(p.name)) for p in profiles):
+        if (
+            not same
+            or row["schedule"] != schedule.name
+            or not all(_same_work(p, measured.get(p.name)) for p in profiles)
+        ):
             continue
         passes = (2 if guided else 1) / (2 if row["guidance"] > 1 else 1)  # guidance runs the model twice a step
         return passes * sum(measured[p.name]["step_s"]["median"] * p.steps for p in profiles)

@@ -10,7 +10,7 @@ from fpsgen.pipeline.request import GenerateRequest
 _DECODED = 24  # bytes for each pixel and frame: the decoded video and its copy in [0, 1], three channels of fp32 each
 _SMALL_GB = 1.0  # what is smaller than this fits any machine
 
-_GPU_ONLY = {"linear": "fp8", "method_impl": "triton"}
+_GPU_ONLY = {"method_impl": "triton"}
 
 
 def check_machine(request: GenerateRequest, machine: Machine | None = None) -> None:

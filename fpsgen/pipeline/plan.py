@@ -14,6 +14,7 @@ from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, NUMERIC, USAGE, FpsgenError
 from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.registry import ModelSpec, models, shipped
+from fpsgen.models.patch.step_cache import check_cache
 from fpsgen.pipeline.output import resolve_output
 from fpsgen.pipeline.request import GenerateRequest, request_from_values
 from fpsgen.pipeline.size import nearest_trained, resolve_frames, resolve_size
@@ -59,6 +60,7 @@ def plan(prompt: str, settings: Settings, choice: ModelChoice | None = None) -> 
     path, numbered = resolve_output(settings.output, text, values["seed"], settings.overwrite, values["frames"])
     values |= {"path": path, "numbered": numbered, "overwrite": settings.overwrite, "metadata": settings.metadata}
     values["device"] = settings.device
+    check_cache(settings.cache, spec.mag_ratios)
     request = request_from_values(values, choice)
     return Plan(request, origins_of(settings, spec), notes_of(request))
 

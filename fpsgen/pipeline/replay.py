@@ -14,7 +14,7 @@ from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.registry import models
 from fpsgen.pipeline.output import resolve_output, sidecar
 from fpsgen.pipeline.plan import check_prompt
-from fpsgen.pipeline.recipe import RECIPE_SCHEMA, versions
+from fpsgen.pipeline.recipe import AS_SCHEDULED, RECIPE_SCHEMA, versions
 from fpsgen.pipeline.request import GenerateRequest, request_from_values
 from fpsgen.pipeline.size import resolve_frames
 from fpsgen.settings.gather import Settings, refusal
@@ -57,8 +57,12 @@ def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRe
     settings: where the new video goes, and the device; unset takes the recipe's kind of device. Every value is judged
     as the command line judges it. Raises FpsgenError: BAD_INPUT for a recipe that is not whole, MODEL, DISK, USAGE.
     """
+    asked = settings.origin("device") != "default"
+    device = settings.device if asked else "cpu" if recipe.get("device") == "cpu" else "cuda"
     values: dict[str, Any] = {}
     own_form = {"dtype": _DTYPES.get(str(recipe.get("dtype")), "auto"), "method": _method(recipe)}
+    if recipe.get("linear", AS_SCHEDULED) == AS_SCHEDULED:
+        own_form["linear"] = None
     for entry in SETTINGS.values():
         if not entry.recipe or entry.name == "schedule":
             continue
@@ -66,7 +70,7 @@ def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRe
         if found is None:
             if entry.model_default or (entry.default is None and entry.name not in own_form):
                 raise _unusable(entry.name)
-            values[entry.name] = entry.default  # an option that came later than the recipe
+            values[entry.name] = _before(entry.name, device)
             continue
         try:
             values[entry.name] = entry.read(found)
@@ -79,17 +83,23 @@ def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRe
     path, numbered = resolve_output(
         settings.output, values["prompt"], values["seed"], settings.overwrite, values["frames"]
     )
-    asked = settings.origin("device") != "default"
-    device = settings.device if asked else "cpu" if recipe.get("device") == "cpu" else "cuda"
     values |= {"path": path, "numbered": numbered, "overwrite": settings.overwrite, "metadata": True, "device": device}
     return request_from_values(values, choice), differ + _other_versions(recipe.get("versions"))
+
+
+def _before(name: str, device: str) -> Any:
+    """What held before there was this option, so that an older recipe gives its video again: fpsgen 0.1 had the
+    rounding of diffusers, and on a CPU the reference.
+    """
+    was = {"exact": True, "method_impl": "reference" if device == "cpu" else "auto"}
+    return was.get(name, SETTINGS[name].default)
 
 
 def _method(recipe: dict[str, Any]) -> Any:
     method = recipe.get("method")
     if not isinstance(method, str):
         raise _unusable("method")
-    return None if method == "as scheduled" else method
+    return None if method == AS_SCHEDULED else method
 
 
 def _prompt(recipe: dict[str, Any]) -> str:

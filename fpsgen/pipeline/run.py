@@ -15,15 +15,17 @@ import torch
 
 from fpsgen.ffmpeg import check_ffmpeg
 from fpsgen.models.patch.apply import apply
+from fpsgen.models.patch.step_cache import cache_config
 from fpsgen.models.wan.random_weights import random_embeds
 from fpsgen.models.wan.scheduler import noise_from
 from fpsgen.models.wan.vae import decode_dtype, fast_decoder
+from fpsgen.pipeline.capture import Capture
 from fpsgen.pipeline.checks import check_latents, to_frames
 from fpsgen.pipeline.events import Timing, peak_rss
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model, readable_errors, set_shift
 from fpsgen.pipeline.output import write_output, write_sidecar
 from fpsgen.pipeline.plan import words_note
-from fpsgen.pipeline.recipe import build_recipe
+from fpsgen.pipeline.recipe import AS_SCHEDULED, build_recipe
 from fpsgen.pipeline.request import GenerateRequest
 
 REPORT_SCHEMA = "fpsgen.report/1"
@@ -60,11 +62,14 @@ class Rendered:
     recipe: dict[str, Any]
 
 
-def run(request: GenerateRequest, timing: Timing, model: LoadedModel | None = None) -> GenerateResult:
+def run(
+    request: GenerateRequest, timing: Timing, model: LoadedModel | None = None, capture: Capture | None = None
+) -> GenerateResult:
     """Make the video that `request` describes. Reported to timing.events: stages, steps, warnings.
 
-    model: the request's, if it is loaded already; it is as before afterwards. Raises FpsgenError: MODEL, ENVIRONMENT
-    (device, memory), NUMERIC (no real video), DISK. No file is left then.
+    model: the request's, if it is loaded already; it is as before afterwards. capture: inputs of attention to save
+    meanwhile. Raises FpsgenError: MODEL, ENVIRONMENT (device, memory), NUMERIC (no real video), DISK. No video is left
+    then.
     """
     unknown = words_note(request)
     if unknown:
@@ -72,7 +77,7 @@ def run(request: GenerateRequest, timing: Timing, model: LoadedModel | None = No
     if model is None:
         check_ffmpeg()  # before there is work to lose
         model = load_model(request, timing)
-    made = render(model, request, timing)
+    made = render(model, request, timing, capture)
     if made.frames is None:
         raise ValueError("random weights make no video")
     with timing.stage("mux"):
@@ -84,10 +89,11 @@ def run(request: GenerateRequest, timing: Timing, model: LoadedModel | None = No
     return GenerateResult(path, beside, made.recipe, report)
 
 
-def render(model: LoadedModel, request: GenerateRequest, timing: Timing) -> Rendered:
+def render(model: LoadedModel, request: GenerateRequest, timing: Timing, capture: Capture | None = None) -> Rendered:
     """The video as frames, nothing written. The pipeline is unpatched again afterwards. Raises as `run`."""
     pipe, attention, values = model.pipe, request.attention, request.values()
     more = {"linear": values["linear"], "exact": values["exact"], "impl": attention.method_impl}
+    more["cache"] = step_cache(request)
     with readable_errors(request, timing):
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
@@ -95,16 +101,27 @@ def render(model: LoadedModel, request: GenerateRequest, timing: Timing) -> Rend
         with apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
             with timing.stage("text"):
                 embeds = _stand_in(model, request) if model.random else encode(pipe, request, timing)
-            with timing.stage("denoise"), handle.timer() as timer:
+            observer = None
+            if capture is not None:
+                observer = capture.start(len(pipe.transformer.blocks), request.sampling.steps, _of_capture(request))
+            with timing.stage("denoise"), handle.timer() as timer, handle.observing(observer):
                 latents = denoise(pipe, handle, request, embeds, timing)
                 attention_s = timer.seconds()
+            if observer is not None:
+                observer.check_complete()
             frames, held = None, {}
             if not model.random:
                 with timing.stage("vae"), fast_decoder(pipe.vae, values["exact"]):
                     frames = to_frames(_decode(pipe, latents)).numpy()
                 held = dict(zip(("frames", "height", "width"), frames.shape[:3], strict=True))
-            recipe = build_recipe(request, _found_out(model, handle, values["exact"]) | held)
+            recipe = build_recipe(request, _found_out(model, handle, values["linear"], values["exact"]) | held)
             return Rendered(frames, handle.report(), attention_s, recipe)
+
+
+def step_cache(request: GenerateRequest) -> Any:
+    """Configuration of the step cache that was asked for, or None."""
+    name = request.values()["cache"]
+    return None if name == "none" else cache_config(name, request.sampling.steps, request.model.spec.mag_ratios)
 
 
 def build_report(request: GenerateRequest, model: LoadedModel, made: Rendered, timing: Timing) -> dict[str, Any]:
@@ -124,6 +141,11 @@ def build_report(request: GenerateRequest, model: LoadedModel, made: Rendered, t
         "attention": made.attention,
         "warnings": list(timing.warnings),
     }
+
+
+def guided_steps(request: GenerateRequest) -> int:
+    """Steps that run with guidance: the first `cfg_until` of them, one at least."""
+    return max(1, round(request.values()["cfg_until"] * request.sampling.steps))
 
 
 def mean_density(attention: dict[str, Any]) -> float | None:
@@ -163,10 +185,13 @@ def denoise(
 
     video, sampling = request.video, request.sampling
     generator = torch.Generator("cpu").manual_seed(sampling.seed)
+    guided = guided_steps(request)
 
     def after_step(pipe: Any, index: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
         check_latents(tensors["latents"], f"step {index + 1} of {sampling.steps}")
         timing.step(index, sampling.steps, handle_note(handle))
+        if index + 1 >= guided:  # the pipeline reads it at every step: no second forward from here on
+            pipe._guidance_scale = 1.0
         return tensors
 
     with noise_from(pipe.scheduler, generator):
@@ -206,12 +231,17 @@ def handle_note(handle: Any) -> str:
     return f"{step['profile']} ({step['method']}{density})"
 
 
-def _found_out(model: LoadedModel, handle: Any, exact: bool) -> dict[str, Any]:
+def _of_capture(request: GenerateRequest) -> dict[str, Any]:
+    return {"model": request.model.spec.name, "prompt": request.prompt.text, "seed": request.sampling.seed}
+
+
+def _found_out(model: LoadedModel, handle: Any, linear: str | None, exact: bool) -> dict[str, Any]:
     """What a recipe needs and only the loaded model tells."""
     on_gpu = model.device.type == "cuda"
     return {
         "scheduler": type(model.pipe.scheduler).__name__,
-        "method": handle.method or "as scheduled",
+        "method": handle.method or AS_SCHEDULED,
+        "linear": linear or AS_SCHEDULED,
         "schedule": {"name": handle.schedule.name, "toml": handle.schedule.to_toml()},
         "device": torch.cuda.get_device_name(model.device) if on_gpu else "cpu",
         "dtype": str(model.dtype).removeprefix("torch."),

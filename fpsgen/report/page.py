@@ -9,15 +9,22 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from fpsgen.attention.methods import METHODS
+from fpsgen.errors import BAD_INPUT, FpsgenError
+from fpsgen.files import read_bytes
 from fpsgen.report import charts
 from fpsgen.report.bench import COLUMNS, cells, is_baseline, notes, setting, where
+from fpsgen.text import show
 
+VIDEO_LIMIT = 256 << 20  # bytes
 OURS = "fps"
 OTHER_COLOUR = "#888888"
 
 
 def page(rows: list[dict[str, Any]]) -> str:
-    """The page. rows: of one bench or of several, baselines first; MP4s are read from their "video", if they exist."""
+    """The page. rows: of one bench or of several, baselines first; MP4s are read from their "video", if they exist.
+
+    Raises FpsgenError BAD_INPUT where a row names a file that is no video: what it holds would go out with the page.
+    """
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
         Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     )
@@ -39,8 +46,15 @@ def page(rows: list[dict[str, Any]]) -> str:
             "seconds",
         ),
         keys=[{"name": name, "colour": colour(name)} for name in dict.fromkeys(row["method"] for row in rows)],
-        videos=[{"name": name, "data": base64.b64encode(path.read_bytes()).decode()} for name, path in videos],
+        videos=[{"name": name, "data": base64.b64encode(_mp4(path)).decode()} for name, path in videos],
     )
+
+
+def _mp4(path: Path) -> bytes:
+    data = read_bytes(path, VIDEO_LIMIT, f"the video {show(path)}")
+    if data[4:8] != b"ftyp":
+        raise FpsgenError(f"a row names {show(path)} as its video, which is no MP4", "mend the row", BAD_INPUT)
+    return data
 
 
 def colour(method: str) -> str:

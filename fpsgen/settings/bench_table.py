@@ -6,10 +6,50 @@ from fpsgen.settings import parsers as parse
 from fpsgen.settings.parsers import method_names
 from fpsgen.settings.setting import Setting
 
-BENCH = "Bench"
+BENCH, CAPTURE = "Bench", "Capture"
 SHAPES = {"nano": (9, 10, 16), "480p": (21, 30, 52), "720p": (21, 45, 80)}  # tokens (T, H, W); 81 frames for Wan
 
 BENCH_SETTINGS = (
+    Setting(
+        "capture",
+        parse.named("a folder"),
+        "Save q, k, v of some layers and steps there.",
+        CAPTURE,
+        "captures/cat",
+        metavar="FOLDER",
+        commands=("generate",),
+        complete="files",
+    ),
+    Setting(
+        "capture_layers",
+        parse.listed(parse.whole(0, 999), "whole numbers from 0"),
+        "Layers to save.",
+        CAPTURE,
+        "0,14,29",
+        metavar="NUMBERS",
+        unset="first, middle, last",
+        commands=("generate",),
+    ),
+    Setting(
+        "capture_steps",
+        parse.listed(parse.whole(0, 999), "whole numbers from 0"),
+        "Steps to save.",
+        CAPTURE,
+        "0,25,49",
+        metavar="NUMBERS",
+        unset="first, middle, last",
+        commands=("generate",),
+    ),
+    Setting(
+        "captured",
+        parse.named("a folder"),
+        "Measure on what generate --capture saved there.",
+        BENCH,
+        "captures/cat",
+        metavar="FOLDER",
+        commands=("bench kernel",),
+        complete="files",
+    ),
     Setting(
         "bench_output",
         parse.named("a folder"),
@@ -82,8 +122,8 @@ BENCH_SETTINGS = (
     ),
     Setting(
         "tile",
-        parse.listed(parse.token_shape(("fit",)), "tiles"),
-        "fit, or TxHxW tokens.",
+        parse.listed(parse.token_shape(("fit", "blocks")), "tiles"),
+        "fit, blocks, or TxHxW tokens.",
         BENCH,
         "fit",
         metavar="NAMES",

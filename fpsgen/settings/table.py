@@ -6,14 +6,15 @@ Command-line options, FPSGEN_* variables, fpsgen.toml, lines of prompt files, re
 
 from __future__ import annotations
 
+from fpsgen.attention.implementations import IMPLEMENTATIONS
 from fpsgen.settings import parsers as parse
 from fpsgen.settings.bench_table import BENCH_SETTINGS
 from fpsgen.settings.parsers import method_names
 from fpsgen.settings.setting import ANYWHERE, ENVIRONMENT, FILE, Setting
 
 VIDEO, QUALITY, SPEED, OUTPUT, MACHINE = "Video", "Quality", "Acceleration", "Output", "Machine"
-IMPLEMENTATIONS = ("auto", "reference", "triton")  # those of attention/plan.py
 LINEARS = ("bf16", "fp8")
+CACHES = ("none", "first-block", "magcache", "taylorseer")  # those of models/patch/step_cache.py
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 MAX_TEXT = 10_000  # characters of a prompt or negative prompt; the text encoders read 512 tokens
 
@@ -197,17 +198,39 @@ _ENTRIES = (
     Setting(
         "linear",
         parse.choice(lambda: LINEARS),
-        "bf16; fp8: linear layers on FP8 tensor cores.",
+        "bf16, or fp8: linear layers on FP8 tensor cores.",
         SPEED,
         "fp8",
         metavar="NAME",
-        default="bf16",
-        unset="bf16",
+        unset="as scheduled",
         commands=_PLAN,
         layers=ANYWHERE,
         recipe=True,
         key=True,
         complete=lambda: LINEARS,
+    ),
+    _video(
+        "cache",
+        parser=parse.choice(lambda: CACHES),
+        help=f"Step cache: {', '.join(CACHES)}.",
+        group=SPEED,
+        example="first-block",
+        metavar="NAME",
+        default="none",
+        unset="none",
+        complete=lambda: CACHES,
+        mistaken_for=("step-cache", "teacache"),
+    ),
+    _video(
+        "cfg_until",
+        parser=parse.real(0, 1),
+        help="Guidance for this share of the steps only.",
+        group=SPEED,
+        example="0.5",
+        metavar="F",
+        default=1.0,
+        unset="1: all steps",
+        mistaken_for=("guidance-until", "cfg-end"),
     ),
     _switch(
         "exact",

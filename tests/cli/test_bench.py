@@ -17,7 +17,7 @@ from fpsgen.evaluate.metrics import psnr, ssim
 from fpsgen.pipeline import run as generate
 from fpsgen.video import read_frames, read_recipe
 
-SMALL = ("--res", "32x32", "--frames", "5", "--steps", "3", "--seed", "3", "--schedule", "paper")
+SMALL = ("--res", "32x32", "--frames", "5", "--steps", "3", "--seed", "3", "--schedule", "paper", "--linear", "bf16")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ none in an internal error, and none leaves a file.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from fpsgen.attention.presets import preset
 from fpsgen.cli.app import run
 from fpsgen.settings.table import SETTINGS
 
+INPUTS = {"l.jsonl", "r.json", "fpsgen.toml", "t.toml", "b.jsonl", "b.html"}
 CODES = {value for name, value in vars(errors).items() if name.isupper() and isinstance(value, int)}
 CODES -= {errors.INTERNAL, errors.INTERRUPTED, errors.TERMINATED}
 WORDS = [
@@ -89,13 +91,24 @@ VALUES: list[Any] = [
 ]
 VALUES += ["a\nb", "x" * 9000, [], [1], {}, {"a": 1}, [[[]]], 3.5, "3", "16:9", 10**19, -1e-9, 5000]
 COMMANDS = ["generate", "batch", "bench", "bench kernel", "info", "replay", "compare", "models list", "models show", ""]
-COMMANDS += ["models path", "models verify", "doctor --nonsense"]
+COMMANDS += ["models path", "models verify", "doctor --nonsense", "models pull", "models rm", "report", "train"]
 RECIPE = {
     **{"schema": "fpsgen.recipe/1", "prompt": "a cat", "negative": "", "seed": 1, "noise": "cpu", "width": 256},
     **{"model": {"name": "nano", "source": "nano", "revision": "embedded"}, "height": 160, "frames": 33, "fps": 16},
     **{"steps": 2, "guidance": 4.0, "shift": 3.0, "max_sequence_length": 24, "strict": False, "device": "a GPU"},
     **{"method": "as scheduled", "schedule": {"name": "safe", "toml": preset("safe").to_toml()}, "dtype": "float32"},
     **{"vae_dtype": "float32", "versions": {"torch": "1"}, "scheduler": "UniPCMultistepScheduler"},
+}
+
+_TIME = {"median": 1.0, "min": 0.9, "max": 1.1, "n": 3}
+ROW = {
+    **{"schema": "fpsgen.bench/2", "method": "fps", "baseline": "bf16", "device": "GPU", "created": "2026"},
+    **{"model": "m", "prompt": "a", "schedule": "paper", "versions": {"torch": "2"}, "commit": "abc", "seed": 1},
+    **{"random_weights": False, "width": 64, "height": 48, "frames": 5, "tokens": 96, "steps": 2, "guidance": 5.0},
+    **{"stages_s": {"text": _TIME, "denoise": _TIME, "vae": _TIME}, "step_s": _TIME, "steps_s": [0.5, 0.5]},
+    **{"total_s": _TIME, "attention_share": 0.5, "density": 0.25, "kernels": {"k": 1}, "vmaf": 80.0},
+    **{"peak_memory": {"cuda_bytes": 1}, "speedup_denoise": 2.0, "psnr_db": 20.0, "ssim": 0.9, "xpsnr_db": 33.0},
+    **{"flicker": 1.5, "video": None, "command": "fpsgen bench"},
 }
 
 
@@ -143,6 +156,39 @@ def settings_file(draw: random.Random) -> list[str]:
     return ["generate", "a cat", "--dry-run"]
 
 
+def training_run(draw: random.Random) -> list[str]:
+    """A training run's file with one to three values changed, on a device that is absent."""
+    lines = {"name": '"a"', "model": '"nano"', "schedule": '"safe"', "prompts": '["a", "b"]', "held_out": "1"}
+    lines |= {"width": "256", "height": "160", "frames": "33", "steps": "2"}
+    more = ["lr", "ema", "warmup", "batch", "clip", "flow", "lora_rank", "checkpointing", "keep", "seed", "x", ""]
+    for _ in range(draw.randint(1, 3)):
+        name = draw.choice([*lines, *more])
+        lines[name] = json.dumps(draw.choice([*VALUES, ["a"], "x.toml", "pipe", "folder", "../x", "p.txt"]))
+        if draw.random() < 0.2:
+            del lines[name]
+    write("t.toml", "\n".join(f"{name} = {value}" for name, value in lines.items()))
+    return ["train", "t.toml", "--device", "cuda", "-o", draw.choice(["t", *WORDS])]
+
+
+def bench_rows(draw: random.Random) -> list[str]:
+    """Rows of a bench with one to three values changed, wherever they stand."""
+    rows = [copy.deepcopy(ROW) for _ in range(draw.randint(1, 2))]
+    for _ in range(draw.randint(1, 3)):
+        table: Any = draw.choice(rows)
+        while True:
+            key = draw.choice([*table, "commit", "video", "command", ""])
+            inner = table.get(key)
+            if not isinstance(inner, dict) or not inner or draw.random() < 0.3:
+                break
+            table = inner
+        if draw.random() < 0.2:
+            table.pop(key, None)
+        else:
+            table[key] = draw.choice(VALUES)
+    write("b.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return ["report", "b.jsonl", "-o", "b.html", "--overwrite"]
+
+
 def write(name: str, text: str) -> None:
     Path(name).write_bytes(text.encode("utf-8", "surrogatepass"))
 
@@ -151,11 +197,13 @@ def wrong(count: int, seed: int, capsys) -> list[str]:
     """Inputs of `count` that did not end as documented."""
     draw = random.Random(seed)
     found = []
+    kinds = [command_line, command_line, recipe, prompt_line, settings_file, training_run, bench_rows]
     for _ in range(count):
-        words = draw.choice([command_line, recipe, prompt_line, settings_file])(draw)
+        words = draw.choice(kinds)(draw)
         code = run(words)
         said = capsys.readouterr().err
-        if code not in CODES or "internal error" in said or "Traceback" in said:
+        traceback = "Traceback" in said and "--debug" not in words
+        if code not in CODES or "internal error" in said or traceback:
             found.append(f"{words}: {code} {said[-200:]}")
         Path("fpsgen.toml").unlink(missing_ok=True)
     return found
@@ -169,6 +217,7 @@ def place(tmp_path, monkeypatch):
     for name, value in (("XDG_CONFIG_HOME", tmp_path / "config"), ("HF_HOME", tmp_path / "hf")):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("sys.stdin", io.StringIO())
     work = tmp_path / "work"
     (work / "folder").mkdir(parents=True)
     monkeypatch.chdir(work)
@@ -180,7 +229,7 @@ def place(tmp_path, monkeypatch):
 
 
 def left(place: Path) -> set[str]:
-    return {str(path.relative_to(place)) for path in place.rglob("*")} - {"l.jsonl", "r.json", "fpsgen.toml"}
+    return {str(path.relative_to(place)) for path in place.rglob("*")} - INPUTS
 
 
 def test_some_inputs(place, capsys):

@@ -58,6 +58,7 @@ def rows_of(outlook, seconds: dict[str, float], density: float = 1.0) -> tuple[d
     ]
     common = {"model": request.model.spec.name, "device": H100, "dtype": "bfloat16", "guidance": 1.0}
     common |= {"width": video.width, "height": video.height, "frames": video.frames, "tokens": outlook.tokens}
+    common |= {"linear": "fp8" if outlook.schedule.fp8_linear else "bf16"}
     common |= {"schedule": outlook.schedule.name, "profiles": profiles, "peak_memory": {"cuda_bytes": 4.6e9}}
     return (common,)
 
@@ -71,7 +72,14 @@ def test_time_comes_from_rows_of_the_same_card_size_and_schedule(outlook, monkey
     wanted = sum(seconds[profile.name] * profile.steps for profile in measured.profiles)
     assert outlook(80.0, **asked).estimate.denoise_s == wanted
     assert outlook(80.0, **asked | {"guidance": 5.0}).estimate.denoise_s == 2 * wanted
-    for other in ({"frames": 33}, {"schedule": "safe"}, {"dtype": "fp16"}, {"res": (1024, 480)}, {"method": "bf16"}):
+    for other in (
+        {"frames": 33},
+        {"schedule": "safe"},
+        {"dtype": "fp16"},
+        {"res": (1024, 480)},
+        {"method": "bf16"},
+        {"linear": "bf16"},
+    ):
         assert outlook(80.0, **asked | other).estimate.denoise_s is None
     assert outlook(80.0, name="another card", **asked).estimate.denoise_s is None
     assert outlook(None, **asked).estimate.denoise_s is None

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fpsgen.cli.progress import Quiet
-from fpsgen.errors import INTERRUPTED, NUMERIC, TERMINATED, FpsgenError
+from fpsgen.errors import INTERRUPTED, NUMERIC, TERMINATED, USAGE, FpsgenError
 from fpsgen.pipeline import run as generate
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.plan import plan
@@ -98,6 +98,53 @@ def test_every_choice_reaches_the_video(request_for):
     for changes in ({"steps": 4}, {"guidance": 5.0}, {"shift": 9.0}, {"negative": "a dog"}):
         videos.add(make(request_for(**changes))[0].path.read_bytes())
     assert len(videos) == 5
+
+
+def calls_of_the_model(request, monkeypatch) -> tuple[generate.GenerateResult, int]:
+    """How often the transformer was called for a video."""
+    from diffusers import WanTransformer3DModel
+
+    seen: list[int] = []
+    forward = WanTransformer3DModel.forward
+    monkeypatch.setattr(WanTransformer3DModel, "forward", lambda *a, **k: seen.append(1) or forward(*a, **k))
+    result, _ = make(request)
+    monkeypatch.undo()
+    return result, len(seen)
+
+
+@pytest.mark.parametrize(("until", "calls"), [(1.0, 8), (0.5, 6), (0.25, 5), (0.0, 5)])
+def test_guidance_for_a_share_of_the_steps(request_for, monkeypatch, until, calls):
+    result, seen = calls_of_the_model(request_for(steps=4, cfg_until=until), monkeypatch)
+    assert seen == calls and result.recipe["cfg_until"] == until
+
+
+def test_four_steps_without_guidance_run_by_their_noise_levels(request_for, monkeypatch):
+    """As checkpoints distilled to few steps run: sigma 1.00, 0.94, 0.83, 0.63 at shift 5."""
+    asked = {"steps": 4, "guidance": 1.0, "shift": 5.0, "schedule": "paper"}
+    result, calls = calls_of_the_model(request_for(**asked), monkeypatch)
+    steps = result.report["attention"]["steps"]
+    assert calls == 4 and [step["profile"] for step in steps] == ["early", "middle", "middle", "middle"]
+    assert [step["sigma"] for step in steps] == pytest.approx([1.0, 0.9375, 0.8333, 0.625], abs=1e-3)
+
+
+@pytest.mark.parametrize("cache", ["first-block", "taylorseer"])
+def test_a_step_cache_skips_and_says_so(request_for, cache):
+    plain, _ = make(request_for(steps=8))
+    result, _ = make(request_for(steps=8, cache=cache, strict=True))
+    attention = result.report["attention"]
+    assert result.recipe["cache"] == cache and attention["fallbacks"] == []
+    if cache == "taylorseer":
+        assert attention["skipped_by_cache"] > 0
+    assert attention["skipped_by_cache"] + sum(step["calls"] for step in attention["steps"]) == 8 * 2 * 2
+    assert plain.report["attention"]["skipped_by_cache"] == 0
+    again, _ = make(request_for(steps=8))
+    assert again.path.read_bytes() == plain.path.read_bytes()
+
+
+def test_a_cache_that_does_not_know_the_model_is_refused(request_for):
+    with pytest.raises(FpsgenError) as caught:
+        request_for(cache="magcache")
+    assert caught.value.code == USAGE
 
 
 def test_without_guidance_the_negative_prompt_is_not_read(request_for):

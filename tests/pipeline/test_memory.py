@@ -60,10 +60,9 @@ def test_memory_that_runs_out_on_a_cpu_is_said_in_two_lines(tmp_path, tiny_dir, 
     assert caught.value.code == ENVIRONMENT and "stage vae" in caught.value.message
 
 
-@pytest.mark.parametrize("given", [{"linear": "fp8"}, {"method_impl": "triton"}])
-def test_what_only_a_gpu_can_do_is_refused_before_anything_is_loaded(given):
-    asked = request(model="nano", **given)
+def test_what_only_a_gpu_can_do_is_refused_before_anything_is_loaded():
+    asked = request(model="nano", method_impl="triton")
     with pytest.raises(FpsgenError) as caught:
         check_machine(asked, LAPTOP)
-    assert caught.value.code == ENVIRONMENT and next(iter(given.values())) in caught.value.message
+    assert caught.value.code == ENVIRONMENT and "triton" in caught.value.message
     check_machine(asked, LARGE)

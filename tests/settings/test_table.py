@@ -106,6 +106,8 @@ OTHER = {  # a value of each setting that differs from what request_for and the 
     "schedule": "balanced",
     "strict": True,
     "linear": "fp8",
+    "cache": "first-block",
+    "cfg_until": 0.5,
     "exact": True,
     "output": "elsewhere/",
     "overwrite": True,

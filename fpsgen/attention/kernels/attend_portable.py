@@ -1,4 +1,4 @@
-"""Tile-sparse attention forward, portable Triton: one program per block of query rows walks its tile's list of key
+"""Tile-sparse attention forward, portable Triton: one program per block of query rows reads its tile's list of key
 blocks.
 
 Three precisions share the kernel. FP8: prepared inputs through tensor descriptors (TMA on Hopper, plain loads before

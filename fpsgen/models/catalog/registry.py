@@ -23,7 +23,8 @@ class ModelSpec:
     source: hub repository, or folder if embedded or local. trained_schedule: its weights were tuned with a schedule
     of their own, schedule.toml in its folder. resolutions: sizes by name; notes: what to say of some of them.
     trained_sizes: the only sizes that look right, empty where there is no such limit. transformer: its shape, for
-    random weights; empty where the folder says it.
+    random weights; empty where the folder says it. mag_ratios: one for each of some steps, for the step cache MagCache;
+    empty where they are not known.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ModelSpec:
     trained_sizes: tuple[Size, ...]
     geometry: Geometry
     transformer: dict[str, int]
+    mag_ratios: tuple[float, ...]
 
     def __hash__(self) -> int:
         return hash((self.name, self.source, self.revision))
@@ -105,4 +107,7 @@ def make_spec(row: dict[str, Any]) -> ModelSpec:
         geometry = Geometry(**values)
     sizes = {name: (size[0], size[1]) for name, size in row["resolutions"].items()}
     trained = tuple((size[0], size[1]) for size in row["trained_sizes"])
-    return ModelSpec(**row | {"resolutions": sizes, "trained_sizes": trained, "geometry": geometry})
+    ratios = tuple(row["mag_ratios"])
+    return ModelSpec(
+        **row | {"resolutions": sizes, "trained_sizes": trained, "geometry": geometry, "mag_ratios": ratios}
+    )

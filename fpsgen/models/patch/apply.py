@@ -24,12 +24,13 @@ from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.models.patch.attention import AttentionPatch
 from fpsgen.models.patch.block import FusedPatch
 from fpsgen.models.patch.forward_state import ForwardHook, refuse_parallelism
-from fpsgen.models.patch.linear import LinearPatch
+from fpsgen.models.patch.linear import PARTS, LinearPatch, parts_of
 from fpsgen.models.patch.noise_level import NoiseLevels
 from fpsgen.models.patch.report import latest_step, report, summary
 from fpsgen.models.patch.run_record import ATTENTION
 from fpsgen.models.patch.schedule_choice import checkpoint_schedule, resolve_schedule
-from fpsgen.models.patch.stack import Patch, Run, install, undo
+from fpsgen.models.patch.stack import Observer, Patch, Run, install, undo
+from fpsgen.models.patch.step_cache import enable
 from fpsgen.models.patch.timer import Timer
 from fpsgen.settings.table import LINEARS
 
@@ -42,31 +43,34 @@ def apply(
     method: str | None = None,
     strict: bool = False,
     patches: Sequence[Patch] = (),
-    linear: str = "bf16",
+    linear: str | None = None,
     exact: bool = False,
     impl: str = "auto",
+    cache: Any = None,
 ) -> Handle:
     """Patch a WanPipeline, or a bare WanTransformer3DModel, in place; returns the handle that undoes it.
 
     schedule: a Schedule, a preset ("safe", "balanced", "paper"), a TOML file, or None for the checkpoint's own
     (schedule.toml in the folder it was loaded from), else "safe". method: run it all as this method. strict: a
     deviation from what was asked for raises FpsgenError NUMERIC instead of being reported. patches: more of them, put
-    on last. linear: "fp8" multiplies the blocks' linear layers in FP8, "bf16" leaves them as they are. exact: keep
-    diffusers' rounding between them; otherwise element-wise passes are fused on a GPU, in fp32. impl: what computes
-    attention, see AttentionPlan.
+    on last. linear: "fp8" multiplies the blocks' linear layers in FP8, "bf16" leaves them as they are, None is as the
+    schedule says (fp8_linear). exact: keep diffusers' rounding between them; otherwise element-wise passes are fused on
+    a GPU, in fp32. impl: what computes attention, see AttentionPlan. cache: configuration of a step cache of diffusers,
+    enabled until the handle is removed; what it skips counts as asked for.
 
     Goes together with classifier-free guidance, LoRA, fuse_qkv_projections, compile_repeated_blocks, offloading,
     layerwise casting, gradient checkpointing and two threads on one transformer, before or after. Raises FpsgenError
     for what it does not handle: other models, context or tensor parallelism, custom attention processors, a second
     apply. Warns (ScheduleWarning) where schedule and weights do not belong together.
     """
-    if linear not in LINEARS:
+    if linear is not None and linear not in LINEARS:
         raise FpsgenError(f"linear is {linear!r}", f"give one of {', '.join(LINEARS)}", USAGE)
-    stack = [AttentionPatch(), *[LinearPatch()] * (linear == "fp8"), *[FusedPatch()] * (not exact), *patches]
     transformers = _transformers(pipe)
     for transformer in transformers:
         _check(transformer)
-    run = Run(resolve_schedule(schedule, method, checkpoint_schedule(pipe)), method, strict, impl)
+    run = Run(resolve_schedule(schedule, method, checkpoint_schedule(pipe)), method, strict, impl, cache)
+    fp8 = parts_of(run.schedule.fp8_linear) if linear is None else PARTS * (linear == "fp8")
+    stack = [AttentionPatch(), *[LinearPatch(fp8)] * bool(fp8), *[FusedPatch()] * (not exact), *patches]
     layers = max(len(transformer.blocks) for transformer in transformers)
     beyond = [layer for layer in run.schedule.dense_layers if layer >= layers]
     if beyond:
@@ -166,6 +170,15 @@ class Handle:
         finally:
             self._run.timer = before
 
+    @contextmanager
+    def observing(self, observer: Observer | None) -> Iterator[None]:
+        """Meanwhile, the observer is told of the inputs of every self-attention call; compiled code is not seen."""
+        before, self._run.observer = self._run.observer, observer
+        try:
+            yield
+        finally:
+            self._run.observer = before
+
     def __enter__(self) -> Handle:
         return self
 
@@ -192,12 +205,22 @@ class _Stack:
         self.transformer = transformer
         self.had_forward = "forward" in transformer.__dict__
         self.had_registry = "_diffusers_hook" in transformer.__dict__
-        self.installed = install(transformer, run, patches)
+        if run.cache is not None:
+            enable(transformer, run.cache)
+        self.cached = run.cache is not None
+        try:
+            self.installed = install(transformer, run, patches)
+        except BaseException:
+            if self.cached:
+                transformer.disable_cache()
+            raise
         self.hook = ForwardHook(run, transformer, number, self.installed, NoiseLevels(run, scheduler))
         HookRegistry.check_if_exists_or_initialize(transformer).register_hook(self.hook, HOOK)
         self.forward = transformer.__dict__["forward"]
 
     def remove(self) -> None:
+        if self.cached:
+            self.transformer.disable_cache()
         undo(self.installed)
         own = self.transformer.__dict__
         registry: HookRegistry = own["_diffusers_hook"]

@@ -120,6 +120,8 @@ class ForwardHook(ModelHook):
         compiled = [block._compiled_call_impl is not None for block in self.blocks]
         cached = getattr(module, "_cache_config", None) is not None
         missing = self.run.record.end(forward.step, forward.calls, forward.kept, compiled, cached)
+        if cached and self.run.cache is not None:
+            missing = {}
         for component, layers in missing.items():
             reason = "skipped_by_cache" if cached else "not_called"
             self.run.deviation(component, reason, layers, f"{component} of layers {layers} did not run in a forward")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fpsgen.models.patch.forward_state import ForwardState
 
 LINEAR = "linear"
-KERNEL = "fp8_rowwise"
+KERNEL, EMULATED = "fp8_rowwise", "fp8_emulated"
 
 # what is multiplied in FP8; to_k and to_v of the text are 512 rows; embeddings, modulation and the head stay as well
 PARTS = (
@@ -33,6 +33,11 @@ PARTS = (
     *("ffn.net.0.proj", "ffn.net.2"),
 )
 _APART = ("attn1.to_q", "attn1.to_k", "attn1.to_v")  # not called where projections are fused
+
+
+def parts_of(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of PARTS that lie in the parts of a block that a schedule names, see Schedule.fp8_linear."""
+    return tuple(part for part in PARTS if part.partition(".")[0] in names)
 
 
 class FP8Linear(torch.nn.Linear):
@@ -137,12 +142,11 @@ def install_linears(
 
 @dataclass(frozen=True)
 class LinearPatch:
-    """FP8 for the linear layers of all blocks. parts: names within a block. emulate: also run where there are no FP8
-    tensor cores, in slow fp32, for tests.
+    """FP8 for the linear layers of all blocks. parts: names within a block. On a CPU the same product of the same
+    rounded numbers runs in fp32, which is slow, and reports name it.
     """
 
     parts: tuple[str, ...] = PARTS
-    emulate: bool = False
     component: str = LINEAR
 
     def install(self, transformer: Any, run: Run) -> _InstalledLinears:
@@ -188,10 +192,11 @@ class _InstalledLinears:
 
     def layer_runs(self, forward: ForwardState) -> tuple[LayerRun, ...]:
         """Looks at what others did to the layers since: projections fused, a LoRA merged."""
-        if not (self._patch.emulate or fp8_supported(forward.device)):
+        emulated = forward.device.type == "cpu"
+        if not (emulated or fp8_supported(forward.device)):
             raise FpsgenError(
-                f"FP8 linear layers need a GPU of compute capability 8.9 or higher, and this forward is on "
-                f"{_device_name(forward.device)}",
+                "FP8 linear layers need a GPU of compute capability 8.9 or higher, and this one is a "
+                f"{torch.cuda.get_device_name(forward.device)}",
                 "run with --linear bf16",
                 ENVIRONMENT,
             )
@@ -207,7 +212,7 @@ class _InstalledLinears:
                 if self._merged.setdefault(module, merged) != merged:
                     self._merged[module] = merged
                     module.forget()
-                runs.append(LayerRun(layer, KERNEL, part=name))
+                runs.append(LayerRun(layer, EMULATED if emulated else KERNEL, part=name))
         if new:
             self._install()
             return self.layer_runs(forward)
@@ -218,7 +223,3 @@ class _InstalledLinears:
     def _install(self) -> None:
         for layer, block in enumerate(self._blocks):
             self._undos.append(install_linears(block, self._patch.parts, self._run, layer))
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"the {device.type}"

@@ -31,6 +31,7 @@ def report(record: RunRecord) -> dict[str, Any]:
         "fallbacks": fallbacks,
         "components": called,
         "kernels": called.get(ATTENTION, {}),
+        "skipped_by_cache": sum(step.skipped for step in steps),
         "attention_backend": next((step.backend for step in reversed(steps) if step.backend), None),
         "grid": list(steps[-1].plan.grid) if steps else None,
     }
@@ -132,6 +133,9 @@ def summary(report: dict[str, Any]) -> str:
         lines.append(f"  {name}: {len(steps)} steps, {sigmas}, {steps[0]['method']}{share}")
     for component, kernels in report["components"].items():
         lines.append(f"{component}: " + ", ".join(f"{calls} calls of {name}" for name, calls in kernels.items()))
+    if skipped := report["skipped_by_cache"]:
+        calls = skipped + sum(step["calls"] for step in report["steps"])
+        lines.append(f"step cache: {skipped} of {calls} calls of layers skipped")
     if report["attention_backend"]:
         lines.append(f"attention backend {report['attention_backend']}: dense 16-bit layers only")
     for row in report["fallbacks"]:

@@ -69,6 +69,7 @@ class Step:
     calls: Counter[Key] = field(default_factory=Counter)
     backend: str | None = None  # the attention backend that was chosen in diffusers
     branches: set[str] = field(default_factory=set)
+    skipped: int = 0  # calls of layers that a step cache left out
     planned: bool = False  # some calls ran in compiled code, where they are not counted but follow from the plan
     kept: dict[int, torch.Tensor] = field(default_factory=dict)  # by layer: [sum of densities, calls], on the device
 
@@ -156,6 +157,7 @@ class RunRecord:
                     step.calls[key] += 1 if planned else calls[key]
                     if not calls[key] and not planned and run.layer not in missing.setdefault(component, []):
                         missing[component].append(run.layer)
+            step.skipped += len(missing.get(ATTENTION, ())) if cached else 0
             for layer, density in kept:
                 entry = torch.stack((density.double(), torch.ones_like(density, dtype=torch.float64)))
                 step.kept[layer] = step.kept[layer] + entry if layer in step.kept else entry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -171,6 +172,42 @@ def test_pickles_and_other_kinds_are_refused_before_weights_are_fetched(hub):
     (folder / "model_index.json").write_text(index.replace("UMT5EncoderModel", "EvilModel"))
     refused(MODEL, "EvilModel")
     assert not [line for line in hub.asked if "safetensors" in line]
+
+
+def edit(folder: Path, name: str, **values) -> None:
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+SMALL = {
+    "code": lambda f: edit(f, "text_encoder/config.json", auto_map={"AutoModel": "evil.Model"}),
+    "latents_mean": lambda f: edit(f, "vae/config.json", latents_mean=[0.0] * 3),
+    "num_layers": lambda f: edit(f, "transformer/config.json", num_layers=0),
+    "text_dim": lambda f: edit(f, "transformer/config.json", text_dim=33),
+    "num_train_timesteps": lambda f: edit(f, "scheduler/scheduler_config.json", num_train_timesteps=-1),
+    "quantized": lambda f: edit(f, "transformer/config.json", quantization_config={"quant_method": "bitsandbytes"}),
+    "not JSON": lambda f: (f / "vae/config.json").write_text("{"),
+    "vae/config.json is missing": lambda f: (f / "vae/config.json").unlink(),
+    "tokenizer's files": lambda f: (f / "tokenizer/tokenizer.json").unlink(),
+    "2 of 3 weight files": lambda f: (f / f"{WEIGHTS}.index.json").write_text(
+        json.dumps({"weight_map": {"a": Path(WEIGHTS).name, "b": "x.safetensors", "c": "y.safetensors"}})
+    ),
+}
+
+
+@pytest.mark.parametrize("word", SMALL)
+def test_small_files_are_judged_before_weights_are_fetched(hub, word):
+    """Weights are many GB; these say beforehand that they could not be used."""
+    SMALL[word](hub.repositories[NAME])
+    refused(MODEL, word)
+    assert hub.asked and not [line for line in hub.asked if ".safetensors" in line and not line.endswith(".json")]
+
+
+def test_small_files_come_first(hub):
+    pull(NAME, "main")
+    fetched = [line for line in hub.asked if "/resolve/" in line]
+    first = next(number for number, line in enumerate(fetched) if line.endswith(".safetensors"))
+    assert all(line.endswith(".safetensors") for line in fetched[first:]) and first > 5
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def transformer():
 )
 def test_dense_equals_stock(pipe, schedule, method, guidance):
     stock = case.video(pipe, guidance=guidance)
-    handle = apply(pipe, schedule, method)
+    handle = apply(pipe, schedule, method, linear="bf16")
     assert case.difference(case.video(pipe, guidance=guidance), stock) <= LIMIT
     calls = 3 * 2 * (2 if guidance > 1 else 1)
     assert sum(handle.report()["kernels"].values()) == calls

@@ -10,7 +10,7 @@ from fpsgen.models.patch.block import FusedBlock, FusedPatch
 from fpsgen.models.patch.linear import LinearPatch
 from fpsgen.models.patch.text_kv import Kept
 
-FUSED, FP8 = FusedPatch(anywhere=True), LinearPatch(emulate=True)
+FUSED, FP8 = FusedPatch(anywhere=True), LinearPatch()
 BOUND = 1e-5  # of fp32 arithmetic in another order
 
 

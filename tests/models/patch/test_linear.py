@@ -1,6 +1,8 @@
 """FP8 linear layers on a transformer: error as FP8 explains it, still Linear for others, undone to the bit."""
 
 import copy
+from dataclasses import replace
+from types import SimpleNamespace
 
 import accelerated as case
 import pytest
@@ -8,11 +10,21 @@ import torch
 import torch.nn.functional as F
 
 from fpsgen import apply
+from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import ENVIRONMENT, USAGE, FpsgenError
 from fpsgen.fused import FP8Rows, fp8_linear, quantize_rows, quantize_weight
-from fpsgen.models.patch.linear import FP8Linear, LinearPatch, install_linears, linears, takes_fp8
+from fpsgen.models.patch import linear
+from fpsgen.models.patch.linear import (
+    EMULATED,
+    LINEAR,
+    FP8Linear,
+    LinearPatch,
+    install_linears,
+    linears,
+    takes_fp8,
+)
 
-FP8 = LinearPatch(emulate=True)
+FP8 = LinearPatch()
 
 
 @pytest.fixture
@@ -70,14 +82,33 @@ def test_forward_is_close_and_undone_to_the_bit(transformer):
         got = case.forward(transformer)
         assert 1e-3 < error(got, before) < 0.06
         assert transformer.state_dict().keys() == state.keys()
-        assert handle.report()["components"]["linear"] == {"fp8_rowwise": 8 * case.LAYERS}
+        assert handle.report()["components"]["linear"] == {EMULATED: 8 * case.LAYERS}
     assert torch.equal(case.forward(transformer), before)
     assert all(type(m) is torch.nn.Linear and "fp8" not in vars(m) for b in transformer.blocks for _, m in linears(b))
 
 
-def test_a_cpu_is_refused_by_name(transformer):
-    with apply(transformer, case.DENSE, linear="fp8"), pytest.raises(FpsgenError) as caught:
-        case.forward(transformer)
+def test_a_schedule_says_which_layers_and_an_argument_overrules_it(transformer):
+    before = case.forward(transformer)
+    some = replace(case.DENSE, fp8_linear=("ffn", "attn1"))
+    assert Schedule.from_toml(some.to_toml()) == some and some.fp8_linear == ("attn1", "ffn")
+    with apply(transformer, some, exact=True, strict=True) as handle:
+        assert 1e-3 < error(case.forward(transformer), before) < 0.06
+        report = handle.report()
+        assert report["components"]["linear"] == {EMULATED: 6 * case.LAYERS}
+        parts = {part for row in report["steps"][0]["layers"] for part in row.get("parts", ())}
+        assert {part.split(".")[0] for part in parts} == {"attn1", "ffn"}
+    with apply(transformer, some, exact=True, linear="bf16"):
+        assert torch.equal(case.forward(transformer), before)
+    for wrong in (("attn3",), "attn1"):
+        with pytest.raises(ValueError, match="fp8_linear"):
+            replace(case.DENSE, fp8_linear=wrong)
+
+
+def test_a_gpu_without_fp8_is_refused_by_name(transformer, monkeypatch):
+    monkeypatch.setattr(linear, "fp8_supported", lambda device: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A100")
+    with apply(transformer, case.DENSE, linear="fp8") as handle, pytest.raises(FpsgenError) as caught:
+        handle._stacks[0].installed[LINEAR].layer_runs(SimpleNamespace(device=torch.device("cuda")))
     assert caught.value.code == ENVIRONMENT
     with pytest.raises(FpsgenError) as caught:
         apply(transformer, case.DENSE, linear="int4")
@@ -113,7 +144,7 @@ def test_projections_fused_later_are_fp8_too(transformer):
         transformer.fuse_qkv_projections()
         assert error(case.forward(transformer), apart) < 1e-5
         assert isinstance(transformer.blocks[0].attn1.to_qkv, FP8Linear)
-        assert handle.report()["components"]["linear"] == {"fp8_rowwise": 6 * case.LAYERS}
+        assert handle.report()["components"]["linear"] == {EMULATED: 6 * case.LAYERS}
         transformer.unfuse_qkv_projections()
         assert torch.equal(case.forward(transformer), apart)
 

@@ -148,7 +148,7 @@ def test_a_strict_apply_that_fails_leaves_no_fp8_layer():
         block.attn1.to_q = torch.nn.Sequential(block.attn1.to_q)
     before = {name: type(module) for name, module in transformer.named_modules()}
     with pytest.raises(FpsgenError, match=r"attn1.to_q is a Sequential") as caught:
-        apply(transformer, case.one(case.TILED), strict=True, patches=[LinearPatch(emulate=True)])
+        apply(transformer, case.one(case.TILED), strict=True, patches=[LinearPatch()])
     assert caught.value.code == NUMERIC
     assert {name: type(module) for name, module in transformer.named_modules()} == before
 

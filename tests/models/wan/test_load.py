@@ -86,7 +86,7 @@ def spoil_missing_text_tensor(folder: Path) -> None:
 
 
 def spoil_shape(folder: Path) -> None:
-    change(folder / "transformer" / "config.json", num_layers=2, ffn_dim=64)
+    change(folder / "transformer" / "config.json", num_layers=2, ffn_dim=96)
 
 
 def spoil_pickle(folder: Path) -> None:
