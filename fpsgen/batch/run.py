@@ -15,6 +15,7 @@ from fpsgen.errors import DISK, INTERNAL, FpsgenError
 from fpsgen.ffmpeg import check_ffmpeg
 from fpsgen.files import read_json, sweep
 from fpsgen.pipeline.events import Events, Timing
+from fpsgen.pipeline.libraries import import_libraries
 from fpsgen.pipeline.output import free_name, sidecar, taken, write_sidecar
 from fpsgen.signals import check_stop
 from fpsgen.text import show
@@ -77,6 +78,7 @@ def run(batch: Batch, progress: BatchProgress, timing: Timing) -> Iterator[Outco
                 yield Outcome(job, SKIPPED, path)
         if waiting:
             check_ffmpeg()  # before there is work to lose
+            import_libraries()
         index = 0
         for group in _by_model(waiting):
             from fpsgen.pipeline.loaded_model import load_model
@@ -156,5 +158,6 @@ def _by_model(jobs: list[Job]) -> list[list[Job]]:
     """Jobs that share a loaded model, in order of first appearance."""
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
-        groups.setdefault((job.shared.model.folder, job.shared.machine), []).append(job)
+        key = (job.shared.model.folder, job.shared.machine, dict(job.shared.more).get("lora"))
+        groups.setdefault(key, []).append(job)
     return list(groups.values())

@@ -22,6 +22,7 @@ from fpsgen.cli import (
     options,
     report,
     train,
+    train_export,
     train_prep,
 )
 from fpsgen.cli.usage import explain_usage
@@ -47,6 +48,7 @@ app = typer.Typer(
 app.command(cls=options.Command, epilog=generate.EXAMPLES)(generate.generate)
 app.command(cls=options.Command, epilog=batch.EXAMPLES)(batch.batch)
 app.add_typer(bench.app)
+train.app.command("export", cls=options.Command, epilog=train_export.EXAMPLES)(train_export.export)
 train.app.command("prep", cls=options.Command, epilog=train_prep.EXAMPLES)(train_prep.prep)
 app.add_typer(train.app)
 app.add_typer(models.app)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fpsgen.cli import console, progress
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.pipeline.events import Timing
+from fpsgen.pipeline.libraries import import_libraries
 from fpsgen.pipeline.memory import check_machine
 from fpsgen.report.lines import describe, summary
 from fpsgen.text import show
@@ -35,7 +36,9 @@ def make_video(
         events.note("model", f"{request.model.spec.name} ({request.model.reason})")
         events.note("video", describe(request))
         with timing.stage("import"):
-            from fpsgen.pipeline.run import run
+            import_libraries()
+        from fpsgen.pipeline.run import run
+
         with console.library_warnings(timing.warn, settings.debug):
             result = run(request, timing, capture=capture)
         if made_on not in (None, result.recipe["device"]):

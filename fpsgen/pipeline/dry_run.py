@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
+from fpsgen.attention.methods import find_method
 from fpsgen.attention.presets import preset
 from fpsgen.attention.profile import Profile
 from fpsgen.attention.schedule import Schedule
+from fpsgen.models.catalog.machine import this_machine
 from fpsgen.models.patch.schedule_choice import read_schedule
 from fpsgen.pipeline.estimate import Estimate, ProfileSteps, estimate
 from fpsgen.pipeline.plan import Plan
@@ -49,7 +49,7 @@ class Outlook:
         return {
             "dry_run": True,
             "settings": values,
-            "origins": dict(self.plan.origins),
+            "origins": {name: origin for name, origin in self.plan.origins.items() if name in values or _asked(name)},
             "reason": request.model.reason,
             "token_grid": self.grid,
             "tokens": self.tokens,
@@ -96,14 +96,20 @@ def _linear(schedule: Schedule) -> str:
     return f"fp8 in {', '.join(schedule.fp8_linear)}" if schedule.fp8_linear else "bf16"
 
 
+def _asked(name: str) -> bool:
+    """Whether it is a setting of `fpsgen generate`, even where it has become other values of the request."""
+    entry = SETTINGS.get(name)
+    return entry is not None and "generate" in entry.commands and bool(entry.layers)
+
+
 def vae_dtype(request: GenerateRequest) -> str:
     """What the VAE will decode in."""
-    on_gpu = request.machine.device != "cpu" and torch.cuda.is_available()
+    on_gpu = this_machine().gpu_memory(request.machine.device)
     return "bf16" if on_gpu and not request.values()["exact"] else "fp32"
 
 
 def foresee(planned: Plan) -> Outlook:
-    """What the plan would do. torch is imported: it counts the pairs that windows keep."""
+    """What the plan would do. torch is not imported, but where a GPU has to be asked."""
     request = planned.request
     schedule, why = planned_schedule(request)
     video, geometry = request.video, request.model.geometry
@@ -123,9 +129,16 @@ def _described(profile: ProfileSteps) -> str:
 
 
 def _estimate_rows(found: Estimate) -> list[tuple[str, str, str]]:
-    rows = [("this machine", found.refusal or "can make it, as far as is known", "GPU and memory")]
+    verdict = found.refusal or "can make it, as far as is known"
+    if found.short_gb:
+        verdict = f"does not fit: {found.short_gb:g} GB short" + (f" ({found.refusal})" if found.refusal else "")
+    rows = [("this machine", verdict, "GPU and memory")]
     if found.fetch:
-        rows.append(("to fetch", f"{amount(found.fetch)}; {amount(found.free_disk)} are free", "registry, cache"))
+        lack = found.fetch - found.free_disk
+        short = f"; does not fit: {amount(lack)} short" if lack > 0 else ""
+        rows.append(
+            ("to fetch", f"{amount(found.fetch)}; {amount(found.free_disk)} are free{short}", "registry, cache")
+        )
     if found.memory_gb:
         names = {"vae": "vae at least"}
         parts = (f"{names.get(k, k)} {'unknown' if v is None else f'{v:g} GB'}" for k, v in found.memory_gb.items())
@@ -159,7 +172,4 @@ def profile_steps(schedule: Schedule, request: GenerateRequest, grid: tuple[int,
 
 
 def _density(profile: Profile, grid: tuple[int, int, int]) -> float | None:
-    from fpsgen.attention.plan import AttentionPlan
-
-    plan = AttentionPlan.of(profile, grid)
-    return None if plan.density is None else round(plan.density, 4)
+    return None if find_method(profile.method).online else round(profile.resolve(grid)[3], 4)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fpsgen.assets import figures_dir
 from fpsgen.attention.schedule import Schedule
 from fpsgen.models.catalog.cache import bytes_to_fetch, free_disk
-from fpsgen.models.catalog.machine import this_machine
+from fpsgen.models.catalog.machine import Machine, this_machine
 from fpsgen.pipeline.memory import frames_gb, refusal
 from fpsgen.pipeline.request import GenerateRequest
 
@@ -21,13 +21,15 @@ _DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 @dataclass(frozen=True)
 class Estimate:
     """refusal: why this machine cannot, "" where it can. fetch, free_disk: bytes. memory_gb: by stage, estimated,
-    None for a stage of which nothing is known; empty on a CPU. denoise_s: from rows of the same card, or None.
+    None for a stage of which nothing is known; empty on a CPU. short_gb: how much more memory, of the GPU where there
+    is one, it would take; 0 where it fits. denoise_s: from rows of the same card, or None.
     """
 
     refusal: str
     fetch: int
     free_disk: int
     memory_gb: dict[str, float | None]
+    short_gb: float
     denoise_s: float | None
 
 
@@ -50,7 +52,18 @@ def estimate(request: GenerateRequest, tokens: int, profiles: list[ProfileSteps]
     seconds = _denoise_seconds(request, device_name(device), profiles, schedule) if machine.gpu_memory(device) else None
     fetch = bytes_to_fetch(spec) if request.model.folder is None else 0
     memory = _memory(request, tokens) if on_gpu else {}
-    return Estimate(refusal(request), fetch, free_disk(), memory, seconds)
+    short = _short_gb(request, machine, memory)
+    return Estimate(refusal(request), fetch, free_disk(), memory, short, seconds)
+
+
+def _short_gb(request: GenerateRequest, machine: Machine, memory: dict[str, float | None]) -> float:
+    has = machine.gpu_memory(request.machine.device)
+    if has:
+        needed = max((gb for gb in memory.values() if gb is not None), default=0.0)
+        needed = max(needed, request.model.spec.min_memory_gb)
+    else:
+        has, needed = machine.ram, frames_gb(request)
+    return round(max(0.0, needed - has), 1) if has else 0.0
 
 
 def device_name(device: str) -> str:

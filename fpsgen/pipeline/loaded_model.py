@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from fpsgen.errors import ENVIRONMENT, MODEL, FpsgenError
 from fpsgen.models.catalog.cache import missing
 from fpsgen.models.catalog.machine import this_machine
 from fpsgen.models.wan.load import load
+from fpsgen.models.wan.lora_file import add_lora_file
 from fpsgen.models.wan.random_weights import random_pipeline
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.memory import check_device
@@ -44,7 +46,10 @@ def load_model(request: GenerateRequest, timing: Timing, random: bool = False) -
         choice = request.model
         if choice.folder is None:
             raise missing(choice.spec.name, choice.spec)
-        return LoadedModel(load(choice, device=device, dtype=dtype), device, dtype)
+        pipe = load(choice, device=device, dtype=dtype)
+        if request.values()["lora"]:
+            add_lora_file(pipe, Path(request.values()["lora"]))
+        return LoadedModel(pipe, device, dtype)
 
 
 @contextmanager

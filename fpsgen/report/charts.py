@@ -34,13 +34,15 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
     return _svg(parts, f"{y_label} against {x_label}")
 
 
-def lines(series: Sequence[tuple[str, str, Sequence[float]]], x_label: str, y_label: str) -> str:
-    """Curves over 1, 2, 3 ...; series: (name, colour, values)."""
+def lines(
+    series: Sequence[tuple[str, str, Sequence[float]]], x_label: str, y_label: str, last: int | None = None
+) -> str:
+    """Curves over 1, 2, 3 ..., or evenly from 1 to `last`; series: (name, colour, values)."""
     longest = max((len(values) for _, _, values in series), default=0)
     if longest < 2:
         return ""
     y_high = max(max(values) for _, _, values in series) * 1.05 or 1.0
-    parts = _axes(x_label, y_label, (1, longest), (0.0, y_high))
+    parts = _axes(x_label, y_label, (1, last or longest), (0.0, y_high))
     for name, colour, values in series:
         spots = " ".join(
             f"{_place(i, 1, longest, True):.1f},{_place(value, 0.0, y_high, False):.1f}"

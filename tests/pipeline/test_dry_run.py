@@ -45,7 +45,22 @@ def test_a_model_that_is_not_here(outlook):
 
 def test_a_machine_that_cannot_is_told(outlook):
     assert "CUDA GPU" in outlook(None, model="wan2.1-1.3b").estimate.refusal
-    assert "24 GB" in outlook(16.0, model="wan2.1-1.3b").estimate.refusal
+    small = outlook(16.0, model="wan2.1-1.3b")
+    assert "24 GB" in small.estimate.refusal and small.estimate.short_gb == 8.0
+    assert "does not fit: 8 GB short" in {name: text for name, text, _ in small.rows()}["this machine"]
+    assert outlook(80.0, model="wan2.1-1.3b").estimate.short_gb == 0.0
+
+
+def test_a_disk_that_is_too_small_is_told(outlook, monkeypatch):
+    monkeypatch.setattr(estimate, "free_disk", lambda: 80_000_000_000)
+    rows = {name: text for name, text, _ in outlook(80.0, model="wan2.1-14b").rows()}
+    assert "does not fit: 400.0 MB short" in rows["to fetch"]
+
+
+def test_origins_are_of_this_command_alone(outlook):
+    origins = outlook(None, model="nano").as_json()["origins"]
+    assert {"res", "width", "seconds", "steps"} <= set(origins)
+    assert not {"repeats", "heads", "compare", "yes", "lora_rank"} & set(origins)
 
 
 def rows_of(outlook, seconds: dict[str, float], density: float = 1.0) -> tuple[dict, ...]:

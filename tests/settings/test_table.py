@@ -108,6 +108,7 @@ OTHER = {  # a value of each setting that differs from what request_for and the 
     "linear": "fp8",
     "cache": "first-block",
     "cfg_until": 0.5,
+    "lora": __file__,
     "exact": True,
     "output": "elsewhere/",
     "overwrite": True,

@@ -28,9 +28,9 @@ def test_a_run_from_a_file_to_a_video(tiny_dir, tmp_path, capsys):
     assert run(["train", str(tmp_path / "run.toml"), "-o", str(folder), "--device", "cpu"]) == OK
     said = capsys.readouterr()
     assert said.out == f"{folder / 'model'}\n"
-    assert (folder / "sample.mp4").stat().st_size > 0
-    recipe = json.loads((folder / "sample.json").read_text())["recipe"]
-    assert recipe["prompt"] == "b" and "mine" in json.dumps(recipe)
+    recipes = {name: json.loads((folder / f"{name}.json").read_text())["recipe"] for name in ("dense", "trained")}
+    assert recipes["trained"]["prompt"] == "b" and "mine" in json.dumps(recipes["trained"])
+    assert recipes["dense"]["method"] == "bf16" and (folder / "dense.mp4").stat().st_size > 0
 
 
 def test_the_first_word_is_a_run_or_a_command_of_the_group(monkeypatch, tmp_path):

@@ -145,6 +145,9 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     """Rotary embedding of interleaved pairs: x [B, L, H, D]; cos, sin [1, L, 1, D] hold every value twice."""
     even, odd = x[..., 0::2], x[..., 1::2]
     c, s = cos[..., 0::2], sin[..., 0::2]
+    if x.device.type == "cpu" and x.dtype == c.dtype == torch.float32 and not torch.compiler.is_compiling():
+        # the same products; reading every other value one by one takes CPUs six times as long
+        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.complex(c, s)).flatten(-2)
     return torch.stack((even * c - odd * s, even * s + odd * c), dim=-1).flatten(-2).type_as(x)
 
 
