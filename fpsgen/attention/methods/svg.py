@@ -125,4 +125,5 @@ METHOD = Method(
     selection=_SpatialOrTemporal(),
     # of the authors' replace_sparse_forward for Wan, with its defaults; `sparsity` is the share that is kept
     options=MappingProxyType({"num_sampled_rows": 64, "sparsity": 0.25}),
+    allowed=MappingProxyType({"num_sampled_rows": (1, 4096), "sparsity": (0.01, 1.0)}),
 )
