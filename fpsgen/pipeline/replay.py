@@ -82,11 +82,11 @@ def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRe
     choice, differ = _model(recipe.get("model"))
     what = values["prompt"], values["seed"]
     path, numbered = resolve_output(settings.output, *what, settings.overwrite, values["frames"], values["fps"])
-    asked = settings.origin("device") != "default"
-    device = settings.device if asked else "cpu" if recipe.get("device") == "cpu" else "cuda"
     values |= {"path": path, "numbered": numbered, "overwrite": settings.overwrite, "metadata": True, "device": device}
     return request_from_values(values, choice), differ + _other_versions(recipe.get("versions"))
 
+
+def _before(name: str, device: str) -> Any:
     """What held before there was this option, so that an older recipe gives its video again: fpsgen 0.1 had the
     rounding of diffusers, and on a CPU the reference.
     """
