@@ -21,6 +21,7 @@ AS_SCHEDULED = "as scheduled"
 EXAMPLE = (
     'a run has model = "nano", schedule = "run-schedule.toml", prompts = ["a cat surfing"] and held_out = 0 or more'
 )
+STORED, LIVE = "stored", "live"
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class TrainConfig:
     model: a name of the registry, or a folder. schedule: as TOML text. width, height, frames, shift: of the videos.
     distill, flow: weights of the two losses. prompts: the teacher makes a trajectory of each, by teacher_steps and
     guidance; the last held_out of them are for validation alone. data: a folder of `fpsgen train prep` for flow;
-    without one, flow leads to the ends of the teacher's trajectories. batch: samples a step; micro_batch: samples a
-    forward, 0 for all of the batch. null_share: share of steps (distill) or samples (flow) without a prompt.
-    linear: "fp8" or "bf16" for all linear layers of the blocks, else as the schedule says. density_ramp: steps from
-    dense attention to the schedule's. lora_rank: 0 trains all weights. ema: decay of the averaged weights.
-    save_every, keep: steps between checkpoints, and how many are kept. dense_every: steps between measurements of the
-    loss with dense attention, 0 for none. sample_every: steps between validation videos, 0 for none.
+    without one, flow leads to the ends of the teacher's trajectories. teacher: "stored" makes all pairs before the
+    first step, "live" while the run goes, with a frozen copy of the model beside it. batch: samples a step;
+    micro_batch: samples a forward, 0 for all of the batch. null_share: share of steps (distill) or samples (flow)
+    without a prompt. linear: "fp8" or "bf16" for all linear layers of the blocks, else as the schedule says.
+    density_ramp: steps from dense attention to the schedule's. lora_rank: 0 trains all weights. ema: decay of the
+    averaged weights. save_every, keep: steps between checkpoints, and how many are kept. dense_every: steps between
+    measurements of the loss with dense attention, 0 for none. sample_every: steps between validation videos, 0 for
+    none.
     """
 
     name: str
@@ -50,6 +53,7 @@ class TrainConfig:
     data: str = ""
     distill: float = 1.0
     flow: float = 0.0
+    teacher: str = STORED
     teacher_steps: int = 50
     guidance: float = 5.0
     shift: float = 5.0
@@ -182,6 +186,7 @@ _FIELDS: Spec = {
     "data": text(1000, "", empty=True),
     "distill": real(0, 1e6, _default("distill")),
     "flow": real(0, 1e6, _default("flow")),
+    "teacher": choice((STORED, LIVE), _default("teacher")),
     "teacher_steps": whole(1, 1000, _default("teacher_steps")),
     "guidance": real(0, 100, _default("guidance")),
     "shift": real(0.01, 100, _default("shift")),
