@@ -199,7 +199,7 @@ def _encode(
             tags, _ = stack.enter_context(temporary(part))
             tags.write_text(f";FFMETADATA1\n{_COMMENT}={_escaped(_as_json(recipe))}\n", encoding="utf-8")
             command += ["-f", "ffmetadata", "-i", _url(tags), "-map", "0:v", "-map_metadata", "1"]
-            picture = pictures.picture_size((width, height), size) if size else None
+        picture = pictures.picture_size((width, height), size) if size else None
         command += [*encode(size, picture), "-movflags", "+faststart", "-f", "mp4", "-y", _url(part)]
         process = stack.enter_context(Process(command, 100 * pixels / _PIXELS_PER_SECOND))
         count, taken = 0, True
