@@ -107,6 +107,11 @@ def mapping(item: Field, limit: int = 1000, default: Any = REQUIRED) -> Field:
     return Field(check, f"a table of values, each {item.wanted}", default)
 
 
+def or_null(field: Field, default: Any = None) -> Field:
+    """The same, or null; null where it is left out."""
+    return Field(lambda value: None if value is None else field.check(value), f"{field.wanted}, or null", default)
+
+
 def fields(
     table: Any, spec: Spec, what: str, code: int = BAD_INPUT, more: bool = False, example: str = ""
 ) -> dict[str, Any]:

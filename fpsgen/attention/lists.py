@@ -14,16 +14,17 @@ from fpsgen.attention.plan import AttentionPlan, BlockLists, block_lists
 from fpsgen.attention.tiles import TileLists, with_dense_rows
 
 
-def select_lists(q: torch.Tensor, k: torch.Tensor, plan: AttentionPlan) -> BlockLists:
-    """Lists of one call of a plan's method: fixed ones are built once, online ones chosen from q and k.
+def select_lists(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> BlockLists:
+    """Lists of one call of a plan's method: fixed ones are built once, online ones chosen from q, k and v.
 
-    q, k: [B, L, H, D] in tile order, normed and with rotary embedding. No gradient flows through the choice.
+    q, k, v: [B, L, H, D] in tile order, q and k normed and with rotary embedding. No gradient flows through the choice.
     """
     if not plan.rule.online:
         return plan.lists(q.device)
     grid = slice(plan.prefix, plan.num_tokens - plan.suffix)
     with torch.no_grad():
-        chosen = plan.rule.selection.select(q.detach()[:, grid], k.detach()[:, grid], _grid_alone(plan))
+        inputs = (x.detach()[:, grid] for x in (q, k, v))
+        chosen = plan.rule.selection.select(*inputs, _grid_alone(plan))
     return block_lists(plan.layout, with_dense_rows(chosen, plan.layout), q.device)
 
 

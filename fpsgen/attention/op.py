@@ -8,6 +8,8 @@ which is how arXiv 2506.04648, section 3 trains. The LSE carries no gradient, an
 
 from __future__ import annotations
 
+import json
+import math
 from functools import lru_cache
 from typing import Any, cast
 
@@ -18,6 +20,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fpsgen.attention.backward import attention_gradient
 from fpsgen.attention.lists import given_lists, kept_density, select_lists
+from fpsgen.attention.methods import find_method
 from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.plan import GPU_KERNELS, AttentionPlan, BlockLists
 from fpsgen.attention.reference import attention_reference
@@ -31,13 +34,15 @@ class UnsupportedDeviceError(RuntimeError):
 
 _LISTS = "Tensor? list_index, Tensor? list_count"
 _PLAN = (
-    "int[] grid, int[] tile, int[] block, int[] window, int granularity, str method, str impl, int prefix, int suffix"
+    "int[] grid, int[] tile, int[] block, int[] window, int granularity, str method, str impl, int prefix, int suffix, "
+    "str options"
 )
 _NORM_ROPE = "Tensor? norm_q, Tensor? norm_k, Tensor? table, float eps"
 # without a gradient's formula, which costs the host more than all else here: what inference calls
 torch.library.define(
     "fpsgen::attention_inference",
-    f"(Tensor q, Tensor k, Tensor v, {_LISTS}, {_PLAN}, {_NORM_ROPE}, bool smooth_k) -> (Tensor, Tensor)",
+    f"(Tensor q, Tensor k, Tensor v, {_LISTS}, {_PLAN}, {_NORM_ROPE}, bool smooth_k, bool smooth_v)"
+    " -> (Tensor, Tensor)",
 )
 torch.library.define("fpsgen::attention", f"(Tensor q, Tensor k, Tensor v, {_LISTS}, {_PLAN}) -> (Tensor, Tensor)")
 torch.library.define(
@@ -49,9 +54,9 @@ torch.library.define(
 
 @torch.library.impl("fpsgen::attention_inference", ("cpu", "cuda"))
 def _inference(q, k, v, list_index, list_count, *settings):
-    *plan, norm_q, norm_k, table, eps, smooth_k = settings
+    *plan, norm_q, norm_k, table, eps, smooth_k, smooth_v = settings
     norm_rope = None if table is None else NormRope(norm_q, norm_k, table, eps)
-    return _run(q, k, v, _plan(*plan), _lists(list_index, list_count), norm_rope, True, smooth_k)
+    return _run(q, k, v, _plan(*plan), _lists(list_index, list_count), norm_rope, True, smooth_k, smooth_v)
 
 
 @torch.library.impl("fpsgen::attention", ("cpu", "cuda"))
@@ -87,7 +92,12 @@ def _lists(index: torch.Tensor | None, count: torch.Tensor | None) -> BlockLists
 def _fields(plan: AttentionPlan) -> tuple:
     """A plan as operators take it."""
     sizes = (plan.grid, plan.tile, plan.block or (), plan.window)
-    return (*sizes, plan.granularity, plan.method, plan.impl, plan.prefix, plan.suffix)
+    return (*sizes, plan.granularity, plan.method, plan.impl, plan.prefix, plan.suffix, _options(plan))
+
+
+@torch.compiler.assume_constant_result
+def _options(plan: AttentionPlan) -> str:
+    return json.dumps(plan.options)
 
 
 def _plan(*fields) -> AttentionPlan:
@@ -95,8 +105,9 @@ def _plan(*fields) -> AttentionPlan:
 
 
 @lru_cache(maxsize=256)
-def _plan_of(grid, tile, block, window, granularity, method, impl, prefix, suffix) -> AttentionPlan:
-    return AttentionPlan(grid, tile, window, granularity, method, impl, False, block or None, prefix, suffix)
+def _plan_of(grid, tile, block, window, granularity, method, impl, prefix, suffix, options) -> AttentionPlan:
+    settings = (granularity, method, impl, False, block or None, prefix, suffix, json.loads(options))
+    return AttentionPlan(grid, tile, window, *settings)
 
 
 def _run(
@@ -108,13 +119,15 @@ def _run(
     norm_rope: NormRope | None,
     return_lse: bool,
     smooth_k: bool = False,
+    smooth_v: bool = False,
 ) -> tuple[torch.Tensor, Any]:
     kernel = plan.kernel(q.device, listed=lists is not None)
     if kernel not in GPU_KERNELS:
         q, k = norm_rope.apply(q, k) if norm_rope else (q, k)
         if kernel == "reference" or q.is_cuda:
-            return attention_reference(q, k, v, plan.layout, lists or plan.tile_lists(), plan.fp8, plan.granularity)
-        rest = (plan.fp8, plan.granularity, return_lse)
+            settings = (plan.fp8, plan.granularity, plan.int8_qk, plan.scale)
+            return attention_reference(q, k, v, plan.layout, lists or plan.tile_lists(), *settings)
+        rest = (plan.fp8, plan.granularity, return_lse, plan.int8_qk, plan.scale)
         if lists is not None:
             return attention_cpu_lists(q, k, v, plan.layout, *lists, *rest)
         return attention_cpu(q, k, v, plan.layout, plan.token_groups(), *rest)
@@ -132,7 +145,8 @@ def _run(
             'Install the triton that belongs to your torch, or use method="bf16".'
         ) from error
     tables, lists = plan.tables(q.device), lists or plan.lists(q.device)
-    return attention_kernel(q, k, v, tables, lists, plan.fp8, plan.granularity, norm_rope, return_lse, smooth_k)
+    settings = (norm_rope, return_lse, smooth_k, smooth_v, plan.int8_qk, plan.pv_threshold)
+    return attention_kernel(q, k, v, tables, lists, plan.fp8, plan.granularity, *settings)
 
 
 @lru_cache
@@ -183,26 +197,33 @@ def attend(
     online = plan.rule.online and lists is None
     kernel = plan.kernel(q.device, listed=lists is not None)
     exact = kernel == "sdpa" and not return_lse
-    in_kernel = plan.smooth_k and kernel in GPU_KERNELS and not trains  # where the LSE is that of the keys as given
+    in_kernel = kernel in GPU_KERNELS and not trains  # where the LSE is that of the keys as given
     if norm_rope is not None and (trains or exact or online or (plan.smooth_k and not in_kernel)):
         q, k = norm_rope.apply(q, k)
         norm_rope = None
     if online:
-        lists = select_lists(q, k, plan)
+        lists = select_lists(q, k, v, plan)
     mean = None
     if plan.smooth_k and not in_kernel:
         mean = k.detach().mean(1, keepdim=True, dtype=torch.float32)  # softmax's gradients of keys add up to 0
         k = (k - mean).to(k.dtype)
+    value_mean = None
+    if plan.smooth_v and not in_kernel:
+        value_mean = v.detach().mean(1, keepdim=True, dtype=torch.float32)  # the weights of a row add up to 1
+        v = (v - value_mean).to(v.dtype)
     if exact:
         return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+    means = (bool(plan.smooth_k) and in_kernel, plan.smooth_v and in_kernel)
     if trains:
         out, lse = torch.ops.fpsgen.attention.default(q, k, v, *(lists or (None, None)), *_fields(plan))
     elif plain:
-        out, lse = _run(q, k, v, plan, lists, norm_rope, return_lse, in_kernel)
+        out, lse = _run(q, k, v, plan, lists, norm_rope, return_lse or value_mean is not None, *means)
     else:
         fused = (None, None, None, 0.0) if norm_rope is None else norm_rope
-        inputs = (q, k, v, *(lists or (None, None)), *_fields(plan), *fused, in_kernel)
+        inputs = (q, k, v, *(lists or (None, None)), *_fields(plan), *fused, *means)
         out, lse = torch.ops.fpsgen.attention_inference.default(*inputs)
+    if value_mean is not None:  # but to rows without a key
+        out = torch.where(lse.mT[..., None] == -math.inf, out, out + value_mean).to(out.dtype)
     if mean is not None and return_lse:  # that of the keys as they were given
         lse = lse + torch.einsum("blhd,bkhd->bhl", q.float(), mean) * q.shape[-1] ** -0.5
     return (out, lse) if return_lse else out
@@ -241,7 +262,7 @@ def fps_attention(
     ordered: bool = False,
     return_lse: bool = False,
     impl: str = "auto",
-    smooth_k: bool = False,
+    smooth_k: bool | None = None,
 ):
     """FP8 tile-sparse self-attention over a video's token grid.
 
@@ -267,7 +288,7 @@ def fps_attention(
         tile, block = (size3(tile, "tile"), block) if given else resolve_tile(size, tile or "blocks")
         window = density_window(size, tile, block, density)
     settings = (granularity, method, impl, smooth_k, block, prefix, suffix)
-    plan = AttentionPlan(size, tile or "fit", window, *settings)
+    plan = AttentionPlan(size, tile or ("blocks" if find_method(method).online else "fit"), window, *settings)
     _check(q, k, v, plan)
     lists = None
     if q2k_index is not None or q2k_count is not None:

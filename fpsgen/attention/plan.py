@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 
+from fpsgen.attention.implementations import IMPLEMENTATIONS
 from fpsgen.attention.methods import Method, Precision, find_method
 from fpsgen.attention.methods.base import Option
 from fpsgen.attention.profile import Profile
+from fpsgen.attention.quantize import fake_quantize
 from fpsgen.attention.sparse_sdpa import TokenGroups, token_groups
 from fpsgen.attention.tiles import (
     BlockLayout,
@@ -25,8 +27,13 @@ from fpsgen.attention.tiles import (
 )
 from fpsgen.attention.windows import Size3, Window, resolve_window, window_density
 
-IMPLEMENTATIONS = ("auto", "reference", "triton")
 GPU_KERNELS = ("triton", "hopper")
+# of Q.K and P.V
+PRECISIONS = (
+    (Precision.BF16, Precision.BF16),
+    (Precision.E4M3, Precision.E4M3),
+    (Precision.INT8, Precision.E4M3),
+)
 
 
 class BlockLists(NamedTuple):
@@ -42,7 +49,7 @@ class BlockLists(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class DeviceTables:
     """Constants of a layout on one device: permutations int64 [L] (order: tile order from raster order; inverse: back),
-    and int32 [N] of kernel blocks: first token, tokens, query tile.
+    and int32 [N] of kernel blocks: first token, tokens, query tile, unit.
     """
 
     layout: BlockLayout
@@ -51,6 +58,7 @@ class DeviceTables:
     block_start: torch.Tensor
     block_len: torch.Tensor
     block_tile: torch.Tensor
+    block_unit: torch.Tensor
     _work_tiles: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def work_tiles(self, consumers: int) -> torch.Tensor:
@@ -76,11 +84,11 @@ class AttentionPlan:
 
     grid: tokens (T, H, W). tile, block: see tiles.make_tiling; afterwards the sizes, block None where windows count
     tiles. window: see windows.resolve_window; afterwards in units. granularity: kernel blocks that share a Q or K
-    scale. method: a key of METHODS. impl: "auto" (CPU: sparse SDPA, CUDA: Triton, dense 16 bit: SDPA), or "reference"
-    / "triton" to insist. smooth_k: take the mean over all tokens off the keys before they are quantized, which softmax
-    does not see (arXiv 2410.02367, section 4.2). prefix, suffix: tokens before and after those of the grid, which see
-    and are seen by all. options: of the method's own hyper-parameters, those that differ from its defaults. Raises
-    ValueError for what a method does not have, and for unknown names.
+    scale. method: a key of METHODS. impl: "auto" (CPU: sparse SDPA, CUDA: Triton, dense 16 bit: SDPA), or "reference" /
+    "triton" to insist. smooth_k: take the mean over all tokens off the keys before they are quantized, which softmax
+    does not see (arXiv 2410.02367, section 4.2); None is the method's default. prefix, suffix: tokens before and after
+    those of the grid, which see and are seen by all. options: of the method's own hyper-parameters, those that differ
+    from its defaults. Raises ValueError for what a method does not have, and for unknown names.
     """
 
     grid: Size3
@@ -89,7 +97,7 @@ class AttentionPlan:
     granularity: int = 1
     method: str = "fps"
     impl: str = "auto"
-    smooth_k: bool = False
+    smooth_k: bool | None = None
     block: Size3 | None = None
     prefix: int = 0
     suffix: int = 0
@@ -99,16 +107,18 @@ class AttentionPlan:
 
     def __post_init__(self) -> None:
         method = find_method(self.method)
-        if method.qk is not method.pv:
+        if (method.qk, method.pv) not in PRECISIONS:
             raise ValueError(
                 f"method {self.method!r} multiplies Q.K in {method.qk.value} and P.V in {method.pv.value}.\n"
-                "Give both one precision: no kernel has another pair."
+                f"Give a pair that the kernels have: {', '.join(f'{a.value} and {b.value}' for a, b in PRECISIONS)}."
             )
         if self.impl not in IMPLEMENTATIONS:
             raise ValueError(f"impl is {self.impl!r}.\nGive one of {', '.join(IMPLEMENTATIONS)}.")
         for name, least in (("granularity", 1), ("prefix", 0), ("suffix", 0)):
             if type(value := getattr(self, name)) is not int or value < least:
                 raise ValueError(f"{name} is {value!r}.\nGive an integer from {least}.")
+        if self.smooth_k is None:
+            object.__setattr__(self, "smooth_k", method.smooth_k)
         if self.smooth_k and not method.quantized:
             raise ValueError(
                 f"smooth_k is for quantized keys, but method {self.method!r} has none.\n"
@@ -124,6 +134,11 @@ class AttentionPlan:
         for name, value in (("grid", tiling.grid), ("tile", tiling.tile), ("block", tiling.block), ("window", window)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
+        method.check_options(dict(self.options))
+        if self.scale != "tile" and self.impl == "triton":
+            raise ValueError(
+                f'the GPU kernels have one scale per tile, not per {self.scale}.\nGive impl="auto" or "reference".'
+            )
         object.__setattr__(self, "tiling", tiling)
         object.__setattr__(self, "dense", window == tiling.unit_grid and not method.online)
 
@@ -141,8 +156,13 @@ class AttentionPlan:
 
     @property
     def fp8(self) -> bool:
-        """Q, K, V and P are in E4M3."""
-        return self.rule.qk is self.rule.pv is Precision.E4M3
+        """V and P are in E4M3, Q and K too or in INT8."""
+        return self.rule.pv is Precision.E4M3
+
+    @property
+    def int8_qk(self) -> bool:
+        """Q and K are in INT8."""
+        return self.rule.qk is Precision.INT8
 
     @property
     def num_tokens(self) -> int:
@@ -167,6 +187,21 @@ class AttentionPlan:
         """One of the method's hyper-parameters, its default where the plan has none."""
         return dict(self.options).get(name, self.rule.options[name])
 
+    @property
+    def scale(self) -> str:
+        """What shares a scale of Q and K, see fake_quantize."""
+        return str(self.option("scale")) if "scale" in self.rule.options else "tile"
+
+    @property
+    def smooth_v(self) -> bool:
+        """Take the mean over all tokens off the values before they are quantized, and give it back to the output."""
+        return "smooth_v" in self.rule.options and bool(self.option("smooth_v"))
+
+    @property
+    def pv_threshold(self) -> float:
+        """See attention_kernel; 0 for methods that leave no key block out."""
+        return float(self.option("pvthreshd")) if "pvthreshd" in self.rule.options else 0.0
+
     def kernel(self, device: torch.device | str, head_dim: int | None = None, listed: bool = False) -> str:
         """What computes this plan on `device`: "sdpa" (dense, 16 bit), "cpu" (sparse SDPA), "reference", "triton" (the
         portable kernel), or "hopper", its like on sm_90 at head dims of 65 to 128 and blocks of more than 64 tokens, if
@@ -179,12 +214,14 @@ class AttentionPlan:
         device = torch.device(device)
         if device.type != "cuda":
             return "cpu"
+        if self.scale != "tile":
+            return "reference"
         fits = head_dim is not None and 64 < head_dim <= 128 and math.prod(self.tiling.block or self.tiling.tile) > 64
         return "hopper" if fits and torch.cuda.get_device_capability(device) == (9, 0) else "triton"
 
     def fuses_norm_rope(self, device: torch.device | str, head_dim: int | None = None) -> bool:
         """Whether attend's norm_rope is done in the pass that quantizes."""
-        return self.fp8 and not self.rule.online and self.kernel(device, head_dim) in GPU_KERNELS
+        return self.fp8 and not (self.int8_qk or self.rule.online) and self.kernel(device, head_dim) in GPU_KERNELS
 
     @property
     def layout(self) -> BlockLayout:
@@ -197,6 +234,22 @@ class AttentionPlan:
     def lists(self, device: torch.device | str) -> BlockLists:
         """The window's lists of key blocks on `device`; built once per window and device."""
         return _lists_of(self, torch.device(device))
+
+    def quantized(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """q, k, v [B, L, H, D] as the plan's products see them: rounded and de-quantized, in fp32, K without its mean
+        where it is smoothed; as they are in 16 bit.
+        """
+        if not self.fp8:
+            return q, k, v
+        k = k - k.mean(1, keepdim=True, dtype=torch.float32) if self.smooth_k else k
+        mean = v.mean(1, keepdim=True, dtype=torch.float32) if self.smooth_v else torch.zeros((), device=v.device)
+        settings = {"int8_qk": self.int8_qk, "scale_of": self.scale}
+        q, k, v = fake_quantize(q, k, v - mean, self.layout, self.granularity, **settings)
+        return q, k, v + mean
+
+    def constant(self, make: Callable[[AttentionPlan, torch.device], Any], device: torch.device | str) -> Any:
+        """make(plan, device), made once and a constant to torch.compile: what an online method needs at every call."""
+        return _constant_of(self, make, torch.device(device))
 
     def tile_lists(self) -> TileLists:
         """The window's lists of units, on the CPU."""
@@ -221,6 +274,16 @@ def _tables_of(plan: AttentionPlan, device: torch.device) -> DeviceTables:
 @torch.compiler.assume_constant_result
 def _lists_of(plan: AttentionPlan, device: torch.device) -> BlockLists:
     return _lists(_layout_of(plan), plan.window, device)
+
+
+@torch.compiler.assume_constant_result
+def _constant_of(plan: AttentionPlan, make: Callable[[AttentionPlan, torch.device], Any], device: torch.device) -> Any:
+    return _made(plan, make, device)
+
+
+@lru_cache(maxsize=64)
+def _made(plan: AttentionPlan, make: Callable[[AttentionPlan, torch.device], Any], device: torch.device) -> Any:
+    return make(plan, device)
 
 
 @lru_cache(maxsize=64)
@@ -251,8 +314,8 @@ def _token_groups(layout: BlockLayout, window: Window) -> TokenGroups:
 def device_tables(layout: BlockLayout, device: torch.device | str) -> DeviceTables:
     """DeviceTables of any layout."""
     order = layout.order()
-    moved = (order, torch.argsort(order), layout.block_start, layout.block_len, layout.block_tile.int())
-    return DeviceTables(layout, *(x.to(device) for x in moved))
+    moved = (order, torch.argsort(order), layout.block_start, layout.block_len)
+    return DeviceTables(layout, *(x.to(device) for x in (*moved, layout.block_tile.int(), layout.block_unit.int())))
 
 
 def block_lists(layout: BlockLayout, lists: TileLists, device: torch.device | str) -> BlockLists:

@@ -25,11 +25,11 @@ class Profile:
     """One way to run attention. Raises ValueError for settings that do not go together.
 
     method: a key of METHODS. tile: "fit", "blocks", "paper" or (t, h, w) tokens, see windows.resolve_tile; None is
-    "blocks" where a density is stated, else "fit". density: share of all token pairs that the window keeps, in (0, 1];
-    each grid gets the window that comes nearest. window, instead of a density: "all" or per axis an odd number of
-    units, 0 (whole axis) or a share such as 0.5 of the axis. granularity: consecutive kernel blocks (tile order) that
-    share one Q or K scale. smooth_k: quantized methods take the mean off the keys. options: of the method's own
-    hyper-parameters, those that differ from its defaults.
+    "blocks" where a density is stated or the method chooses keys online, else "fit". density: share of all token pairs
+    that the window keeps, in (0, 1]; each grid gets the window that comes nearest. window, instead of a density: "all"
+    or per axis an odd number of units, 0 (whole axis) or a share such as 0.5 of the axis. granularity: consecutive
+    kernel blocks (tile order) that share one Q or K scale. smooth_k: quantized methods take the mean off the keys; None
+    is the method's default. options: of the method's own hyper-parameters, those that differ from its defaults.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Profile:
     tile: str | Size3 | None = None
     window: Window = "all"
     granularity: int = 1
-    smooth_k: bool = False
+    smooth_k: bool | None = None
     density: float | None = None
     options: Mapping[str, Option] | tuple[tuple[str, Option], ...] = ()
 
@@ -49,7 +49,9 @@ class Profile:
         except ValueError as error:
             raise ValueError(f"profile {self.name!r}: {error}") from None
         if self.tile is None:
-            object.__setattr__(self, "tile", "fit" if self.density is None else "blocks")
+            object.__setattr__(self, "tile", "fit" if self.density is None and not method.online else "blocks")
+        if self.smooth_k is None:
+            object.__setattr__(self, "smooth_k", method.smooth_k)
         for field in ("tile", "window"):
             value = getattr(self, field)
             if isinstance(value, (list, tuple)):
@@ -83,13 +85,10 @@ class Profile:
         if not isinstance(self.options, (Mapping, tuple)):
             self._refuse("options", "Give a table of names and values.")
         object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
-        for key, value in self.options:
-            if key not in method.options or type(value) is not type(method.options[key]):
-                known = ", ".join(f"{name} = {default!r}" for name, default in method.options.items()) or "none"
-                raise ValueError(
-                    f"profile {self.name!r} has option {key} = {value!r}, which method {self.method!r} does not take.\n"
-                    f"Its options and defaults: {known}."
-                )
+        try:
+            method.check_options(dict(self.options))
+        except ValueError as error:
+            raise ValueError(f"profile {self.name!r}: {error}") from None
 
     def _refuse(self, field: str, remedy: str) -> None:
         raise ValueError(f"profile {self.name!r} has {field} {getattr(self, field)!r}.\n{remedy}")

@@ -124,7 +124,8 @@ class Schedule:
             else:
                 lines.append(f"density = {profile.density!r}")
             lines.append(f"granularity = {profile.granularity}")
-            lines += ["smooth_k = true"] if profile.smooth_k else []
+            if profile.smooth_k != METHODS[profile.method].smooth_k:
+                lines.append(f"smooth_k = {_toml(profile.smooth_k)}")
             options = ", ".join(f"{key} = {_toml(value)}" for key, value in profile.options)
             lines += [f"options = {{ {options} }}"] if options else []
         return "\n".join(lines) + "\n"

@@ -1,8 +1,9 @@
 """What CPUs run: the same lists as the GPU kernels, as dense SDPA calls over gathered keys.
 
-Q, K and V are rounded to E4M3 once where the method says so; P is not. Query tiles with equal lists make one call.
-Where the CPU multiplies bf16 in tiles (AMX), products of rounded inputs are in bf16, which holds E4M3's values exactly
-and a block's scale to 8 bits: three times as fast as fp32. The exact rule, P's cast included, is in reference.py.
+Q, K and V are rounded to E4M3 or INT8 once where the method says so; P is not. Query tiles with equal lists make one
+call. Where the CPU multiplies bf16 in tiles (AMX), products of rounded inputs are in bf16, which holds E4M3's values
+exactly and a block's scale to 8 bits: three times as fast as fp32. The exact rule, P's cast included, is in
+reference.py.
 
 Legend: B batch, L tokens (tile order), H heads, D head dim.
 """
@@ -66,12 +67,14 @@ def attention_cpu(
     fp8: bool,
     granularity: int = 1,
     return_lse: bool = True,
+    int8_qk: bool = False,
+    scale_of: str = "tile",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of q, k, v [B, L, H, D] (tile order) over token_groups.
 
     Returns out [B, L, H, D] in q's dtype and LSE fp32 [B, H, L] (natural logarithm; None without return_lse). Rows
-    without a key: out 0, LSE -inf. fp8: quantize as quantize.py says, `granularity` blocks to a scale. Raises
-    ValueError for lists whose number of groups is not 1, H or B*H.
+    without a key: out 0, LSE -inf. fp8: quantize as quantize.py says, `granularity` blocks to a scale, Q and K in INT8
+    with int8_qk; scale_of: see there. Raises ValueError for lists whose number of groups is not 1, H or B*H.
     """
     batch, length, heads, dim = q.shape
     if len(groups) not in (1, heads, batch * heads):
@@ -79,7 +82,7 @@ def attention_cpu(
             f"lists have {len(groups)} groups.\nGive 1, {heads} (heads) or {batch * heads} (batch x heads)."
         )
     dtype = q.dtype
-    q, k, v = _operands(q, k, v, layout, fp8, granularity)
+    q, k, v = _operands(q, k, v, layout, fp8, granularity, int8_qk, scale_of)
     if len(groups) == 1 and len(groups[0]) == 1 and _number(groups[0][0][0]) == length:  # one list for all
         keys = groups[0][0][1]
         out, lse = _attend(q, _take(k, keys), _take(v, keys), return_lse)
@@ -112,6 +115,8 @@ def attention_cpu_lists(
     fp8: bool,
     granularity: int = 1,
     return_lse: bool = True,
+    int8_qk: bool = False,
+    scale_of: str = "tile",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """attention_cpu over lists of kernel blocks that serve this call alone: index int32 [G, M, K], count int32 [G, M].
 
@@ -123,9 +128,9 @@ def attention_cpu_lists(
     one_size = layout.uniform and layout.num_tiles == layout.num_blocks and bool((count == keys).all())
     if len(count) == 1 or not one_size or not keys or len(count) not in (heads, batch * heads):
         groups = token_groups(layout, index, count)
-        return attention_cpu(q, k, v, layout, groups, fp8, granularity, return_lse)
+        return attention_cpu(q, k, v, layout, groups, fp8, granularity, return_lse, int8_qk, scale_of)
     dtype = q.dtype
-    q, k, v = _operands(q, k, v, layout, fp8, granularity)
+    q, k, v = _operands(q, k, v, layout, fp8, granularity, int8_qk, scale_of)
     lines, blocks, rows = batch * heads, layout.num_blocks, layout.uniform
     q, k, v = (x.transpose(1, 2).reshape(lines * blocks, rows, dim) for x in (q, k, v))
     index = index[:, :, :keys].repeat(lines // len(count), 1, 1)  # batch-major, as the lines are
@@ -140,13 +145,20 @@ def attention_cpu_lists(
 
 
 def _operands(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: BlockLayout, fp8: bool, granularity: int
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: BlockLayout,
+    fp8: bool,
+    granularity: int,
+    int8_qk: bool,
+    scale_of: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q, k, v in the type of the products; with fp8 rounded to E4M3."""
+    """q, k, v in the type of the products; with fp8 rounded as fake_quantize does."""
     if not fp8:
         return q, k.to(q.dtype), v.to(q.dtype)
     product = torch.bfloat16 if _fast_bf16() or q.dtype == torch.bfloat16 else torch.float32
-    return fake_quantize(q, k, v, layout, granularity, product)
+    return fake_quantize(q, k, v, layout, granularity, product, int8_qk, scale_of)
 
 
 def _take(x: torch.Tensor, rows: Rows) -> torch.Tensor:

@@ -168,6 +168,11 @@ class BlockLayout:
         """int64 [N]: query tile of each block."""
         return torch.repeat_interleave(torch.arange(self.num_tiles), self.tile_first_block.long().diff())
 
+    @cached_property
+    def block_unit(self) -> torch.Tensor:
+        """int64 [N]: unit of each block."""
+        return torch.repeat_interleave(torch.arange(self.num_units), self.unit_first_block.long().diff())
+
     def order(self) -> torch.Tensor:
         """int64 [L]: tiled = raster[order], prefix and suffix in place."""
         every = torch.arange(self.num_tokens)
@@ -277,14 +282,17 @@ def with_dense_rows(lists: TileLists, layout: BlockLayout) -> TileLists:
     return TileLists(index, counts)
 
 
-def lists_from_mask(mask: torch.Tensor) -> TileLists:
-    """TileLists from a bool mask [G, M, U] (query tile, unit); rows without a key give empty lists."""
+def lists_from_mask(mask: torch.Tensor, longest: int = 0) -> TileLists:
+    """TileLists from a bool mask [G, M, U] (query tile, unit), on its device; rows without a key give empty lists.
+
+    longest: K, no shorter than any list, so that a GPU is not waited for; 0 takes the longest list.
+    """
     if mask.dim() != 3:
         raise ValueError(f"mask has shape {tuple(mask.shape)}.\nGive bool [G, M, U]: query tile, key unit.")
     counts = mask.sum(-1)
-    longest = max(int(counts.max()), 1)
+    longest = longest or max(int(counts.max()), 1)
     index = torch.argsort((~mask).int(), dim=-1, stable=True)[..., :longest]
-    index = torch.where(torch.arange(longest) < counts[..., None], index, -1)
+    index = torch.where(torch.arange(longest, device=mask.device) < counts[..., None], index, -1)
     return TileLists(index.int(), counts.int())
 
 

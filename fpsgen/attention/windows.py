@@ -166,6 +166,12 @@ def _axes(grid: Size3, tile: Size3, block: Size3 | None) -> list[tuple[tuple[int
     return [_extents(g, u, -(-t // u)) for g, u, t in zip(grid, unit, tile, strict=True)]
 
 
+def axis_extents(grid: Size3, tile: Size3, block: Size3 | None) -> tuple[list[int], list[int], list[int]]:
+    """Extents in units that a window may have along each axis, ascending; the last is the whole axis."""
+    t, h, w = ([extent for extent, _ in axis] for axis in _axes(grid, tile, block))
+    return t, h, w
+
+
 def window_density(grid: Size3, tile: Size3, block: Size3 | None, window: Size3) -> float:
     """Token pairs that a resolved window keeps, over all pairs. Windows are separable, so shares multiply."""
     return math.prod(dict(axis)[extent] for axis, extent in zip(_axes(grid, tile, block), window, strict=True))

@@ -158,5 +158,6 @@ def _by_model(jobs: list[Job]) -> list[list[Job]]:
     """Jobs that share a loaded model, in order of first appearance."""
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
-        groups.setdefault((job.shared.model.folder, job.shared.machine), []).append(job)
+        key = (job.shared.model.folder, job.shared.machine, dict(job.shared.more).get("lora"))
+        groups.setdefault(key, []).append(job)
     return list(groups.values())

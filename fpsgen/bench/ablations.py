@@ -4,7 +4,7 @@
 - consumers that alternate at the tensor core (ping-pong, HopperConfig.pingpong), or do not;
 - keys quantized without their mean (AttentionPlan.smooth_k), or as they are, where channels have a bias.
 
-`python -m fpsgen.bench.ablations` prints the file. Relative L2 errors are against fp32 softmax, of keys over the inputs
+`python -m fpsgen.bench.ablations` prints the file. Relative L2 errors are against fp64 softmax, of keys over the inputs
 as given, else over the quantized inputs: what is left is P's cast and the sums.
 """
 
@@ -20,8 +20,10 @@ import torch
 from fpsgen.attention.op import attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Size3
-from fpsgen.bench.kernel import Shape, check, measure, plan_for
+from fpsgen.bench.kernel import Shape, plan_for
+from fpsgen.bench.kernel_error import error_to_lists
 from fpsgen.bench.provenance import provenance
+from fpsgen.bench.timing import measure
 
 COLUMNS = {"choice": "Choice", "data": "Data", "density": "Density", "error": "Relative error", "ms": "ms, median"}
 LAUNCHES: dict[str, dict[str, bool]] = {
@@ -57,7 +59,7 @@ def _launches(shape: Shape, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, s
                 def call(value=value, config=config, tables=tables, lists=lists) -> torch.Tensor:
                     return attention_kernel(q, k, value, tables, lists, True, config=config)[0]
 
-                error = check(call(), plan, q, k, value, True)
+                error = error_to_lists(call(), plan, (q, k, value), lists, True)
                 rows.append(
                     _row(name, data, plan, error, statistics.median(measure(call, seconds, q.device).milliseconds))
                 )
@@ -77,7 +79,7 @@ def _smoothing(shape: Shape, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, 
             def call(plan=plan, biased=biased) -> torch.Tensor:
                 return cast(torch.Tensor, attend(q, biased, v, plan))
 
-            error = check(call(), plan, q, biased, v, False)
+            error = error_to_lists(call(), plan, (q, biased, v), plan.lists(q.device), False)
             data = f"K normal + {bias} x channel bias" if bias else "K normal"
             rows.append(_row(name, data, plan, error, statistics.median(measure(call, seconds, q.device).milliseconds)))
     return rows

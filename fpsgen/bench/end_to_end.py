@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from fpsgen.bench.plan import BASELINE, OURS, methods_to_run
+from fpsgen.bench.progress import Progress
 from fpsgen.bench.provenance import provenance
-from fpsgen.bench.rows import append_rows, bench_row, quality
+from fpsgen.bench.rows import append_rows, bench_row
+from fpsgen.evaluate.quality import quality
 from fpsgen.files import write_text
 from fpsgen.pipeline.events import Events, Timing
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model
@@ -42,7 +44,7 @@ class Runs:
     frames: np.ndarray | None = None
     path: Path | None = None
     cuda_bytes: int | None = None
-    quality: dict[str, float | None] = field(default_factory=dict)  # see rows.quality
+    quality: dict[str, float | None] = field(default_factory=dict)  # see evaluate.quality
 
 
 def run(
@@ -64,7 +66,7 @@ def run(
     order = [name for _ in range(repeats) for name in names]
     random.Random(base.sampling.seed).shuffle(order)
     warm = min(base.sampling.steps, WARM_STEPS[model.device.type])
-    progress = _Steps(timing, len(names) * (warm + repeats * base.sampling.steps))
+    progress = Progress(timing, len(names) * (warm + repeats * base.sampling.steps))
     with timing.stage("bench"):
         for name in names:
             _measure(model, base.replace(sampling={"steps": warm}), Runs(name), progress.named(f"{name} warm-up"))
@@ -75,7 +77,7 @@ def run(
             for name in names:
                 runs[name].path = _save(runs[name], base)
             for name in names:
-                runs[name].quality = quality(runs[name], runs[names[0]])
+                runs[name].quality = _quality(runs[name], runs[names[0]])
     facts = {**provenance(model.device), "command": command, "random_weights": model.random}
     facts["dtype"] = str(model.dtype).removeprefix("torch.")
     return [bench_row(runs[name], runs[names[0]], base, facts) for name in names]
@@ -107,6 +109,13 @@ def as_method(base: GenerateRequest, name: str) -> GenerateRequest:
     return request.with_settings(**plain) if name == BASELINE else request
 
 
+def _quality(runs: Runs, baseline: Runs) -> dict[str, float | None]:
+    assert runs.frames is not None
+    if runs is baseline:
+        return quality(runs.frames, None)
+    return quality(runs.frames, baseline.frames, runs.path, baseline.path)
+
+
 def _save(runs: Runs, base: GenerateRequest) -> Path:
     assert runs.frames is not None
     path = base.output.path.with_name(f"{runs.method}.mp4")
@@ -120,28 +129,3 @@ def save(rows: list[dict[str, Any]], root: Path, place: Path) -> Path:
     if rows[0]["video"] is None:
         return root / "bench.jsonl"
     return write_text(page(rows), place / "index.html", overwrite=True)
-
-
-class _Steps:
-    """Counts the steps of all single runs on one scale. Events of those runs; their stages are not shown."""
-
-    def __init__(self, timing: Timing, total: int) -> None:
-        self._timing = timing
-        self._done, self._total = 0, total
-        self._name = ""
-
-    def named(self, name: str) -> _Steps:
-        """From here on, steps are of this method."""
-        self._name = name
-        return self
-
-    def step(self, index: int, total: int, seconds: float, note: str) -> None:
-        self._timing.step(self._done, self._total, f"{self._name}: {note}")
-        self._done += 1
-
-    def warn(self, text: str) -> None:
-        self._timing.warn(text)
-
-    def stage_start(self, name: str, note: str = "") -> None: ...
-
-    def stage_end(self, name: str, seconds: float) -> None: ...

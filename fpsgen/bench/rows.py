@@ -7,12 +7,9 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fpsgen.bench.provenance import spread
 from fpsgen.errors import DISK, FpsgenError
-from fpsgen.evaluate.ffmpeg_metrics import vmaf, xpsnr
-from fpsgen.evaluate.metrics import psnr, ssim
+from fpsgen.evaluate.quality import QUALITY
 from fpsgen.pipeline.events import peak_rss
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import mean_density
@@ -22,12 +19,11 @@ if TYPE_CHECKING:
     from fpsgen.bench.end_to_end import Runs
 
 SCHEMA = "fpsgen.bench/2"
-QUALITY = ("psnr_db", "ssim", "vmaf", "xpsnr_db", "flicker")
 
 
 def bench_row(runs: Runs, baseline: Runs, base: GenerateRequest, facts: dict[str, Any]) -> dict[str, Any]:
     """stages_s, step_s, total_s, attention_s: spread over the repeats. steps_s: median time of each step. speedup_*:
-    the baseline's median over this one's. Quality: see quality().
+    the baseline's median over this one's. Quality: see evaluate.quality.
     """
     denoise = statistics.median(runs.stages["denoise"])
     attention = [seconds for seconds in runs.attention if seconds is not None]
@@ -80,42 +76,15 @@ def setting_of(base: GenerateRequest) -> dict[str, Any]:
     }
 
 
-def quality(runs: Runs, baseline: Runs) -> dict[str, float | None]:
-    """psnr_db, ssim: medians over frames, against the baseline's frames. vmaf, xpsnr_db: of the two MP4s, as ffmpeg
-    gives them, None where it cannot. All four are None for the baseline itself. flicker: see flicker().
-    """
-    found: dict[str, float | None] = dict.fromkeys(QUALITY)
-    assert runs.frames is not None and baseline.frames is not None
-    found["flicker"] = round(flicker(runs.frames), 3)
-    if runs is baseline:
-        return found
-    peak = float(np.median(psnr(runs.frames, baseline.frames)))
-    found["psnr_db"] = round(peak, 2) if np.isfinite(peak) else None  # JSON has no infinity; ssim is 1 then
-    found["ssim"] = round(float(np.median(ssim(runs.frames, baseline.frames))), 4)
-    if runs.path and baseline.path:
-        found["vmaf"], found["xpsnr_db"] = vmaf(runs.path, baseline.path), xpsnr(runs.path, baseline.path)
-    return found
-
-
-def flicker(frames: np.ndarray) -> float:
-    """Mean absolute second difference in time of luma (BT.709), in 8-bit levels: 0 where light changes steadily.
-
-    frames: uint8 [T, H, W, 3]. Videos of fewer than three frames have none: 0.
-    """
-    if len(frames) < 3:
-        return 0.0
-    luma = [frame @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32) for frame in frames]
-    seconds = [np.abs(a - 2 * b + c).mean() for a, b, c in zip(luma, luma[1:], luma[2:], strict=False)]
-    return float(np.mean(seconds))
-
-
 def _profiles(runs: Runs) -> list[dict[str, Any]]:
     """Per profile of the schedule: its steps, their density, and their time over all repeats."""
     table: dict[str, dict[str, Any]] = {}
     for index, step in enumerate(runs.report["steps"]):
         entry = table.setdefault(step["profile"], {"profile": step["profile"], "steps": 0, "times": []})
         entry["steps"] += 1
-        entry |= {"method": step["method"], "kernel": step["kernel"], "density": round(step["density"], 4)}
+        density = step["density"]
+        entry |= {"method": step["method"], "kernel": step["kernel"], "density": density and round(density, 4)}
+        entry |= {"tile": step.get("tile"), "window": step.get("window")}
         entry["times"] += [repeat[index] for repeat in runs.steps]
     return [{"step_s": spread(entry.pop("times")), **entry} for entry in table.values()]
 

@@ -10,7 +10,22 @@ from typing import Annotated
 import typer
 
 from fpsgen import __version__, errors
-from fpsgen.cli import batch, bench, compare, console, doctor, generate, info, models, options, report, train
+from fpsgen.cli import (
+    batch,
+    bench,
+    compare,
+    console,
+    doctor,
+    evaluate,
+    generate,
+    info,
+    models,
+    options,
+    report,
+    train,
+    train_export,
+    train_prep,
+)
 from fpsgen.cli.usage import explain_usage
 from fpsgen.errors import FpsgenError
 from fpsgen.signals import Terminated, stoppable
@@ -34,7 +49,10 @@ app = typer.Typer(
 app.command(cls=options.Command, epilog=generate.EXAMPLES)(generate.generate)
 app.command(cls=options.Command, epilog=batch.EXAMPLES)(batch.batch)
 app.add_typer(bench.app)
-app.command(cls=options.Command, epilog=train.EXAMPLES)(train.train)
+app.command(cls=options.Command, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+train.app.command("export", cls=options.Command, epilog=train_export.EXAMPLES)(train_export.export)
+train.app.command("prep", cls=options.Command, epilog=train_prep.EXAMPLES)(train_prep.prep)
+app.add_typer(train.app)
 app.add_typer(models.app)
 app.command(cls=options.Command, epilog=info.INFO_EXAMPLES)(info.info)
 app.command(cls=options.Command, epilog=info.REPLAY_EXAMPLES)(info.replay)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import typer
 
 from fpsgen.cli import console
 from fpsgen.cli.options import CONTEXT, Command, Group, examples, takes_settings
+from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.settings.bench_table import SHAPES
 from fpsgen.settings.gather import DEFAULT, gather
 from fpsgen.settings.parsers import method_names
@@ -30,10 +31,15 @@ app = typer.Typer(
     ),
 )
 KERNEL_EXAMPLES = examples(
-    "fpsgen bench kernel --shape 480p,720p --heads 12,40", "fpsgen bench kernel --shape nano --compare bf16,fps"
+    "fpsgen bench kernel --shape 480p,720p --heads 12,40",
+    "fpsgen bench kernel --shape nano --compare bf16,fps",
+    'fpsgen generate "a cat surfing" --capture captures/cat && fpsgen bench kernel --captured captures/cat',
 )
 
 
+WATERFALL_EXAMPLES = examples(
+    "fpsgen bench waterfall", "fpsgen bench waterfall -m wan2.1-1.3b --res 720p --random-weights --schedule paper"
+)
 STEPS_EXAMPLES = examples("fpsgen bench steps --compare fp8,sta", "fpsgen bench steps -m nano --schedule paper")
 
 
@@ -71,36 +77,48 @@ def bench(context: typer.Context, given: dict[str, Any]) -> None:
 def kernel(given: dict[str, Any]) -> None:
     """Time attention alone, against SDPA, FlexAttention and FlashAttention-3 (if installed); each result is checked."""
     settings = gather(given)
+    random_alone = [name for name in ("shape", "heads", "batch") if settings.origin(name) != DEFAULT]
+    if settings.captured is not None and random_alone:
+        what = f"--captured brings its own shapes, but --{random_alone[0]} was given too"
+        raise FpsgenError(what, "leave one of them out", USAGE)
     names = method_names() if settings.origin("compare") == DEFAULT else settings.compare
     from fpsgen.pipeline.memory import check_device
 
     check_device(settings.device)
     console.quiet_libraries(settings.debug)
+    import torch
+
     from fpsgen.bench import kernel as measured
     from fpsgen.bench.end_to_end import append_rows
     from fpsgen.pipeline.loaded_model import choose_device
     from fpsgen.report.kernel import line, lines
 
     by_name: dict[Any, Any] = SHAPES
-    shapes = [
-        measured.Shape(str(name), by_name.get(name, name), heads, 64 if name == "nano" else 128, batch, tile)
-        for name in settings.shape
-        for heads in settings.heads
-        for batch in settings.batch
-        for tile in settings.tile
-    ]
+    if settings.captured is not None:
+        shapes = measured.captured_shapes(Path(settings.captured), settings.tile)
+    else:
+        shapes = [
+            measured.Shape(str(name), by_name.get(name, name), heads, 64 if name == "nano" else 128, batch, tile)
+            for name in settings.shape
+            for heads in settings.heads
+            for batch in settings.batch
+            for tile in settings.tile
+        ]
     device = choose_device(settings.device)
     if device.type == "cpu":
         console.warning(
             "these are times of a CPU; the GPU kernels play no part, and a row of a large shape takes minutes"
         )
-    rows = []
-    for row in each(measured.run(shapes, list(names), list(settings.density), settings.row_seconds, device), device):
-        rows.append(row)
-        if not settings.quiet:
-            console.note(line(row))
     path = Path(settings.bench_output) / "kernel.jsonl"
-    append_rows(rows, path)
+    rows = []
+    # events and kernels that are measured alone go to the current device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        made = measured.run(shapes, list(names), list(settings.density), settings.row_seconds, device)
+        for row in each(made, device):
+            rows.append(row)
+            append_rows([row], path)
+            if not settings.quiet:
+                console.note(line(row))
     if settings.json:
         console.print_json("bench kernel", rows)
         return
@@ -121,14 +139,39 @@ def steps(given: dict[str, Any]) -> None:
             from fpsgen.bench.rows import append_rows
         with console.library_warnings(timing.warn, settings.debug):
             rows = measured.run(request, settings.compare, timing, command_line())
+    from fpsgen.report import steps as shown
+
     path = Path(settings.bench_output) / "steps.jsonl"
     append_rows(rows, path)
+    present(rows, path, shown, "bench steps", settings, timing)
+
+
+@app.command("waterfall", cls=Command, epilog=WATERFALL_EXAMPLES)
+@takes_settings("bench waterfall")
+def waterfall(given: dict[str, Any]) -> None:
+    """What each part is worth, added one by one: tile order, attention, FP8 linear layers, fused passes, decoder."""
+    settings = gather(given)
+
+    with measuring(settings) as (request, timing):
+        with timing.stage("import"):
+            from fpsgen.bench import waterfall as measured
+            from fpsgen.bench.rows import append_rows
+        with console.library_warnings(timing.warn, settings.debug):
+            rows = measured.run(request, settings.repeats, settings.random_weights, timing, command_line())
+    from fpsgen.report import waterfall as shown
+
+    path = Path(settings.bench_output) / "waterfall.jsonl"
+    append_rows(rows, path)
+    present(rows, path, shown, "bench waterfall", settings, timing)
+
+
+def present(rows: list[dict[str, Any]], path: Path, shown: Any, command: str, settings: Any, timing: Any) -> None:
+    """Write the chart beside the rows, print table and paths. shown: a module of report/ with table and chart."""
     from fpsgen.files import write_text
-    from fpsgen.report import steps as shown
 
     chart = write_text(shown.chart(rows), path.with_suffix(".svg"), overwrite=True)
     if settings.json:
-        console.print_json("bench steps", rows, timing.warnings)
+        console.print_json(command, rows, timing.warnings)
         return
     if not settings.quiet:
         print("\n".join(shown.table(rows)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fpsgen.cli import console, progress
+from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.libraries import import_libraries
 from fpsgen.pipeline.memory import check_machine
@@ -12,6 +14,7 @@ from fpsgen.report.lines import describe, summary
 from fpsgen.text import show
 
 if TYPE_CHECKING:
+    from fpsgen.pipeline.capture import Capture
     from fpsgen.pipeline.request import GenerateRequest
     from fpsgen.settings.gather import Settings
 
@@ -23,6 +26,7 @@ def make_video(
 
     notes: warnings that came up before. made_on: the device that a replayed video was made on.
     """
+    capture = capture_of(settings)
     check_machine(request)
     console.quiet_libraries(settings.debug)
     with progress.choose(settings.quiet) as events:
@@ -36,7 +40,7 @@ def make_video(
         from fpsgen.pipeline.run import run
 
         with console.library_warnings(timing.warn, settings.debug):
-            result = run(request, timing)
+            result = run(request, timing, capture=capture)
         if made_on not in (None, result.recipe["device"]):
             timing.warn(f"it was made on {show(made_on)}, and now on {result.recipe['device']}")
         events.note("saved", summary(result.report))
@@ -44,3 +48,16 @@ def make_video(
         console.print_json(command, [result.as_json()], timing.warnings)
     else:
         print(result.path, flush=True)
+
+
+def capture_of(settings: Settings) -> Capture | None:
+    """What --capture asks for. Raises FpsgenError USAGE for its options alone."""
+    if settings.capture is None:
+        if settings.capture_layers or settings.capture_steps:
+            raise FpsgenError("--capture-layers and --capture-steps need --capture", "add --capture FOLDER", USAGE)
+        return None
+    from fpsgen.pipeline.capture import Capture
+
+    found = Capture(Path(settings.capture), settings.capture_layers, settings.capture_steps, settings.overwrite)
+    found.check_free()
+    return found

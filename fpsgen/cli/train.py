@@ -1,4 +1,4 @@
-"""`fpsgen train`: make a model expect FPSAttention, from prompts alone, and export it with its schedule."""
+"""`fpsgen train`: make a model expect FPSAttention, from prompts or videos, and export it with its schedule."""
 
 from __future__ import annotations
 
@@ -9,12 +9,30 @@ import typer
 
 from fpsgen.cli import console, options, progress
 from fpsgen.errors import USAGE, FpsgenError
-from fpsgen.settings.gather import gather
 
-EXAMPLES = options.examples(
-    "fpsgen train --preset nano-demo",
-    "fpsgen train run.toml -o runs/mine",
-    "A run that was stopped goes on with the same line.",
+
+class _RunOrCommand(options.Group):
+    """A group whose first word is a run's file, unless it is the name of one of its commands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] in self.commands:
+            return super().parse_args(ctx, ["", *args])  # no run's file
+        ctx.allow_interspersed_args = True
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    name="train",
+    cls=_RunOrCommand,
+    help="Train a model to expect FPSAttention; prepare what it is trained on; export it.",
+    context_settings=options.CONTEXT,
+    pretty_exceptions_enable=False,
+    epilog=options.examples(
+        "fpsgen train --preset nano-demo",
+        "fpsgen train run.toml -o runs/mine",
+        "torchrun --nproc-per-node 8 -m fpsgen train run.toml",
+        "A run that was stopped goes on with the same line.",
+    ),
 )
 
 
@@ -31,7 +49,9 @@ class _Steps:
         self.timing.step(index, total, note)
 
 
+@app.callback(invoke_without_command=True)
 def train(
+    context: typer.Context,
     config: Annotated[
         str | None,
         typer.Argument(
@@ -54,8 +74,10 @@ def train(
     """Distil a model's dense attention into its sparse one, export it and make a sample.
 
     stdout: the folder of the trained model. Exit codes: 2 usage, 4 input file, 5 model, 6 machine, 7 disk, 9 loss not
-    finite, 11 folder in use.
+    finite or rising, 11 folder in use.
     """
+    if context.invoked_subcommand:
+        return
     from fpsgen.train import config as runs
 
     if (config is None) == (preset is None):
@@ -66,31 +88,40 @@ def train(
     from fpsgen.pipeline.events import Timing
 
     console.quiet_libraries(False)
-    with progress.choose(bool(quiet)) as events:
+    first = _first_process()
+    with progress.choose(bool(quiet) or not first) as events:
         timing = Timing(events)
         with timing.stage("import"):
+            from fpsgen.cli.train_videos import Validation, sample_and_measure
             from fpsgen.pipeline.loaded_model import choose_device
             from fpsgen.train.run import train as train_run
-        events.note("run", f"{run.name}: {len(run.prompts)} prompts, {run.steps} steps, in {folder}")
+        events.note("run", f"{run.name}: {run.steps} steps of {run.batch}, in {folder}")
         with console.library_warnings(timing.warn, False), timing.stage("train"):
             steps = _Steps(timing, "pairs"), _Steps(timing, "train")
-            result = train_run(run, folder, choose_device(device), *steps)
-        for name, before in sorted(result.report["held_out_error"]["before"].items()):
-            after = result.report["held_out_error"]["after"][name]
-            events.note("error", f"{name}: {before:.4g} before, {after:.4g} after (held-out velocity, relative)")
-        sample = _sample(result.model, run.prompts[-1], folder / "sample.mp4", device, timing)
-        events.note("sample", str(sample))
+            result = train_run(run, folder, choose_device(device), *steps, events.note, Validation(run, device, timing))
+        if not first:
+            return
+        for line in _outcome(result.report):
+            events.note("error", line)
+        found = sample_and_measure(run, result.model, folder, device, timing)
+        for name, value in found["psnr_db"].items():
+            events.note("sample", f"{folder / name}.mp4: {value:.1f} dB PSNR to the dense video of the same seed")
     if as_json:
-        console.print_json("train", [result.report | {"model": str(result.model), "sample": str(sample)}])
+        console.print_json("train", [result.report | {"model": str(result.model), **found}])
     else:
         print(result.model, flush=True)
 
 
-def _sample(model: Path, prompt: str, path: Path, device: str, timing: Any) -> Path:
-    """A video of the exported folder, by the schedule in it."""
-    from fpsgen.cli.model_choice import choose_model
-    from fpsgen.pipeline.plan import plan
-    from fpsgen.pipeline.run import run
+def _first_process() -> bool:
+    """Whether torchrun started this process as the one that talks, or did not start it."""
+    import os
 
-    settings = gather({"model": str(model), "output": str(path), "device": device, "overwrite": True})
-    return run(plan(prompt, settings, choose_model(settings)).request, timing).path
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _outcome(report: dict[str, Any]) -> list[str]:
+    errors = report["held_out_error"]
+    return [
+        f"{name}: {before:.4g} before, {errors['after'][name]:.4g} after (held-out velocity, relative)"
+        for name, before in sorted(errors["before"].items())
+    ]

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from fpsgen.fused.device import device_of
+
 EPS = 1e-24  # diffusers divides by the norm or 1e-12, whichever is larger
 
 
@@ -42,7 +44,8 @@ def norm_silu(
     batch, frames, height, length, channels = parts.x.shape
     out = parts.x.new_empty(batch, history + frames, height, length, width or channels)
     if parts.x.is_cuda:
-        return launch_norm_silu(parts, gain, silu, keep, out), out
+        with device_of(parts.x):
+            return launch_norm_silu(parts, gain, silu, keep, out), out
     total = parts.value()
     wide = total.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS) * gain.float()
@@ -54,7 +57,8 @@ def norm_silu(
 def upsample(parts: Sum) -> torch.Tensor:
     """The sum with every pixel four times, [B, T, 2 H, 2 W, C]."""
     if parts.x.is_cuda:
-        return launch_upsample(parts)
+        with device_of(parts.x):
+            return launch_upsample(parts)
     batch, frames, height, width, channels = parts.x.shape
     wide = parts.value()[:, :, :, None, :, None].expand(batch, frames, height, 2, width, 2, channels)
     return wide.reshape(batch, frames, 2 * height, 2 * width, channels)

@@ -13,6 +13,7 @@ import torch
 from torch.compiler import is_compiling
 
 from fpsgen.fused import reference
+from fpsgen.fused.device import device_of
 
 
 class FP8Rows(NamedTuple):
@@ -84,7 +85,8 @@ def _quantize(x: torch.Tensor, gelu: bool, fp8: bool) -> tuple[torch.Tensor, tor
     if x.is_cuda:
         from fpsgen.fused import launch
 
-        out, scale = launch.quantize(_matrix(x), gelu, fp8)
+        with device_of(x):
+            out, scale = launch.quantize(_matrix(x), gelu, fp8)
         return out.view(x.shape), scale.view(*x.shape[:-1], 1) if fp8 else scale
     wide = reference.gelu_tanh(x) if gelu else x
     return reference.quantize(wide) if fp8 else (wide.to(x.dtype), x.new_empty(0, dtype=torch.float32))
@@ -94,9 +96,9 @@ def _norm(x, y, gate, mul, add, eps, one, fp8):
     if x.is_cuda:
         from fpsgen.fused import launch
 
-        total, out, scale = launch.norm(
-            x.contiguous(), None if y is None else y.contiguous(), gate, mul, add, eps, one, fp8
-        )
+        y = None if y is None else y.contiguous()
+        with device_of(x):
+            total, out, scale = launch.norm(x.contiguous(), y, gate, mul, add, eps, one, fp8)
         return total, out, scale.view(*x.shape[:-1], 1) if fp8 else scale
     none = x.new_empty(0, dtype=torch.float32)
     total = none if y is None else reference.residual(x, y, gate)
@@ -110,7 +112,8 @@ def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor
     if x.is_cuda:
         from fpsgen.fused import launch
 
-        launch.rms_norm(_matrix(x), weight, eps)
+        with device_of(x):
+            launch.rms_norm(_matrix(x), weight, eps)
         return x
     return x.copy_(reference.rms_norm(x, weight, eps))
 

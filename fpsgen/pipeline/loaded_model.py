@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from fpsgen.errors import ENVIRONMENT, MODEL, FpsgenError
 from fpsgen.models.catalog.cache import missing
 from fpsgen.models.catalog.machine import this_machine
 from fpsgen.models.wan.load import load
+from fpsgen.models.wan.lora_file import add_lora_file
 from fpsgen.models.wan.random_weights import random_pipeline
 from fpsgen.pipeline.events import Timing
-from fpsgen.pipeline.memory import check_device
+from fpsgen.pipeline.memory import NO_COMPILER, check_device
 from fpsgen.pipeline.request import GenerateRequest
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -44,7 +46,10 @@ def load_model(request: GenerateRequest, timing: Timing, random: bool = False) -
         choice = request.model
         if choice.folder is None:
             raise missing(choice.spec.name, choice.spec)
-        return LoadedModel(load(choice, device=device, dtype=dtype), device, dtype)
+        pipe = load(choice, device=device, dtype=dtype)
+        if request.values()["lora"]:
+            add_lora_file(pipe, Path(request.values()["lora"]))
+        return LoadedModel(pipe, device, dtype)
 
 
 @contextmanager
@@ -61,6 +66,8 @@ def readable_errors(request: GenerateRequest, timing: Timing) -> Iterator[None]:
         message = f"the GPU ran out of memory in stage {stage} at {video.width}x{video.height}x{video.frames}"
         raise FpsgenError(message, "try a smaller --res or fewer --frames", ENVIRONMENT) from error
     except (MemoryError, RuntimeError) as error:
+        if "C compiler" in str(error):
+            raise NO_COMPILER from error
         if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):
             raise
         message = f"memory ran out in stage {timing.running}"

@@ -49,6 +49,7 @@ def plan(prompt: str, settings: Settings, choice: ModelChoice | None = None) -> 
     spec = choice.spec
     values = {e.name: settled(e, settings, spec) for e in SETTINGS.values() if e.recipe or e.key}
     values |= {"prompt": text, "max_sequence_length": spec.max_sequence_length, "schedule": schedule}
+    check_lora(values["lora"])
     if values["seed"] is None:
         values["seed"] = secrets.randbelow(2**31)
     geometry = choice.geometry
@@ -86,6 +87,12 @@ def check_prompt(prompt: str) -> str:
         message = f"the prompt has {len(text)} characters, more than {MAX_TEXT}"
         raise FpsgenError(message, "shorten it; the models read some 300 words", USAGE)
     return text
+
+
+def check_lora(name: str) -> None:
+    """Raise FpsgenError BAD_INPUT where there is no such file."""
+    if name and not os.path.isfile(name):
+        raise FpsgenError(f"there is no LoRA file {show(name)}", "give --lora a .safetensors file", BAD_INPUT)
 
 
 def check_schedule(name: str | None) -> str | Schedule | None:

@@ -57,6 +57,8 @@ def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRe
     settings: where the new video goes, and the device; unset takes the recipe's kind of device. Every value is judged
     as the command line judges it. Raises FpsgenError: BAD_INPUT for a recipe that is not whole, MODEL, DISK, USAGE.
     """
+    asked = settings.origin("device") != "default"
+    device = settings.device if asked else "cpu" if recipe.get("device") == "cpu" else "cuda"
     values: dict[str, Any] = {}
     own_form = {"dtype": _DTYPES.get(str(recipe.get("dtype")), "auto"), "method": _method(recipe)}
     if recipe.get("linear", AS_SCHEDULED) == AS_SCHEDULED:
@@ -68,7 +70,7 @@ def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRe
         if found is None:
             if entry.model_default or (entry.default is None and entry.name not in own_form):
                 raise _unusable(entry.name)
-            values[entry.name] = entry.default  # an option that came later than the recipe
+            values[entry.name] = _before(entry.name, device)
             continue
         try:
             values[entry.name] = entry.read(found)
@@ -80,10 +82,16 @@ def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRe
     choice, differ = _model(recipe.get("model"))
     what = values["prompt"], values["seed"]
     path, numbered = resolve_output(settings.output, *what, settings.overwrite, values["frames"], values["fps"])
-    asked = settings.origin("device") != "default"
-    device = settings.device if asked else "cpu" if recipe.get("device") == "cpu" else "cuda"
     values |= {"path": path, "numbered": numbered, "overwrite": settings.overwrite, "metadata": True, "device": device}
     return request_from_values(values, choice), differ + _other_versions(recipe.get("versions"))
+
+
+def _before(name: str, device: str) -> Any:
+    """What held before there was this option, so that an older recipe gives its video again: fpsgen 0.1 had the
+    rounding of diffusers, and on a CPU the reference.
+    """
+    was = {"exact": True, "method_impl": "reference" if device == "cpu" else "auto"}
+    return was.get(name, SETTINGS[name].default)
 
 
 def _method(recipe: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from fpsgen.models.patch.step_cache import cache_config
 from fpsgen.models.wan.random_weights import random_embeds
 from fpsgen.models.wan.scheduler import noise_from
 from fpsgen.models.wan.vae import decode_dtype, fast_decoder
+from fpsgen.pipeline.capture import Capture
 from fpsgen.pipeline.checks import check_latents, to_frames
 from fpsgen.pipeline.events import Timing, peak_rss
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model, readable_errors, set_shift
@@ -61,11 +62,14 @@ class Rendered:
     recipe: dict[str, Any]
 
 
-def run(request: GenerateRequest, timing: Timing, model: LoadedModel | None = None) -> GenerateResult:
+def run(
+    request: GenerateRequest, timing: Timing, model: LoadedModel | None = None, capture: Capture | None = None
+) -> GenerateResult:
     """Make the video that `request` describes. Reported to timing.events: stages, steps, warnings.
 
-    model: the request's, if it is loaded already; it is as before afterwards. Raises FpsgenError: MODEL, ENVIRONMENT
-    (device, memory), NUMERIC (no real video), DISK. No file is left then.
+    model: the request's, if it is loaded already; it is as before afterwards. capture: inputs of attention to save
+    meanwhile. Raises FpsgenError: MODEL, ENVIRONMENT (device, memory), NUMERIC (no real video), DISK. No video is left
+    then.
     """
     unknown = words_note(request)
     if unknown:
@@ -73,7 +77,7 @@ def run(request: GenerateRequest, timing: Timing, model: LoadedModel | None = No
     if model is None:
         check_ffmpeg()  # before there is work to lose
         model = load_model(request, timing)
-    made = render(model, request, timing)
+    made = render(model, request, timing, capture)
     if made.frames is None:
         raise ValueError("random weights make no video")
     with timing.stage("mux"):
@@ -85,7 +89,7 @@ def run(request: GenerateRequest, timing: Timing, model: LoadedModel | None = No
     return GenerateResult(path, beside, made.recipe, report)
 
 
-def render(model: LoadedModel, request: GenerateRequest, timing: Timing) -> Rendered:
+def render(model: LoadedModel, request: GenerateRequest, timing: Timing, capture: Capture | None = None) -> Rendered:
     """The video as frames, nothing written. The pipeline is unpatched again afterwards. Raises as `run`."""
     pipe, attention, values = model.pipe, request.attention, request.values()
     more = {"linear": values["linear"], "exact": values["exact"], "impl": attention.method_impl}
@@ -97,9 +101,14 @@ def render(model: LoadedModel, request: GenerateRequest, timing: Timing) -> Rend
         with apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
             with timing.stage("text"):
                 embeds = _stand_in(model, request) if model.random else encode(pipe, request, timing)
-            with timing.stage("denoise"), handle.timer() as timer:
+            observer = None
+            if capture is not None:
+                observer = capture.start(len(pipe.transformer.blocks), request.sampling.steps, _of_capture(request))
+            with timing.stage("denoise"), handle.timer() as timer, handle.observing(observer):
                 latents = denoise(pipe, handle, request, embeds, timing)
                 attention_s = timer.seconds()
+            if observer is not None:
+                observer.check_complete()
             frames, held = None, {}
             if not model.random:
                 with timing.stage("vae"), fast_decoder(pipe.vae, values["exact"]):
@@ -220,6 +229,10 @@ def handle_note(handle: Any) -> str:
         return ""
     density = "" if step["density"] is None else f" {step['density']:.0%}"
     return f"{step['profile']} ({step['method']}{density})"
+
+
+def _of_capture(request: GenerateRequest) -> dict[str, Any]:
+    return {"model": request.model.spec.name, "prompt": request.prompt.text, "seed": request.sampling.seed}
 
 
 def _found_out(model: LoadedModel, handle: Any, linear: str | None, exact: bool) -> dict[str, Any]:

@@ -22,6 +22,7 @@ COLUMNS = {
     "median": "ms, median",
     "range": "p10-p90",
     "rate": "TFLOP/s",
+    "error": "Error to fp64",
     "attend": "attention alone, TFLOP/s",
     "blocks": "with padding",
     "prep": "quantization, ms",
@@ -45,43 +46,51 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
     """The rows as text, a block for each shape."""
     shown = [f"{rows[0]['device']}, commit {rows[0]['commit'] or 'unknown'}"]
     shown.append("TFLOP/s of kept pairs of real tokens; attend: without quantization; host: CPU time of a call, us")
+    shown.append("error: to fp64 over the same keys; to dense: to fp64 over all keys, of captured inputs")
     for name in dict.fromkeys(map(_group, rows)):
-        block = [[name, "density", "ms", "p10-p90", "TFLOP/s", "error", "attend", "host"]]
+        block = [[name, "density", "ms", "p10-p90", "TFLOP/s", "error", "to dense", "attend", "host"]]
         for row in rows:
             if _group(row) != name:
                 continue
             if "missing" in row:
-                block.append([row["method"], row["missing"], *[""] * 6])
+                block.append([row["method"], row["missing"], *[""] * 7])
                 continue
             spread = f"{row['p10_ms']:.3f}-{row['p90_ms']:.3f}"
             figures = [f"{row['density']:.1%}", f"{row['median_ms']:.3f}", spread, f"{row['tflops']:.0f}"]
             host = f"{row['host_us']:.0f}" if row["host_us"] is not None else ""
-            rest = [f"{row['relative_error']:.1e}", _number(row, "attend_tflops", 0), host]
+            dense = f"{row['error_to_dense']:.1e}" if row["captured"] else ""  # of random data it says nothing
+            rest = [f"{row['relative_error']:.1e}", dense, _number(row, "attend_tflops", 0), host]
             block.append([row["method"], *figures, *rest])
         shown += columns(block)
     return shown
 
 
 def _group(row: dict[str, Any]) -> str:
-    tiles = "" if row["tiles"] == "fit" else " tiles {}x{}x{}".format(*row["tiles"])
-    return f"{row['shape']}{tiles}, {row['heads']} heads" + (f", batch {row['batch']}" if row["batch"] > 1 else "")
+    return f"{row['shape']}{_tiles(row)}, {row['heads']} heads" + (
+        f", batch {row['batch']}" if row["batch"] > 1 else ""
+    )
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
-    tiles = "" if row["tiles"] == "fit" else ", tiles ({}, {}, {})".format(*row["tiles"])
     batch = f", batch {row['batch']}" if row["batch"] > 1 else ""
     return {
-        "what": f"{row['shape']}, {row['heads']} heads{batch}{tiles}",
+        "what": f"{row['shape']}, {row['heads']} heads{batch}{_tiles(row)}",
         "runs": "peer" if row["peer"] else row["kernel"],
         "kept": f"{row['density']:.1%}",
         "median": f"{row['median_ms']:.3f}",
         "range": f"{row['p10_ms']:.2f}-{row['p90_ms']:.2f}",
         "rate": f"{row['tflops']:.0f}",
+        "error": f"{row['relative_error']:.1e}" if "relative_error" in row else "",
         "attend": _number(row, "attend_tflops", 0),
         "blocks": _number(row, "attend_block_tflops", 0),
         "prep": _number(row, "prepare_ms", 2),
         "with_norm_rope": _number(row, "prepare_norm_rope_ms", 2),
     }
+
+
+def _tiles(row: dict[str, Any]) -> str:
+    tiles = row["tiles"]
+    return "" if tiles == "fit" else f", tiles {tiles}" if isinstance(tiles, str) else f", tiles {tuple(tiles)}"
 
 
 def _number(row: dict[str, Any], key: str, digits: int) -> str:

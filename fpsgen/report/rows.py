@@ -2,64 +2,68 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fpsgen.errors import BAD_INPUT, FpsgenError
+from fpsgen.fields import Field, Spec, fields, many, mapping, or_null, parse_json, raw, real, switch, text, whole
+from fpsgen.files import read_text
+from fpsgen.text import show
 
 SCHEMAS = ("fpsgen.bench/1", "fpsgen.bench/2")
 LIMIT = 64 << 20  # bytes
-_NEEDED = {
-    "method": str,
-    "baseline": str,
-    "device": str,
-    "created": str,
-    "model": str,
-    "prompt": str,
-    "schedule": str,
-    "versions": dict,
-    "stages_s": dict,
-    "step_s": dict,
-    "total_s": dict,
-    "peak_memory": dict,
-    "kernels": dict,
-    "speedup_denoise": float,
-    **dict.fromkeys(("width", "height", "frames", "tokens", "steps", "seed"), int),
+_REMEDY = "name a file that fpsgen bench wrote"
+_COUNT = whole(0, 10**12)
+_SECONDS = real(0, 1e9)
+_SPREAD: Spec = {"median": _SECONDS, "min": _SECONDS, "max": _SECONDS}
+
+
+def _spread(value: Any) -> dict[str, Any]:
+    try:
+        return fields(value, _SPREAD, "", more=True)
+    except FpsgenError as error:
+        raise ValueError from error
+
+
+def _figure(low: float, high: float) -> Field:
+    return or_null(real(low, high))
+
+
+_ROW: Spec = {
+    **dict.fromkeys(("method", "baseline", "device", "created", "model", "schedule"), text(1000)),
+    **dict.fromkeys(("width", "height", "frames", "tokens", "steps", "seed"), _COUNT),
+    **dict.fromkeys(("step_s", "total_s"), _SPREAD),
+    "prompt": text(100_000),
+    "guidance": real(0, 1e9),
+    "versions": mapping(or_null(text(200))),
+    "commit": or_null(text(200)),
+    "random_weights": switch(),
+    "stages_s": mapping(Field(_spread, "the median, min and max of a stage")),
+    "steps_s": many(_SECONDS, 0, 100_000, default=()),
+    "peak_memory": {"cuda_bytes": or_null(_COUNT)},
+    "kernels": mapping(_COUNT),
+    "speedup_denoise": real(0, 1e9),
+    "attention_share": _figure(0, 100),
+    "density": _figure(0, 1),
+    **dict.fromkeys(("psnr_db", "vmaf", "xpsnr_db"), _figure(-1e4, 1e4)),
+    **dict.fromkeys(("ssim", "flicker"), _figure(-1, 1e4)),
+    "fused": or_null(switch()),
+    "video": or_null(raw(4096)),
+    "command": text(100_000, "", empty=True),
 }
-_OPTIONAL = ("commit", "random_weights", "attention_share", "density", "psnr_db", "ssim", "video", "guidance")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of one file, in order. Raises FpsgenError BAD_INPUT naming file and line."""
-    try:
-        if path.stat().st_size > LIMIT:
-            raise FpsgenError(f"{path} is larger than 64 MiB", "name a file that fpsgen bench wrote", BAD_INPUT)
-        texts = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise FpsgenError(f"{path} cannot be read: {why}", "name a bench.jsonl file", BAD_INPUT) from None
-    return [_row(text, f"{path} line {number}") for number, text in enumerate(texts, 1) if text.strip()]
+    """The rows of one file, in order, each value checked. Raises FpsgenError BAD_INPUT naming file and line."""
+    lines = read_text(path, LIMIT, show(path)).split("\n")
+    return [_row(line, f"{show(path)} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _row(text: str, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
-        raise FpsgenError(f"{place} is not JSON", "name a file that fpsgen bench wrote", BAD_INPUT) from None
-    if not isinstance(row, dict) or row.get("schema") not in SCHEMAS:
+def _row(line: str, place: str) -> dict[str, Any]:
+    row = parse_json(line, place, example=_REMEDY)
+    if row.get("schema") not in SCHEMAS:
         raise FpsgenError(f"{place} is no row of fpsgen bench", f"their schemas are {', '.join(SCHEMAS)}", BAD_INPUT)
-    wrong = [key for key, kind in _NEEDED.items() if not _is(row.get(key), kind)]
-    wrong += [key for key in _OPTIONAL if key not in row]
-    if not wrong:
-        spreads = (row["step_s"], row["total_s"], *row["stages_s"].values())
-        wrong += [] if "denoise" in row["stages_s"] else ["stages_s"]
-        wrong += [] if all(isinstance(x, dict) and _is(x.get("median"), float) for x in spreads) else ["times"]
-    if wrong:
-        raise FpsgenError(f"{place}: {wrong[0]} cannot be used", "name a file that fpsgen bench wrote", BAD_INPUT)
+    row |= fields(row, _ROW, place, more=True, example=_REMEDY)
+    if not row["stages_s"].get("denoise", {}).get("median"):
+        raise FpsgenError(f"{place}: stages_s has no time of denoising", _REMEDY, BAD_INPUT)
     return row
-
-
-def _is(value: object, kind: type) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number if kind is float else isinstance(value, kind) and not isinstance(value, bool)

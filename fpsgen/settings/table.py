@@ -6,20 +6,20 @@ Command-line options, FPSGEN_* variables, fpsgen.toml, lines of prompt files, re
 
 from __future__ import annotations
 
+from fpsgen.attention.implementations import IMPLEMENTATIONS
 from fpsgen.settings import parsers as parse
 from fpsgen.settings.bench_table import BENCH_SETTINGS
 from fpsgen.settings.parsers import method_names
 from fpsgen.settings.setting import ANYWHERE, ENVIRONMENT, FILE, Setting
 
 VIDEO, QUALITY, SPEED, OUTPUT, MACHINE = "Video", "Quality", "Acceleration", "Output", "Machine"
-IMPLEMENTATIONS = ("auto", "reference", "triton")  # those of attention/plan.py
 LINEARS = ("bf16", "fp8")
 CACHES = ("none", "first-block", "magcache", "taylorseer")  # those of models/patch/step_cache.py
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 MAX_TEXT = 10_000  # characters of a prompt or negative prompt; the text encoders read 512 tokens
 
 _MAKE = ("generate", "batch")
-_PLAN = (*_MAKE, "bench", "bench steps")
+_PLAN = (*_MAKE, "bench", "bench steps", "bench waterfall", "evaluate")
 _ALL = (*_PLAN, "bench kernel", "replay", "compare", "info", "doctor", "models")
 
 
@@ -54,6 +54,22 @@ _ENTRIES = (
         layers=ANYWHERE,
         becomes=("model",),
         complete="models",
+    ),
+    Setting(
+        "lora",
+        parse.text_up_to(4096, "a LoRA file"),
+        "A LoRA file; one of fpsgen's runs by its schedule.",
+        VIDEO,
+        "mine.safetensors",
+        metavar="FILE",
+        default="",
+        unset="none",
+        commands=_PLAN,
+        layers=ANYWHERE,
+        recipe=True,
+        key=True,
+        complete="files",
+        mistaken_for=("adapter", "lora-path", "lora-file"),
     ),
     Setting(
         "res",

@@ -9,151 +9,142 @@ from pathlib import Path
 from typing import Any
 
 from fpsgen.attention.presets import PRESETS as SCHEDULES
-from fpsgen.attention.schedule import Schedule
+from fpsgen.attention.schedule import LINEAR_PARTS, Schedule
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
-from fpsgen.fields import Spec, fields, many, real, switch, text, whole
-from fpsgen.files import read_text, read_toml
-from fpsgen.text import show
+from fpsgen.fields import Field, Spec, choice, fields, many, raw, real, switch, text, whole
+from fpsgen.files import read_json, read_text, read_toml
+from fpsgen.settings.table import LINEARS
+from fpsgen.text import show, split_lines
 
 _LIMIT = 1 << 20
+AS_SCHEDULED = "as scheduled"
 EXAMPLE = (
     'a run has model = "nano", schedule = "run-schedule.toml", prompts = ["a cat surfing"] and held_out = 0 or more'
 )
-
-NANO_DEMO_SCHEDULE = """
-name = "nano-demo"
-trained = false
-dense_layers = []
-windows = [
-  { low = 0.0, high = 0.4655, profile = "late" },
-  { low = 0.4655, high = 0.934, profile = "middle" },
-  { low = 0.934, high = 1.0, profile = "early" },
-]
-
-[[profiles]]
-name = "early"
-method = "fps"
-tile = [3, 10, 2]
-window = [1, 0, 3]
-granularity = 8
-
-[[profiles]]
-name = "middle"
-method = "fps"
-tile = [3, 10, 2]
-window = [0, 0, 3]
-granularity = 1
-
-[[profiles]]
-name = "late"
-method = "fps"
-tile = [3, 10, 2]
-window = [1, 0, 5]
-granularity = 2
-"""
+STORED, LIVE = "stored", "live"
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """One run. Steps are optimizer steps.
 
-    model: a name of the registry, or a folder. schedule: as TOML text. prompts: the teacher makes a trajectory of each;
-    the last held_out of them are for validation alone. width, height, frames, teacher_steps, guidance, shift: of the
-    teacher's videos. batch: pairs a step. null_share: share of steps that train the branch without a prompt. flow:
-    weight of the flow-matching loss beside the distillation loss. lora_rank: 0 trains all weights. ema: decay of the
-    averaged weights. save_every, keep: steps between checkpoints, and how many are kept.
+    model: a name of the registry, or a folder. schedule: as TOML text. width, height, frames, shift: of the videos.
+    distill, flow: weights of the two losses. prompts: the teacher makes a trajectory of each, by teacher_steps and
+    guidance; the last held_out of them are for validation alone. data: a folder of `fpsgen train prep` for flow;
+    without one, flow leads to the ends of the teacher's trajectories. teacher: "stored" makes all pairs before the
+    first step, "live" while the run goes, with a frozen copy of the model beside it. batch: samples a step;
+    micro_batch: samples a forward, 0 for all of the batch. null_share: share of steps (distill) or samples (flow)
+    without a prompt. linear: "fp8" or "bf16" for all linear layers of the blocks, else as the schedule says.
+    density_ramp: steps from dense attention to the schedule's. lora_rank: 0 trains all weights. ema: decay of the
+    averaged weights. save_every, keep: steps between checkpoints, and how many are kept. dense_every: steps between
+    measurements of the loss with dense attention, 0 for none. sample_every: steps between validation videos, 0 for
+    none.
     """
 
     name: str
     model: str
     schedule: str
-    prompts: tuple[str, ...]
-    held_out: int
     width: int
     height: int
     frames: int
-    teacher_steps: int
-    guidance: float
-    shift: float
     steps: int
+    prompts: tuple[str, ...] = ()
+    held_out: int = 0
+    data: str = ""
+    distill: float = 1.0
+    flow: float = 0.0
+    teacher: str = STORED
+    teacher_steps: int = 50
+    guidance: float = 5.0
+    shift: float = 5.0
     batch: int = 1
+    micro_batch: int = 0
     lr: float = 1e-5
     weight_decay: float = 0.01
+    adam_eps: float = 1e-8
     warmup: int = 100
     clip: float = 1.0
     ema: float = 0.99
-    null_share: float = 0.2
-    flow: float = 0.0
+    null_share: float = 0.1
+    linear: str = AS_SCHEDULED
+    density_ramp: int = 0
     lora_rank: int = 0
     checkpointing: bool = True
     seed: int = 0
     save_every: int = 100
     keep: int = 2
+    dense_every: int = 50
+    sample_every: int = 0
 
     def __post_init__(self) -> None:
-        if self.held_out >= len(self.prompts):
+        if not (self.distill or self.flow):
+            raise FpsgenError(
+                "distill and flow are both 0", "give one of them a weight, such as distill = 1", BAD_INPUT
+            )
+        if self.uses_teacher and self.held_out >= len(self.prompts):
             raise FpsgenError(
                 f"held_out is {self.held_out}, and there are {len(self.prompts)} prompts",
                 "leave at least one prompt to train on",
                 BAD_INPUT,
             )
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise FpsgenError(
+                f"batch is {self.batch}, not a multiple of micro_batch {self.micro_batch}", "change one", BAD_INPUT
+            )
         self.parsed_schedule()
 
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether pairs of a teacher are needed."""
+        return bool(self.distill) or not self.data
+
     def parsed_schedule(self) -> Schedule:
+        """What is trained for; `linear` is part of it."""
         try:
-            return Schedule.from_toml(self.schedule)
+            schedule = Schedule.from_toml(self.schedule)
         except ValueError as error:
             what, _, remedy = str(error).partition("\n")
             raise FpsgenError(f"schedule: {what}", remedy or EXAMPLE, BAD_INPUT) from error
+        if self.linear == AS_SCHEDULED:
+            return schedule
+        return replace(schedule, fp8_linear=LINEAR_PARTS if self.linear == "fp8" else ())
 
     def digest(self, names: tuple[str, ...] | None = None) -> str:
-        """Of all settings, or of those named: equal digests, equal runs."""
-        values = {key: value for key, value in asdict(self).items() if names is None or key in names}
+        """Of what decides the weights, or of the settings named: equal digests, equal runs."""
+        values = {
+            key: value
+            for key, value in asdict(self).items()
+            if (key not in _OBSERVING if names is None else key in names)
+        }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
+    def to_json(self) -> str:
+        """As from_json reads it."""
+        return json.dumps(asdict(self), indent=1) + "\n"
 
-PRESETS = {
-    "nano-demo": TrainConfig(
-        name="nano-demo",
-        model="nano",
-        schedule=NANO_DEMO_SCHEDULE,
-        prompts=(
-            "a red ball bouncing over grass",
-            "a blue star circling in a night sky",
-            "a green fish swimming to the right in the sea",
-            "a yellow fish swimming to the left in the sea",
-            "a purple ball bouncing in a desert",
-            "a cat surfing",
-            "a white star rising in a night sky",
-            "an orange ball bouncing over grass",
-        ),
-        held_out=2,
-        width=256,
-        height=160,
-        frames=33,
-        teacher_steps=20,
-        guidance=4.0,
-        shift=3.0,
-        steps=200,
-        batch=2,
-        lr=2e-4,
-        warmup=10,
-        ema=0.97,
-        checkpointing=False,
-        save_every=50,
-    )
-}
+    @classmethod
+    def from_json(cls, path: Path) -> TrainConfig:
+        """Raises FpsgenError BAD_INPUT."""
+        what = f"run {show(path)}"
+        spec = _FIELDS | {"schedule": raw(_LIMIT), "prompts": many(text(10_000), 0, 100_000)}
+        return cls(
+            **fields(read_json(path, _LIMIT, what), spec, what, example=f"{show(path)} is no run of this version")
+        )
+
+
+_OBSERVING = ("save_every", "keep", "dense_every", "sample_every")  # change nothing but what is seen of a run
+PRESETS = ("nano-demo",)
 
 
 def preset(name: str) -> TrainConfig:
     """Raises FpsgenError USAGE for a name that does not exist."""
     if name not in PRESETS:
         raise FpsgenError(f"no preset is named {show(name)}", f"choose from {', '.join(PRESETS)}", USAGE)
-    return PRESETS[name]
+    return read_config(Path(__file__).with_name("presets") / f"{name}.toml")
 
 
 def read_config(path: Path) -> TrainConfig:
-    """A run from a TOML file. Raises FpsgenError BAD_INPUT naming the key."""
+    """A run from a TOML file. Files that it names are relative to it. Raises FpsgenError BAD_INPUT naming the key."""
     what = f"run {path}"
     values = fields(read_toml(path, _LIMIT, what), _FIELDS, what, example="")
     wanted = values["schedule"]
@@ -162,38 +153,56 @@ def read_config(path: Path) -> TrainConfig:
     else:
         file = path.parent / wanted
         values["schedule"] = read_text(file, _LIMIT, f"schedule {file}")
+    if isinstance(values["prompts"], str):
+        file = path.parent / values["prompts"]
+        lines = (line.strip() for line in split_lines(read_text(file, _LIMIT, f"prompts {file}")))
+        values["prompts"] = tuple(line for line in lines if line and not line.startswith("#"))
+    if values["data"]:
+        values["data"] = str((path.parent / values["data"]).resolve())
     return TrainConfig(**values)
 
 
-def shortened(config: TrainConfig, steps: int | None) -> TrainConfig:
-    return config if steps is None else replace(config, steps=steps)
+def _prompts(value: object) -> Any:
+    return (text(1000) if isinstance(value, str) else many(text(10_000), 0, 100_000)).check(value)
 
 
-_BASE: dict[str, Any] = {name: field.default for name, field in TrainConfig.__dataclass_fields__.items()}
+def _default(name: str) -> Any:
+    return TrainConfig.__dataclass_fields__[name].default
+
+
 _FIELDS: Spec = {
     "name": text(60),
     "model": text(1000),
     "schedule": text(1000),
-    "prompts": many(text(10_000), 1, 100_000),
-    "held_out": whole(0, 10_000, 0),
     "width": whole(16, 8192),
     "height": whole(16, 8192),
     "frames": whole(1, 1025),
-    "teacher_steps": whole(1, 1000, 50),
-    "guidance": real(0, 100, 5.0),
-    "shift": real(0.01, 100, 5.0),
     "steps": whole(1, 10_000_000),
-    "batch": whole(1, 10_000, _BASE["batch"]),
-    "lr": real(0, 1, _BASE["lr"]),
-    "weight_decay": real(0, 10, _BASE["weight_decay"]),
-    "warmup": whole(0, 10_000_000, _BASE["warmup"]),
-    "clip": real(0, 1e9, _BASE["clip"]),
-    "ema": real(0, 1, _BASE["ema"]),
-    "null_share": real(0, 1, _BASE["null_share"]),
-    "flow": real(0, 1e6, _BASE["flow"]),
-    "lora_rank": whole(0, 4096, _BASE["lora_rank"]),
-    "checkpointing": switch(_BASE["checkpointing"]),
-    "seed": whole(0, 2**31 - 1, _BASE["seed"]),
-    "save_every": whole(1, 10_000_000, _BASE["save_every"]),
-    "keep": whole(1, 1000, _BASE["keep"]),
+    "prompts": Field(_prompts, "a list of texts, or the name of a file with one a line", ()),
+    "held_out": whole(0, 10_000, 0),
+    "data": text(1000, "", empty=True),
+    "distill": real(0, 1e6, _default("distill")),
+    "flow": real(0, 1e6, _default("flow")),
+    "teacher": choice((STORED, LIVE), _default("teacher")),
+    "teacher_steps": whole(1, 1000, _default("teacher_steps")),
+    "guidance": real(0, 100, _default("guidance")),
+    "shift": real(0.01, 100, _default("shift")),
+    "batch": whole(1, 10_000, _default("batch")),
+    "micro_batch": whole(0, 10_000, _default("micro_batch")),
+    "lr": real(0, 1, _default("lr")),
+    "weight_decay": real(0, 10, _default("weight_decay")),
+    "adam_eps": real(0, 1, _default("adam_eps")),
+    "warmup": whole(0, 10_000_000, _default("warmup")),
+    "clip": real(0, 1e9, _default("clip")),
+    "ema": real(0, 1, _default("ema")),
+    "null_share": real(0, 1, _default("null_share")),
+    "linear": choice((AS_SCHEDULED, *LINEARS), _default("linear")),
+    "density_ramp": whole(0, 10_000_000, _default("density_ramp")),
+    "lora_rank": whole(0, 4096, _default("lora_rank")),
+    "checkpointing": switch(_default("checkpointing")),
+    "seed": whole(0, 2**31 - 1, _default("seed")),
+    "save_every": whole(1, 10_000_000, _default("save_every")),
+    "keep": whole(1, 1000, _default("keep")),
+    "dense_every": whole(0, 10_000_000, _default("dense_every")),
+    "sample_every": whole(0, 10_000_000, _default("sample_every")),
 }

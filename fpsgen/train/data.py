@@ -7,7 +7,7 @@ lie in its windows, as inference visits them, half evenly, since few steps of in
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,15 +32,21 @@ class Batch:
     profile: str
 
 
-class Pairs:
-    """The pairs of some shards, read when they are drawn. Raises FpsgenError BAD_INPUT for a broken shard."""
+Shard = Path | Mapping[str, torch.Tensor]
 
-    def __init__(self, shards: Sequence[Path], schedule: Schedule) -> None:
+
+class Pairs:
+    """The pairs of some shards: files that are read when pairs are drawn, or their tensors in memory.
+
+    Raises FpsgenError BAD_INPUT for a broken shard.
+    """
+
+    def __init__(self, shards: Sequence[Shard], schedule: Schedule) -> None:
         self.shards = list(shards)
         self._places: dict[str, list[tuple[int, int]]] = {}  # by profile: shard, step
-        for number, path in enumerate(self.shards):
-            for step, sigma in enumerate(_read(path, ("sigmas",))["sigmas"].tolist()):
-                self._places.setdefault(schedule.profile_at(min(1.0, sigma)).name, []).append((number, step))
+        for number, shard in enumerate(self.shards):
+            for step, sigma in enumerate(_read(shard, ("sigmas",))["sigmas"].tolist()):
+                self._places.setdefault(profile_name(schedule, sigma), []).append((number, step))
 
     @property
     def profiles(self) -> list[str]:
@@ -77,12 +83,19 @@ class Pairs:
         return Batch(latents.float(), velocity.float(), clean.float(), sigmas, timesteps, text, profile)
 
 
-def _read(path: Path, names: Sequence[str], row: int | None = None) -> dict[str, torch.Tensor]:
+def profile_name(schedule: Schedule, sigma: float) -> str:
+    """The profile that runs at a noise level; a scheduler's first may be a little above 1."""
+    return schedule.profile_at(min(1.0, sigma)).name
+
+
+def _read(shard: Shard, names: Sequence[str], row: int | None = None) -> dict[str, torch.Tensor]:
     """Tensors of a shard, or one row of each."""
+    if not isinstance(shard, Path):
+        return {name: shard[name] if row is None else shard[name][row] for name in names}
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(shard, framework="pt") as file:
             return {name: file.get_tensor(name) if row is None else file.get_slice(name)[row] for name in names}
     except (OSError, SafetensorError, IndexError) as error:
         raise FpsgenError(
-            f"{show(path)} is not a whole shard of pairs: {show(error, 120)}", "remove it, and run again", BAD_INPUT
+            f"{show(shard)} is not a whole shard of pairs: {show(error, 120)}", "remove it, and run again", BAD_INPUT
         ) from error

@@ -1,42 +1,61 @@
-"""A trained model as a folder that diffusers and fpsgen load: the source's parts, new weights, their schedule."""
+"""A trained model for others: a folder that diffusers and fpsgen load, or a LoRA file; both carry their schedule.
+
+Only what is written here says trained = true.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import save_file
 
-from fpsgen.errors import DISK, FpsgenError
-from fpsgen.files import cannot_write, write_text
+from fpsgen.attention.schedule import Schedule
+from fpsgen.errors import BAD_INPUT, DISK, USAGE, FpsgenError
+from fpsgen.files import atomic, cannot_write, read_json, write_text
+from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.folder import EXTRAS, INDEX, check_folder
 from fpsgen.models.catalog.manifest import write_manifest
+from fpsgen.models.catalog.registry import shipped
+from fpsgen.models.catalog.verify import check_intact
+from fpsgen.models.wan.lora_file import KEY, SCHEMA
 from fpsgen.text import show
+from fpsgen.train import checkpoint
 from fpsgen.train.config import TrainConfig
+from fpsgen.train.lora import add_lora, merge_lora
 
-CARD = "README.md"
+CARD, RUN = "README.md", "run.json"
+Tensors = dict[str, torch.Tensor]
 
 
-def export_folder(source: Path, transformer: Any, config: TrainConfig, out: Path, errors: dict[str, Any]) -> Path:
-    """Write `out` whole or not at all; `out` must not exist. transformer: with its final weights, stored in bf16.
+def export_folder(
+    choice: ModelChoice, config: TrainConfig, weights: Tensors, out: Path, errors: dict[str, Any]
+) -> Path:
+    """Write `out` whole or not at all; `out` must not exist. The source's parts, with a transformer of these weights
+    (an adapter is merged), stored in bf16.
 
-    errors: held-out velocity errors for the model card. Sets trained = true in the schedule: only this function does.
-    Raises FpsgenError DISK.
+    choice: the run's model. weights: those trained, by name. errors: held-out errors for the model card. Raises
+    FpsgenError DISK, MODEL.
     """
+    source = choice.folder
+    assert source is not None
     if out.exists():
-        raise FpsgenError(f"{show(out)} exists already", "name another folder with -o, or remove it", DISK)
+        raise _exists(out)
+    check_intact(source)
+    transformer = _trained(source, config, weights)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         shutil.copytree(source, part, ignore=lambda folder, names: _left_out(str(folder), names, source))
-        stored = transformer.state_dict()
-        weights = {name: x.detach().to(torch.bfloat16) for name, x in stored.items()}
-        transformer.save_pretrained(part / "transformer", state_dict=weights)
-        schedule = replace(config.parsed_schedule(), name=config.name, trained=True)
-        write_text(schedule.to_toml(), part / "schedule.toml", overwrite=True)
-        write_text(_card(config, errors), part / CARD, overwrite=True)
+        stored = {name: x.detach().to(torch.bfloat16) for name, x in transformer.state_dict().items()}
+        transformer.save_pretrained(part / "transformer", state_dict=stored)
+        write_text(trained_schedule(config).to_toml(), part / "schedule.toml", overwrite=True)
+        write_text(_card(config, errors, registry_row(choice, config, out)), part / CARD, overwrite=True)
         check_folder(part)
         write_manifest(part)
         part.rename(out)
@@ -47,6 +66,97 @@ def export_folder(source: Path, transformer: Any, config: TrainConfig, out: Path
     return out
 
 
+def export_lora(config: TrainConfig, weights: Tensors, out: Path) -> Path:
+    """Write an adapter in diffusers' format, bf16; its metadata holds the schedule and the run. Raises FpsgenError
+    DISK.
+    """
+    if out.exists():
+        raise _exists(out)
+    stored = {
+        f"transformer.{name.replace('.default', '')}": x.detach().to("cpu", torch.bfloat16).contiguous()
+        for name, x in weights.items()
+    }
+    about = {"schema": SCHEMA, "model": config.model}
+    about |= {"schedule": trained_schedule(config).to_toml(), "run": json.loads(config.to_json())}
+    with atomic(out) as part:
+        save_file(stored, part, {"format": "pt", KEY: json.dumps(about)})
+    return out
+
+
+@dataclass(frozen=True)
+class Exported:
+    """path: folder or file. step: of the checkpoint; steps: that the run has. row: for models.toml, "" for a file."""
+
+    path: Path
+    step: int
+    steps: int
+    row: str
+
+    def to_json(self) -> str:
+        return json.dumps({"path": str(self.path), "step": self.step, "steps": self.steps, "row": self.row})
+
+
+def export_run(run: Path, out: Path | None, lora: bool) -> Exported:
+    """Export a run's newest whole checkpoint, by default into the run's folder. Raises FpsgenError: BAD_INPUT for what
+    is no run or has no checkpoint, USAGE for `lora` of a run without an adapter, MODEL, DISK.
+    """
+    config = TrainConfig.from_json(run / RUN)
+    if lora and not config.lora_rank:
+        raise FpsgenError(f"run {config.name} trains all weights, no LoRA", "export a folder: leave --lora out", USAGE)
+    found = checkpoint.latest(run)
+    if found is None:
+        raise FpsgenError(f"{show(run)} has no whole checkpoint", "train it first: fpsgen train", BAD_INPUT)
+    step, tensors, _ = found
+    if lora:
+        path = export_lora(config, tensors["average"], out or run / f"lora-{step:07d}.safetensors")
+        return Exported(path, step, config.steps, "")
+    choice = choose(config.model)
+    path = export_folder(choice, config, tensors["average"], out or run / f"model-{step:07d}", _errors(run))
+    return Exported(path, step, config.steps, registry_row(choice, config, path))
+
+
+def _errors(run: Path) -> dict[str, Any]:
+    """Held-out errors of a run that came to its end; none of others."""
+    path = run / "report.json"
+    return read_json(path, 1 << 24, str(path))["held_out_error"] if path.exists() else {"before": {}, "after": {}}
+
+
+def trained_schedule(config: TrainConfig) -> Schedule:
+    return replace(config.parsed_schedule(), name=config.name, trained=True)
+
+
+def registry_row(choice: ModelChoice, config: TrainConfig, folder: Path) -> str:
+    """A row for the user's models.toml, by which the folder has a name."""
+    known, spec = shipped(), choice.spec
+    like = next(
+        (other.name for other in known if other.name == spec.name or other.parameters == spec.parameters), "nano"
+    )
+    row = {"name": f"{config.name}-trained", "source": str(folder.resolve()), "like": like}
+    row |= {"description": f"{like}, trained for schedule {config.name} with fpsgen", "trained_schedule": True}
+    row |= {"width": config.width, "height": config.height, "frames": config.frames, "shift": config.shift}
+    return "\n".join(["[[model]]", *(f"{key} = {json.dumps(value)}" for key, value in row.items())])
+
+
+def _trained(source: Path, config: TrainConfig, weights: Tensors) -> Any:
+    """The source's transformer in fp32 with these weights in it."""
+    transformer = WanTransformer3DModel.from_pretrained(
+        str(source / "transformer"), dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    if config.lora_rank:
+        add_lora(transformer, config.lora_rank, config.seed)
+    with torch.no_grad():
+        parameters = dict(transformer.named_parameters())
+        for name, x in weights.items():
+            parameters[name].copy_(x)
+    if config.lora_rank:
+        merge_lora(transformer)
+    return transformer
+
+
+def _exists(out: Path) -> FpsgenError:
+    return FpsgenError(f"{show(out)} exists already", "name another one with -o, or remove it", DISK)
+
+
 def _left_out(folder: str, names: list[str], source: Path) -> set[str]:
     if Path(folder) != source:
         return set()
@@ -54,10 +164,19 @@ def _left_out(folder: str, names: list[str], source: Path) -> set[str]:
     return {name for name in names if name not in kept or name in ("manifest.json", "schedule.toml")}
 
 
-def _card(config: TrainConfig, errors: dict[str, Any]) -> str:
+def _card(config: TrainConfig, errors: dict[str, Any], row: str) -> str:
     rows = [
         f"| {name} | {errors['before'][name]:.4g} | {errors['after'][name]:.4g} |" for name in sorted(errors["before"])
     ]
+    how = []
+    if config.uses_teacher:
+        prompts = len(config.prompts) - config.held_out
+        how.append(f"its own dense attention at {prompts} prompts, {config.teacher_steps} steps each")
+    if config.data:
+        how.append("videos with captions (flow matching)")
+    adapter = f", LoRA of rank {config.lora_rank}" if config.lora_rank else ""
+    linear = "FP8" if config.parsed_schedule().fp8_linear else "16 bit"
+    settings = f"{config.steps} optimizer steps of {config.batch}, lr {config.lr}{adapter}"
     return "\n".join(
         [
             f"# {config.name}",
@@ -65,15 +184,19 @@ def _card(config: TrainConfig, errors: dict[str, Any]) -> str:
             f"{config.model}, trained to expect the attention of its own schedule.toml with fpsgen (an independent "
             "re-implementation of FPSAttention, arXiv 2506.04648).",
             "",
-            f"Distilled from its own dense attention: {len(config.prompts) - config.held_out} prompts, "
-            f"{config.teacher_steps} steps each, {config.steps} optimizer steps of {config.batch}, lr {config.lr}"
-            + (f", LoRA of rank {config.lora_rank} merged." if config.lora_rank else "."),
+            f"Trained on {' and '.join(how)}: {settings}, linear layers in {linear}.",
             "",
-            "Error of the velocity on held-out prompts, relative to the dense teacher's mean square:",
+            "Error of the velocity on held-out samples, relative to the mean square of what it should be:",
             "",
             "| profile | before | after |",
             "|---|---|---|",
             *rows,
+            "",
+            "A row for models.toml:",
+            "",
+            "```toml",
+            row,
+            "```",
             "",
         ]
     )

@@ -6,60 +6,58 @@ moments of the optimizer in fp32, so a run that was killed gives the numbers of 
 
 from __future__ import annotations
 
-import json
 import math
+import time
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fpsgen.errors import BAD_INPUT, NUMERIC, FpsgenError
-from fpsgen.files import append_line, write_text
+from fpsgen.attention.windows import Size3
+from fpsgen.errors import BAD_INPUT, NUMERIC, USAGE, FpsgenError
 from fpsgen.models.patch.apply import Handle, apply
+from fpsgen.models.patch.linear import FP8Linear
 from fpsgen.models.patch.schedule_choice import ScheduleWarning
 from fpsgen.signals import check_stop
 from fpsgen.train import checkpoint
 from fpsgen.train.config import TrainConfig
-from fpsgen.train.data import Pairs
 from fpsgen.train.events import Events
+from fpsgen.train.log import Log
 from fpsgen.train.lora import add_lora
-from fpsgen.train.objective import distill, flow
-
-LOG = "log.jsonl"
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine down to a tenth."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup))
-    done = min(1.0, max(0.0, (step - config.warmup) / max(1, config.steps - config.warmup)))
-    return config.lr * warm * (0.55 + 0.45 * math.cos(math.pi * done))
+from fpsgen.train.objective import Objective, Source, rows, velocity_error
+from fpsgen.train.parallel import Processes
+from fpsgen.train.ramp import ramp_stage, ramped
+from fpsgen.train.weights import Weights, learning_rate
 
 
 class Trainer:
     """One run in a folder. transformer: a WanTransformer3DModel, unpatched, on its device; it is patched with the run's
-    schedule until close(), and its weights become fp32 (with LoRA, only the adapter's are trained).
+    schedule until close(). Its weights are trained, or, with LoRA, those of an adapter that it gets.
     """
 
-    def __init__(self, transformer: Any, config: TrainConfig, folder: Path) -> None:
+    def __init__(self, transformer: Any, config: TrainConfig, folder: Path, grid: Size3, processes: Processes) -> None:
+        """grid: tokens (T, H, W) of the run's videos. Raises FpsgenError USAGE where the batch cannot be shared."""
+        self._count = config.batch // processes.count  # samples of a batch that one process computes
+        if config.batch % processes.count or (config.micro_batch and self._count % config.micro_batch):
+            what = f"batch {config.batch} cannot be shared by {processes.count} processes"
+            raise FpsgenError(what, "change batch or micro_batch, or the number of processes", USAGE)
         self.config, self.folder, self.transformer = config, folder, transformer
-        self.device = transformer.device
+        self.grid, self.processes, self.log = grid, processes, Log(folder)
+        self.device, self.dtype = transformer.device, transformer.dtype
         if config.lora_rank:
             add_lora(transformer, config.lora_rank, config.seed)
         else:
-            transformer.float().requires_grad_(True)
+            transformer.requires_grad_(True)
+        processes.shard(transformer)
         if config.checkpointing:
             transformer.enable_gradient_checkpointing()
-        with warnings.catch_warnings():  # these weights are about to be trained for this schedule
-            warnings.simplefilter("ignore", ScheduleWarning)
-            self.handle: Handle = apply(transformer, schedule=config.parsed_schedule())
-        self.weights = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
-        self.average = {name: p.detach().clone() for name, p in self.weights.items()}
-        decayed = [p for p in self.weights.values() if p.dim() > 1]
-        others = [p for p in self.weights.values() if p.dim() <= 1]
-        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99))
+        self.weights = Weights(transformer, config)
         self.step = 0
+        self._handle: Handle | None = None
+        self._stage = -1
 
     def resume(self) -> int:
         """Go on from the newest whole checkpoint of the folder, if there is one; the step to be done next.
@@ -73,101 +71,163 @@ class Trainer:
                 raise FpsgenError(
                     f"{self.folder} holds a run with other settings", "name another folder with -o", BAD_INPUT
                 )
-            with torch.no_grad():
-                for name, p in self.weights.items():
-                    p.copy_(tensors["weights"][name])
-                    self.average[name].copy_(tensors["average"][name])
-                    moments = {key: tensors[key][name].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
-                    self.optimizer.state[p] = moments | {"step": torch.tensor(float(step))}
+            self.weights.load(tensors, step)
             self.step = step
-        self._cut_log()
+        self.processes.wait()
+        if self.processes.first:
+            self.log.begin(self.step)
         return self.step
 
-    def run(self, pairs: Pairs, events: Events) -> None:
-        """Train up to config.steps. Raises FpsgenError NUMERIC where loss or gradient are not finite; checkpoints
-        from before stay.
+    def run(self, objectives: Sequence[Objective], events: Events, sample: Callable[[int], None] | None = None) -> None:
+        """Train up to config.steps. sample: called every config.sample_every steps, with the averaged weights in the
+        unpatched transformer. Raises FpsgenError NUMERIC where a loss or gradient is not finite, or losses rise;
+        checkpoints from before stay.
         """
+        config = self.config
         self.transformer.train()
-        while self.step < self.config.steps:
+        while self.step < config.steps:
             check_stop()
-            row = self._one(pairs)
-            append_line(self.folder / LOG, json.dumps(row))
-            events.step(self.step - 1, self.config.steps, f"loss {row['loss']:.4g}")
-            if self.step % self.config.save_every == 0 or self.step == self.config.steps:
+            began = time.monotonic()
+            row = self._one(objectives)
+            row["seconds"] = round(time.monotonic() - began, 4)
+            if self.processes.first:
+                self.log.add(row)
+            events.step(self.step - 1, config.steps, f"loss {row['loss']:.4g}, {row['profile']}")
+            ended = self.step == config.steps
+            if self.step % config.save_every == 0 or ended:
+                self.log.check(self.step)
                 self.save()
+            if sample and config.sample_every and self.step % config.sample_every == 0 and not ended:
+                self._show(sample)
         self.transformer.eval()
 
-    def _one(self, pairs: Pairs) -> dict[str, Any]:
-        config, step = self.config, self.step
-        batch = pairs.draw(step, config.seed, config.batch, config.null_share)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = distill(self.transformer, self.handle, batch)
-            if config.flow:
-                noise = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-                loss = loss + config.flow * flow(self.transformer, self.handle, batch, noise)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), config.clip or math.inf)
-        value, length = float(loss.detach()), float(norm)
-        if not (math.isfinite(value) and math.isfinite(length)):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise FpsgenError(
-                f"step {step}: the loss is {value}, the gradient's norm {length}",
-                "lower lr; the last checkpoint is kept",
-                NUMERIC,
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for name, p in self.weights.items():
-                self.average[name].lerp_(p.detach(), 1 - config.ema)
-        self.step += 1
-        sigma = float(batch.sigmas[0])
-        return {"step": step, "loss": value, "profile": batch.profile, "sigma": sigma, "grad_norm": length}
+    def save(self) -> None:
+        """Raises FpsgenError DISK. Every process must call it."""
+        tensors = self.weights.tensors()
+        if self.processes.first:
+            checkpoint.save(self.folder, self.step, tensors, {"config": self.config.digest()}, self.config.keep)
+            self.log.show(self.config.name)
+        self.processes.wait()
 
-    def save(self) -> Path:
-        moments = {
-            key: {name: self.optimizer.state[p][key] for name, p in self.weights.items()}
-            for key in ("exp_avg", "exp_avg_sq")
-        }
-        tensors = {"weights": dict(self.weights), "average": self.average} | moments
-        return checkpoint.save(self.folder, self.step, tensors, {"config": self.config.digest()}, self.config.keep)
-
-    def use_average(self) -> None:
-        """Put the averaged weights into the transformer, to measure and to export them."""
-        with torch.no_grad():
-            for name, p in self.weights.items():
-                p.copy_(self.average[name])
-
-    def error(self, pairs: Pairs, limit: int = 8) -> dict[str, float]:
-        """Mean squared error of the velocity by profile, over the teacher's mean square, on up to `limit` pairs of
-        each.
+    def error(self, source: Source, limit: int = 8) -> dict[str, float]:
+        """Mean squared error of the velocity by profile, over the mean square of what it should be, on up to `limit`
+        samples of each; by the averaged weights.
         """
-        found = {}
         was = self.transformer.training
         self.transformer.eval()
-        with torch.no_grad():
-            for profile in pairs.profiles:
+        self._patch(self.config.steps)
+        found = {}
+        with torch.no_grad(), self.weights.averaged():
+            for profile in source.profiles:
                 wrong = power = 0.0
-                for batch in pairs.every(profile, 1, limit):
+                for batch in source.every(profile, 1, limit):
                     check_stop()
-                    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-                        wrong += float(distill(self.transformer, self.handle, batch))
+                    wrong += float(velocity_error(self.transformer, self._handle, batch, self.dtype))
                     power += float(batch.velocity.square().mean())
-                found[profile] = wrong / power
+                if power:
+                    found[profile] = wrong / power
         self.transformer.train(was)
         return found
 
     def close(self) -> None:
-        self.handle.remove()
+        self._unpatch()
+        self.log.close()
         if self.config.checkpointing:
             self.transformer.disable_gradient_checkpointing()
         self.transformer.requires_grad_(False)
 
-    def _cut_log(self) -> None:
-        """Lines of steps that a checkpoint does not cover are done again."""
-        path = self.folder / LOG
-        if path.exists():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
-            write_text("".join(line + "\n" for line in lines[: self.step]), path, overwrite=True)
+    def _one(self, objectives: Sequence[Objective]) -> dict[str, Any]:
+        config, step = self.config, self.step
+        self._patch(step)
+        parts = {}
+        for objective in objectives:
+            batch = objective.train.draw(step, config.seed, config.batch, config.null_share)
+            batch = rows(batch, self.processes.rank * self._count, self._count)
+            with_dense = bool(config.dense_every) and step % config.dense_every == 0
+            dense = {"dense_loss": self._dense_loss(batch)} if with_dense else {}
+            self._patch(step)
+            loss = self._backward(batch, objective.weight)
+            seen = self._handle.latest_step() if self._handle else None
+            parts[objective.name] = {
+                "loss": loss,
+                **dense,
+                "profile": batch.profile,
+                "sigma": round(float(batch.sigmas[0]), 6),
+                "density": None if seen is None or seen["density"] is None else round(seen["density"], 4),
+            }
+        total = sum(objective.weight * parts[objective.name]["loss"] for objective in objectives)
+        norm = self.weights.clip()
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            self.weights.forget_gradients()
+            what = f"step {step}: the loss is {total}, the gradient's norm {norm}"
+            raise FpsgenError(what, "lower lr; the last checkpoint is kept", NUMERIC)
+        self.weights.step(step)
+        self.step += 1
+        first = parts[objectives[0].name]
+        common = {"step": self.step, "loss": total, "profile": first["profile"], "density": first["density"]}
+        return common | {
+            "grad_norm": norm,
+            "lr": learning_rate(config, step),
+            "samples": config.batch * len(objectives),
+            "objectives": parts,
+        }
+
+    def _backward(self, batch: Any, weight: float) -> float:
+        """Gradients of the loss, in parts of config.micro_batch samples; the loss over all processes."""
+        count = len(batch.latents)
+        size = self.config.micro_batch or count
+        total = torch.zeros((), device=self.device)
+        for first in range(0, count, size):
+            loss = velocity_error(self.transformer, self._handle, rows(batch, first, size), self.dtype)
+            (weight * loss * (size / count)).backward()
+            self.weights.collect()
+            total += loss.detach() * (size / count)
+        return float(self.processes.mean(total))
+
+    @torch.no_grad()
+    def _dense_loss(self, batch: Any) -> float:
+        """Of the same weights with dense bf16 attention and linear layers as they are."""
+        self._unpatch()
+        return float(self.processes.mean(velocity_error(self.transformer, None, batch, self.dtype)))
+
+    def _show(self, sample: Callable[[int], None]) -> None:
+        self._unpatch()
+        self.transformer.eval()
+        with self.weights.averaged(), _no_checkpointing(self.transformer, self.config.checkpointing):
+            sample(self.step)
+        self.transformer.train().requires_grad_(False)
+        for p in self.weights.used.values():
+            p.requires_grad_(True)
+
+    def _patch(self, step: int) -> None:
+        """Make the transformer run by the schedule of this step."""
+        stage = ramp_stage(step, self.config.density_ramp)
+        if self._handle is not None and stage == self._stage:
+            self._handle.clear_report()
+            if self.processes.count > 1:  # sharded weights change without counting it
+                for module in self.transformer.modules():
+                    if isinstance(module, FP8Linear):
+                        module.forget()
+            return
+        self._unpatch()
+        schedule = ramped(self.config.parsed_schedule(), stage, self.grid)
+        with warnings.catch_warnings():  # these weights are about to be trained for this schedule
+            warnings.simplefilter("ignore", ScheduleWarning)
+            self._handle = apply(self.transformer, schedule=schedule, exact=True)
+        self._stage = stage
+
+    def _unpatch(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+
+@contextmanager
+def _no_checkpointing(transformer: Any, on: bool) -> Iterator[None]:
+    if on:
+        transformer.disable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        if on:
+            transformer.enable_gradient_checkpointing()

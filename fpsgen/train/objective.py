@@ -1,43 +1,73 @@
-"""What a step minimizes. The student runs by the profile that inference will use at the batch's noise level.
+"""What a step minimizes: mean squared error of the student's velocity to the batch's, by the profile that inference
+uses at its noise levels.
 
-distill: mean squared error of the student's velocity to the dense teacher's at the same latents (white-box
-distillation, as arXiv 2602.13515 and others tune sparse attention). flow: rectified flow matching to the latents that
-the teacher's trajectory ends in, with fresh noise.
+distill: the velocity is the dense teacher's at the same latents (white-box distillation, as arXiv 2602.13515 and others
+tune sparse attention). flow: it leads from the latents of a video to noise (rectified flow, arXiv 2403.03206).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import torch
 
 from fpsgen.models.patch.apply import Handle
 from fpsgen.train.data import Batch
 
-
-def velocity(transformer: Any, handle: Handle, latents: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """The student's, fp32 [B, C, T, H, W], by the profile of the batch."""
-    device = transformer.device
-    with handle.fixed_sigma(min(1.0, float(batch.sigmas[0]))):
-        out = transformer(
-            hidden_states=latents.to(device),
-            timestep=batch.timesteps.to(device),
-            encoder_hidden_states=batch.text.to(device),
-            return_dict=False,
-        )[0]
-    return out.float()
+DISTILL, FLOW = "distill", "flow"
 
 
-def distill(transformer: Any, handle: Handle, batch: Batch) -> torch.Tensor:
-    """Mean squared error, a scalar."""
-    found = velocity(transformer, handle, batch.latents, batch)
-    return (found - batch.velocity.to(found.device)).square().mean()
+class Source(Protocol):
+    """Where batches come from. What `draw` gives follows from (step, seed) alone, and is of one profile."""
+
+    @property
+    def profiles(self) -> list[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def draw(self, step: int, seed: int, batch: int, null_share: float) -> Batch: ...
+
+    def every(self, profile: str, batch: int, limit: int = ...) -> Iterator[Batch]: ...
 
 
-def flow(transformer: Any, handle: Handle, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-    """Mean squared error to noise - clean at clean + sigma * (noise - clean), a scalar. generator: on the CPU."""
-    noise = torch.randn(batch.clean.shape, generator=generator)
-    target = noise - batch.clean
-    noisy = batch.clean + batch.sigmas.view(-1, 1, 1, 1, 1) * target
-    found = velocity(transformer, handle, noisy, batch)
-    return (found - target.to(found.device)).square().mean()
+@dataclass(frozen=True)
+class Objective:
+    """name: "distill" or "flow". weight: of its loss. train, held_out: what is trained on, and measured."""
+
+    name: str
+    weight: float
+    train: Source
+    held_out: Source
+
+
+def velocity_error(
+    transformer: Any, handle: Handle | None, batch: Batch, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Mean squared error of the velocity, a scalar in fp32. handle: of the patches on the transformer, if there are
+    any. dtype: that it computes in, by default the one of its weights.
+    """
+    device, dtype = transformer.device, dtype or transformer.dtype
+    given = {
+        "hidden_states": batch.latents.to(device, dtype),
+        "timestep": batch.timesteps.to(device),
+        "encoder_hidden_states": batch.text.to(device, dtype),
+        "return_dict": False,
+    }
+    if handle is None:
+        found = transformer(**given)[0]
+    else:
+        with handle.fixed_sigma(min(1.0, float(batch.sigmas[0]))):
+            found = transformer(**given)[0]
+    return (found.float() - batch.velocity.to(device)).square().mean()
+
+
+def rows(batch: Batch, first: int, count: int) -> Batch:
+    """Some samples of a batch."""
+    parts = {
+        field.name: value[first : first + count]
+        for field in fields(batch)
+        if isinstance(value := getattr(batch, field.name), torch.Tensor)
+    }
+    return replace(batch, **parts)

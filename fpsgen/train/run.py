@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.files import lock, make_folder, write_text
-from fpsgen.models.catalog.choice import choose
+from fpsgen.models.catalog.choice import ModelChoice, choose
+from fpsgen.models.catalog.geometry import Geometry
 from fpsgen.models.wan.load import load
-from fpsgen.train.config import TrainConfig
+from fpsgen.train.clips import TrajectoryEnds, open_folder
+from fpsgen.train.config import LIVE, TrainConfig
 from fpsgen.train.data import Pairs
-from fpsgen.train.events import Events
-from fpsgen.train.export import export_folder
+from fpsgen.train.estimate import estimate
+from fpsgen.train.events import Events, Silent
+from fpsgen.train.export import RUN, export_folder
 from fpsgen.train.loop import Trainer
-from fpsgen.train.lora import merge_lora
-from fpsgen.train.teacher import make_pairs
+from fpsgen.train.objective import DISTILL, FLOW, Objective, Source
+from fpsgen.train.parallel import Processes, processes
+from fpsgen.train.teacher import dense_copy, live_pairs, make_pairs
+
+Sample = Callable[[Any, ModelChoice, Path, bool], None]
 
 
 @dataclass(frozen=True)
@@ -29,42 +38,140 @@ class TrainResult:
     report: dict[str, Any]
 
 
-def train(config: TrainConfig, folder: Path, device: torch.device, prepared: Events, stepped: Events) -> TrainResult:
-    """Everything in `folder`: pairs/, step-*/, log.jsonl, report.json, model/. prepared, stepped: told of prompts and
-    of steps that are done. A run that was stopped goes on where it was. Raises FpsgenError.
+def train(
+    config: TrainConfig,
+    folder: Path,
+    device: torch.device,
+    prepared: Events,
+    stepped: Events,
+    note: Callable[[str, str], None] = lambda name, text: None,
+    sample: Sample | None = None,
+) -> TrainResult:
+    """Everything in `folder`: run.json, pairs/, step-*/, log.jsonl, page.html, report.json, model/. A run that was
+    stopped goes on where it was. torchrun's processes share one run.
+
+    prepared, stepped: told of prompts and of steps that are done. note: told facts in one line, by name. sample: makes
+    a validation video: (pipe, model, path, whether this process writes it). Raises FpsgenError.
     """
     make_folder(folder)
-    with lock(folder / ".lock", f"{folder} is used by another run", "wait for it, or name another folder with -o"):
+    with processes(device) as shared, _alone(folder, shared):
         choice = choose(config.model)
         assert choice.folder is not None
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        pipe: Any = load(choice, device=device, dtype=dtype)
-        shards = make_pairs(pipe, config, choice.spec.max_sequence_length, folder / "pairs", prepared)
-        kept = len(shards) - config.held_out
-        schedule = config.parsed_schedule()
-        pairs = Pairs(shards[:kept], schedule)
-        held_out = Pairs(shards[kept:] or shards, schedule)
-        pipe.vae, pipe.text_encoder = None, None
-        trainer = Trainer(pipe.transformer, config, folder)
-        before = _before(trainer, held_out, folder)
+        for name, text in estimate(config, choice, shared):
+            note(name, text)
+        _remember(config, folder, shared)
+        dtype = torch.bfloat16 if shared.device.type == "cuda" else torch.float32
+        pipe: Any = load(choice, device=shared.device, dtype=dtype)
+        objectives = _objectives(pipe, config, choice, folder, shared, prepared)
+        if not config.sample_every:
+            pipe.vae, pipe.text_encoder = None, None
+        trainer = Trainer(pipe.transformer, config, folder, token_grid(config, choice.geometry), shared)
+        main = objectives[0]
+        before = _before(trainer, main, folder)
         trainer.resume()
-        trainer.run(pairs, stepped)
-        trainer.use_average()
-        errors = {"before": before, "after": trainer.error(held_out)}
+
+        def show(step: int) -> None:
+            assert sample is not None
+            sample(pipe, choice, folder / f"step-{step:07d}.mp4", shared.first)
+
+        trainer.run(objectives, stepped if shared.first else Silent(), show if sample else None)
+        errors = {"before": before, "after": trainer.error(main.held_out)}
+        hours = trainer.log.seconds * shared.count / 3600
+        report = {
+            "name": config.name,
+            "objective": main.name,
+            "steps": config.steps,
+            "samples": len(main.train),
+            "held_out_error": errors,
+            "hours": round(hours, 4),
+            "processes": shared.count,
+        }
+        average = trainer.weights.tensors()["average"]
         trainer.close()
-        if config.lora_rank:
-            merge_lora(pipe.transformer)
-        report = {"name": config.name, "steps": config.steps, "pairs": len(pairs), "held_out_error": errors}
         model = folder / "model"
-        if not model.exists():
-            export_folder(choice.folder, pipe.transformer, config, model, errors)
-        write_text(json.dumps(report, indent=1) + "\n", folder / "report.json", overwrite=True)
+        if shared.first:
+            if not model.exists():
+                export_folder(choice, config, average, model, errors)
+            write_text(json.dumps(report, indent=1) + "\n", folder / "report.json", overwrite=True)
+        shared.wait()
     return TrainResult(model, report)
 
 
-def _before(trainer: Trainer, held_out: Pairs, folder: Path) -> dict[str, float]:
+def token_grid(config: TrainConfig, geometry: Geometry) -> tuple[int, int, int]:
+    """Tokens (T, H, W) of the run's videos."""
+    latents = (
+        (config.frames - 1) // geometry.temporal + 1,
+        *(s // geometry.spatial for s in (config.height, config.width)),
+    )
+    t, h, w = (size // side for size, side in zip(latents, geometry.patch, strict=True))
+    return t, h, w
+
+
+@contextmanager
+def _alone(folder: Path, shared: Processes) -> Iterator[None]:
+    """No other run works in the folder meanwhile."""
+    if not shared.first:
+        yield
+        return
+    with lock(folder / ".lock", f"{folder} is used by another run", "wait for it, or name another folder with -o"):
+        yield
+
+
+def _remember(config: TrainConfig, folder: Path, shared: Processes) -> None:
+    """Raises FpsgenError BAD_INPUT where the folder is of a run with other settings."""
+    path = folder / RUN
+    if path.exists() and TrainConfig.from_json(path).digest() != config.digest():
+        raise FpsgenError(f"{folder} holds a run with other settings", "name another folder with -o", BAD_INPUT)
+    shared.wait()
+    if shared.first:
+        write_text(config.to_json(), path, overwrite=True)
+
+
+def _objectives(
+    pipe: Any, config: TrainConfig, choice: ModelChoice, folder: Path, shared: Processes, events: Events
+) -> list[Objective]:
+    """What is trained on, the one with the larger weight first."""
+    schedule = config.parsed_schedule()
+    found = []
+    if config.uses_teacher:
+        pairs, held_out = _pairs(pipe, config, choice.spec.max_sequence_length, folder / "pairs", shared, events)
+        if config.distill:
+            found.append(Objective(DISTILL, config.distill, pairs, held_out))
+        if config.flow and not config.data:
+            found.append(Objective(FLOW, config.flow, TrajectoryEnds(pairs), TrajectoryEnds(held_out)))
+    if config.flow and config.data:
+        size = (config.width, config.height, config.frames)
+        found.append(Objective(FLOW, config.flow, *open_folder(Path(config.data), size, schedule, config.shift)))
+    return sorted(found, key=lambda objective: -objective.weight)
+
+
+def _pairs(
+    pipe: Any, config: TrainConfig, tokens: int, folder: Path, shared: Processes, events: Events
+) -> tuple[Source, Source]:
+    """Pairs of the teacher to train on, and those of the held-out prompts (the same ones where none is held out)."""
+    schedule = config.parsed_schedule()
+    live = config.teacher == LIVE
+    stored = config
+    if live:  # only what is measured is stored
+        stored = replace(config, prompts=config.prompts[len(config.prompts) - config.held_out :], held_out=0)
+    shards = []
+    if shared.first and stored.prompts:
+        shards = make_pairs(pipe, stored, tokens, folder, events)
+    shared.wait()
+    shards = shards or sorted(folder.glob("*.safetensors"))
+    if live:
+        pairs = live_pairs(dense_copy(pipe), config, tokens)
+        return pairs, Pairs(shards, schedule) if shards else pairs
+    kept = len(shards) - config.held_out
+    return Pairs(shards[:kept], schedule), Pairs(shards[kept:] or shards, schedule)
+
+
+def _before(trainer: Trainer, main: Objective, folder: Path) -> dict[str, float]:
     """The error without training, measured once."""
     path = folder / "before.json"
     if not path.exists():
-        write_text(json.dumps(trainer.error(held_out)) + "\n", path)
+        measured = trainer.error(main.held_out)
+        if trainer.processes.first:
+            write_text(json.dumps(measured) + "\n", path)
+        trainer.processes.wait()
     return json.loads(path.read_text(encoding="utf-8"))

@@ -7,7 +7,9 @@ sigmas, timesteps fp32 [S], clean fp16 [C, T, H, W] (where the trajectory ends),
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,15 @@ import torch
 from safetensors.torch import save_file
 
 from fpsgen.errors import BAD_INPUT, NUMERIC, FpsgenError
-from fpsgen.files import atomic, make_folder, read_json, write_text
+from fpsgen.files import atomic, lock, make_folder, read_json, sweep, write_text
+from fpsgen.models.catalog.choice import choose
+from fpsgen.models.wan.load import load
 from fpsgen.signals import check_stop
 from fpsgen.text import show
 from fpsgen.train.config import TrainConfig
+from fpsgen.train.disk import check_space
 from fpsgen.train.events import Events
+from fpsgen.train.live import LivePairs, trajectory_seed
 
 IDENTITY = "teacher.json"
 _OF_TEACHER = ("model", "width", "height", "frames", "teacher_steps", "guidance", "shift", "seed", "prompts")
@@ -27,7 +33,8 @@ _OF_TEACHER = ("model", "width", "height", "frames", "teacher_steps", "guidance"
 
 def make_pairs(pipe: Any, config: TrainConfig, tokens: int, folder: Path, events: Events) -> list[Path]:
     """The shards of all prompts, made where they are not there yet. pipe: unpatched, so attention is dense. tokens:
-    text tokens that the model reads. Raises FpsgenError BAD_INPUT where `folder` holds pairs of another teacher.
+    text tokens that the model reads. events: told of each prompt that is made. Raises FpsgenError BAD_INPUT where
+    `folder` holds pairs of another teacher, DISK where they do not fit.
     """
     make_folder(folder)
     identity = {"schema": "fpsgen.pairs/1", "digest": config.digest(_OF_TEACHER)}
@@ -39,24 +46,41 @@ def make_pairs(pipe: Any, config: TrainConfig, tokens: int, folder: Path, events
             f"{show(folder)} holds pairs that were made with other settings", "name another folder with -o", BAD_INPUT
         )
     paths = [folder / f"{number:05d}.safetensors" for number in range(len(config.prompts))]
-    for number, (prompt, path) in enumerate(zip(config.prompts, paths, strict=True)):
-        if path.exists():
-            continue
-        tensors = trajectory(pipe, config, prompt, tokens, config.seed * 100_003 + number)
-        with atomic(path) as part:
+    sweep(folder)
+    missing = [number for number, path in enumerate(paths) if not path.exists()]
+    size = shard_bytes(latent_shape(pipe, config), config.teacher_steps)
+    check_space(folder, size * len(missing), f"the teacher's pairs of {len(missing)} prompts")
+    for done, number in enumerate(missing):
+        tensors = trajectory(pipe, config, config.prompts[number], tokens, trajectory_seed(config.seed, number))
+        with atomic(paths[number]) as part:
             save_file(tensors, part)
-        events.step(number, len(paths), prompt)
+        events.step(done, len(missing), config.prompts[number])
     return paths
+
+
+def prepare_pairs(config: TrainConfig, folder: Path, device: torch.device, events: Events) -> list[Path]:
+    """The pairs of a run in its folder, as the run itself would make them. Raises FpsgenError as `make_pairs`, and
+    MODEL, ENVIRONMENT, LOCKED.
+    """
+    make_folder(folder)
+    with lock(folder / ".lock", f"{folder} is used by another run", "wait for it, or name another folder with -o"):
+        choice = choose(config.model)
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        pipe = load(choice, device=device, dtype=dtype)
+        return make_pairs(pipe, config, choice.spec.max_sequence_length, folder / "pairs", events)
+
+
+def shard_bytes(latents: tuple[int, ...], steps: int) -> int:
+    """About what the pairs of one prompt take: three times the latents at each step in fp16; text is little beside."""
+    return 2 * (3 * steps + 1) * math.prod(latents)
 
 
 @torch.no_grad()
 def trajectory(pipe: Any, config: TrainConfig, prompt: str, tokens: int, seed: int) -> dict[str, torch.Tensor]:
     """The tensors of one shard. Raises FpsgenError NUMERIC if the teacher's latents are not finite."""
     transformer, device = pipe.transformer, pipe.transformer.device
-    text, null = (_embed(pipe, words, tokens) for words in (prompt, ""))
-    key = "flow_shift" if "flow_shift" in pipe.scheduler.config else "shift"
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{key: config.shift})
-    scheduler.set_timesteps(config.teacher_steps, device=device)
+    text, null = (embed(pipe, words, tokens) for words in (prompt, ""))
+    scheduler = make_steps(pipe, config)
     shape = latent_shape(pipe, config)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(device)
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in ("latents", "velocity", "velocity_null")}
@@ -85,12 +109,40 @@ def trajectory(pipe: Any, config: TrainConfig, prompt: str, tokens: int, seed: i
     }
 
 
+def make_steps(pipe: Any, config: TrainConfig) -> Any:
+    """The scheduler of a trajectory, with its timesteps and sigmas."""
+    key = "flow_shift" if "flow_shift" in pipe.scheduler.config else "shift"
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{key: config.shift})
+    scheduler.set_timesteps(config.teacher_steps, device=pipe.transformer.device)
+    return scheduler
+
+
+def dense_copy(pipe: Any) -> Any:
+    """The same pipeline with a copy of its transformer, for a teacher while `pipe`'s own is trained."""
+    parts = pipe.components | {"transformer": copy.deepcopy(pipe.transformer)}
+    return type(pipe)(**parts, expand_timesteps=pipe.config.expand_timesteps)
+
+
+def live_pairs(pipe: Any, config: TrainConfig, tokens: int) -> LivePairs:
+    """Pairs of the run's prompts, the held-out ones apart, made while it runs. pipe: with a dense transformer that
+    nobody trains, and with its text encoder.
+    """
+    prompts = config.prompts[: len(config.prompts) - config.held_out]
+
+    def make(prompt: str, seed: int) -> dict[str, torch.Tensor]:
+        return trajectory(pipe, config, prompt, tokens, seed)
+
+    sigmas = make_steps(pipe, config).sigmas[: config.teacher_steps]
+    return LivePairs(make, prompts, config.parsed_schedule(), sigmas)
+
+
 def latent_shape(pipe: Any, config: TrainConfig) -> tuple[int, int, int, int, int]:
     frames = (config.frames - 1) // pipe.vae_scale_factor_temporal + 1
     sides = config.height // pipe.vae_scale_factor_spatial, config.width // pipe.vae_scale_factor_spatial
     return (1, pipe.transformer.config.in_channels, frames, *sides)
 
 
-def _embed(pipe: Any, words: str, tokens: int) -> torch.Tensor:
+def embed(pipe: Any, words: str, tokens: int) -> torch.Tensor:
+    """The text encoder's output [1, L, D] in its dtype, zeros behind the last token."""
     embeds, _ = pipe.encode_prompt(prompt=words, do_classifier_free_guidance=False, max_sequence_length=tokens)
-    return embeds.to(pipe.transformer.dtype)
+    return embeds

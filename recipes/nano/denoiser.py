@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from recipes.nano.captions import vocabulary
+from fpsgen.evaluate.nano.captions import vocabulary
 
 TEXT_LENGTH = 24
 TEXT_DIM = 128
@@ -111,7 +111,7 @@ def sample(
     pipe: WanPipeline, prompts: list[str], steps: int = 20, guidance: float = 4.0, seed: int = 0, batch: int = 32
 ) -> Tensor:
     """Clips [B, 3, T, H, W] in [-1, 1] (fp16, CPU). Noise is drawn on the CPU, per prompt from seed + index."""
-    from recipes.nano.world import FRAMES, HEIGHT, WIDTH
+    from fpsgen.evaluate.nano.world import FRAMES, HEIGHT, WIDTH
 
     clips = []
     for start in range(0, len(prompts), batch):

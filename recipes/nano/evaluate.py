@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import random
 import time
 import warnings
 from pathlib import Path
@@ -28,11 +27,13 @@ from torch import Tensor
 import fpsgen
 from fpsgen.attention.schedule import Schedule
 from fpsgen.evaluate.metrics import decibels
+from fpsgen.evaluate.nano import captions
+from fpsgen.evaluate.nano.meter import Meter, score
+from fpsgen.evaluate.nano.prompts import unseen
 from fpsgen.models.patch.apply import apply
 from fpsgen.models.patch.schedule_choice import ScheduleWarning
 from fpsgen.models.wan.load import load
-from recipes.nano import captions, denoiser, world
-from recipes.nano.meter import Meter, score
+from recipes.nano import denoiser
 from recipes.nano.sheet import contact_sheet
 
 # what README shows of a row; percent of the prompts, dB
@@ -56,14 +57,6 @@ DEMO = (
     "a pink bird flying right over the sea",
     "a purple triangle growing on a beige background",
 )
-
-
-def unseen(count: int, seed: int = 1) -> list[world.Scene]:
-    """Distinct held-out scenes, the same for every run of this script."""
-    rng, scenes = random.Random(seed), dict[world.Scene, None]()
-    while len(scenes) < count:
-        scenes[world.random_scene(rng, held_out=True)] = None
-    return list(scenes)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:

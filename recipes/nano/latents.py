@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from recipes.nano import autoencoder, captions, denoiser, world
+from fpsgen.evaluate.nano import captions, world
+from recipes.nano import autoencoder, denoiser
 
 SUBJECT_WEIGHT = 2.0  # extra loss weight of latent cells that the subject touches
 WORD_DROP = 0.02  # share of captions in which one word is unknown

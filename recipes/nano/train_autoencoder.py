@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from fpsgen.evaluate.metrics import decibels
-from recipes.nano import autoencoder, world
-from recipes.nano.meter import Meter, score
+from fpsgen.evaluate.nano import world
+from fpsgen.evaluate.nano.meter import Meter, score
+from recipes.nano import autoencoder
 from recipes.nano.optim import Optimizers, schedule
 from recipes.nano.sheet import contact_sheet
 

@@ -29,9 +29,10 @@ from torch import Tensor
 from transformers import UMT5EncoderModel
 
 from fpsgen.attention.schedule import Schedule
-from recipes.nano import autoencoder, captions, denoiser, world
+from fpsgen.evaluate.nano import captions, world
+from fpsgen.evaluate.nano.meter import Meter, score
+from recipes.nano import autoencoder, denoiser
 from recipes.nano.latents import LatentPool
-from recipes.nano.meter import Meter, score
 from recipes.nano.optim import Optimizers, schedule
 from recipes.nano.sheet import contact_sheet
 

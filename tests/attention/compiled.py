@@ -65,6 +65,8 @@ def build_forward(
     config: launch_config.PortableConfig | None = None,
     capability: int = 90,
     center_v: bool = False,
+    int8_qk: bool = False,
+    pv_threshold: float = 0.0,
 ) -> Usage:
     config = config or launch_config.choose_portable(dim, block, fp8, divmod(capability, 10), attend_portable.TRITON)
     types = dict.fromkeys(("stride_qb", "stride_ql", "stride_qh", "stride_kb", "stride_kl", "stride_kh"), "i64!")
@@ -76,9 +78,10 @@ def build_forward(
         "softmax_scale": "fp32",
     }
     if fp8:
+        kind = "i8" if int8_qk else "fp8e4nv"
         types |= {
-            "q": f"tensordesc<fp8e4nv[{config.block_q}, {dim}]>",
-            "k": f"tensordesc<fp8e4nv[{block}, {dim}]>",
+            "q": f"tensordesc<{kind}[{config.block_q}, {dim}]>",
+            "k": f"tensordesc<{kind}[{block}, {dim}]>",
             "v": f"tensordesc<fp8e4nv[{dim}, {block}]>",
         }
     else:
@@ -93,6 +96,7 @@ def build_forward(
         "PROMOTE": config.promote,
         "ROUNDED_SUM": config.rounded_sum,
         "CENTER_V": center_v,
+        "PV_THRESHOLD": pv_threshold,
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     if config.maxnreg:
@@ -100,12 +104,16 @@ def build_forward(
     return build(attend_portable.attend_portable, types, constants, options, capability)
 
 
-def build_sm90(config: launch_config.Sm90Config, length: int, fp8: bool = True, center_v: bool = False) -> Usage:
+def build_sm90(
+    config: launch_config.Sm90Config, length: int, fp8: bool = True, center_v: bool = False, int8_qk: bool = False
+) -> Usage:
     """length: real keys of every block, 0 where blocks differ."""
-    return build(*sm90_source(config, length, fp8, center_v))
+    return build(*sm90_source(config, length, fp8, center_v, int8_qk))
 
 
-def sm90_source(config: launch_config.Sm90Config, length: int, fp8: bool, center_v: bool = False) -> tuple:
+def sm90_source(
+    config: launch_config.Sm90Config, length: int, fp8: bool, center_v: bool = False, int8_qk: bool = False
+) -> tuple:
     layout = gl.NVMMASharedLayout.get_default_for([128, 128], gl.float8e4nv if fp8 else gl.bfloat16)
     types = dict.fromkeys(("lse", "q_scale", "k_scale", "v_scale", "v_mean"), "*fp32!")
     types |= dict.fromkeys(("work", "block_start", "block_len", "list_index", "list_count"), "*i32!")
@@ -113,7 +121,8 @@ def sm90_source(config: launch_config.Sm90Config, length: int, fp8: bool, center
     types |= dict.fromkeys(names, "i32") | {"out": "*bf16!", "softmax_scale": "fp32"}
     types |= dict.fromkeys(("stride_qh", "stride_kh", "stride_vh"), "i32!")
     kind = "fp8e4nv" if fp8 else "bf16"
-    types |= {f"{x}": f"tensordesc<{kind}[{n}, 128],{layout!r}>" for x, n in (("q", 64), ("k", 128), ("v", 128))}
+    kinds = {"q": "i8", "k": "i8", "v": kind} if int8_qk else dict.fromkeys("qkv", kind)
+    types |= {x: f"tensordesc<{kinds[x]}[{n}, 128],{layout!r}>" for x, n in (("q", 64), ("k", 128), ("v", 128))}
     constants = {"CONSUMERS": config.consumers, "BLOCK": 128, "D": 128, "STAGES": config.stages, "LENGTH": length}
     constants |= {"POLY": config.poly, "REGISTERS": config.registers}
     constants |= {"PINGPONG": config.pingpong, "PROMOTE": config.promote, "CENTER_V": center_v} if fp8 else {}

@@ -54,13 +54,13 @@ def exact(q, k, v, grad, mask):
     return out.detach(), score.logsumexp(-1).detach(), grads
 
 
-def of_case(case: Case, laid: Laid, dtype, fp8: bool, bias: float = 0.0):
+def of_case(case: Case, laid: Laid, dtype, fp8: bool, bias: float = 0.0, int8: bool = False):
     """(grad, q, k, v, out, lse) as a backward gets them, and the three true gradients at the de-quantized q, k, v."""
     q, k, v = case.inputs(dtype)
     random = torch.Generator().manual_seed(1)
     grad = torch.randn(q.shape, generator=random).to(dtype)
     k = k + (bias * torch.randn(k.shape[2:], generator=random)).to(dtype)
-    seen = fake_quantize(q, k, v, laid.layout, case.granularity) if fp8 else (q, k, v)
+    seen = fake_quantize(q, k, v, laid.layout, case.granularity, int8_qk=int8) if fp8 else (q, k, v)
     out, lse, true = exact(*seen, grad, case_mask(case, laid))
     return (grad, q, k, v, out.to(dtype), lse.float()), true
 
@@ -81,7 +81,7 @@ def check(got, true, bound: float, row_bound: float = math.inf) -> None:
         assert error < bound and rows.max() < row_bound and abs(ratio - 1) < bound / 3, name
 
 
-def row_noise(given, mask, layout, granularity: int, fp8: bool):
+def row_noise(given, mask, layout, granularity: int, fp8: bool, int8: bool = False):
     """fp64 [B, L, H], one for each gradient: the rms error of a row that rounding explains.
 
     Casts are the kernels': P and dS to 16 bit as they are multiplied, the saved output, each result, and with FP8 the
@@ -90,7 +90,8 @@ def row_noise(given, mask, layout, granularity: int, fp8: bool):
     """
     grad, q, k, v, out, lse = given
     u = ROUNDED[q.dtype]
-    q, k, v = (x.double().transpose(1, 2) for x in (fake_quantize(q, k, v, layout, granularity) if fp8 else (q, k, v)))
+    seen = fake_quantize(q, k, v, layout, granularity, int8_qk=int8) if fp8 else (q, k, v)
+    q, k, v = (x.double().transpose(1, 2) for x in seen)
     do, o = grad.double().transpose(1, 2), out.double().transpose(1, 2)
     batch, heads, _, dim = q.shape
     groups = mask.shape[0]

@@ -12,7 +12,7 @@ from fpsgen.attention import AttentionPlan, Method, Precision, Selection, TileLi
 class PooledTop(Selection):
     online = True
 
-    def select(self, q: torch.Tensor, k: torch.Tensor, plan: AttentionPlan) -> TileLists:
+    def select(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> TileLists:
         layout = plan.layout
         tile, unit = layout.block_tile[layout.token_block], layout.token_block  # a small grid's blocks are its units
         pooled_q, pooled_k = pooled(q, tile, layout.num_tiles), pooled(k, unit, layout.num_units)

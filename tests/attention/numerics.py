@@ -16,7 +16,13 @@ import torch
 import torch.nn.functional as F
 
 from fpsgen.attention.norm_rope import NormRope, apply_norm_rope
-from fpsgen.attention.quantize import dequantize_blocks, dequantize_channels, quantize_blocks, quantize_channels
+from fpsgen.attention.quantize import (
+    dequantize_blocks,
+    dequantize_channels,
+    quantize_blocks,
+    quantize_blocks_int8,
+    quantize_channels,
+)
 from fpsgen.attention.tiles import BlockLayout, TileLists
 
 from .tensor_core import product
@@ -51,15 +57,17 @@ class Truth:
 
 
 class Scores:
-    """Scores of FP8 attention, through real FP8 casts (fake_quantize takes another way). inputs: q, k, v after them."""
+    """Scores of FP8 attention, through real FP8 casts (fake_quantize takes another way). inputs: q, k, v after them.
+    int8: queries and keys in INT8, whose products every device sums up exactly.
+    """
 
-    def __init__(self, q, k, v, layout: BlockLayout, granularity: int) -> None:
+    def __init__(self, q, k, v, layout: BlockLayout, granularity: int, int8: bool) -> None:
         capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else None
-        self.hopper, self.known = capability == (9, 0), capability in (None, (9, 0))
+        self.hopper, self.known = capability == (9, 0) and not int8, int8 or capability in (None, (9, 0))
         self._values, self._scales = [], []
         inputs = []
         for x in (q, k):
-            values, scale = quantize_blocks(x, layout, granularity)
+            values, scale = (quantize_blocks_int8 if int8 else quantize_blocks)(x, layout, granularity)
             self._values.append(values.transpose(1, 2))
             self._scales.append(scale.double()[:, :, layout.token_block.to(x.device)])
             inputs.append(dequantize_blocks(values, scale, layout))
@@ -80,9 +88,11 @@ class Scores:
         return score, query.double().abs() @ key.double().abs().T * scale * (dim * SCORE_ERROR)
 
 
-def truth(q, k, v, layout: BlockLayout, lists: TileLists, fp8: bool, granularity: int = 1, tiles=None) -> Truth:
-    """fp64 attention of q, k, v [B, L, H, D] for some query tiles (all by default)."""
-    scores = Scores(q, k, v, layout, granularity) if fp8 else None
+def truth(
+    q, k, v, layout: BlockLayout, lists: TileLists, fp8: bool, granularity: int = 1, tiles=None, int8: bool = False
+) -> Truth:
+    """fp64 attention of q, k, v [B, L, H, D] for some query tiles (all by default). int8: see Scores."""
+    scores = Scores(q, k, v, layout, granularity, int8) if fp8 else None
     q, k, v = (x.double().transpose(1, 2) for x in (scores.inputs if scores else (q, k, v)))
     batch, heads, _, dim = q.shape
     start = [0, *layout.tile_sizes.cumsum(0).tolist()]
@@ -205,19 +215,20 @@ def half_check(out: torch.Tensor, lse: torch.Tensor, true: Truth, label: str = "
     assert rows[~empty].max() < 3e-2
 
 
-def check_prepared(ready, q, k, v, layout: BlockLayout, granularity: int, permuted: bool) -> None:
+def check_prepared(ready, q, k, v, layout: BlockLayout, granularity: int, permuted: bool, int8: bool = False) -> None:
     """Raises AssertionError unless prepared inputs equal the torch rule to the bit, with zeros in the padding.
 
-    permuted: V's keys lie in the order that the Hopper kernel reads.
+    permuted: V's keys lie in the order that the Hopper kernel reads. int8: queries and keys are in INT8.
     """
     token = layout.rows.flatten()
     real = (torch.arange(layout.block) < layout.block_len[:, None]).flatten()
+    quantize = quantize_blocks_int8 if int8 else quantize_blocks
     values = ready.v.float()
     if permuted:
         values = values.unflatten(3, (-1, 4, 2, 2)).transpose(4, 5).flatten(3)
     for got, scale, (wanted, wanted_scale) in (
-        (ready.q, ready.q_scale, quantize_blocks(q, layout, granularity)),
-        (ready.k, ready.k_scale, quantize_blocks(k, layout, granularity)),
+        (ready.q, ready.q_scale, quantize(q, layout, granularity)),
+        (ready.k, ready.k_scale, quantize(k, layout, granularity)),
         (values.transpose(2, 3), ready.v_scale, quantize_channels(v)),
     ):
         assert torch.equal(scale, wanted_scale)

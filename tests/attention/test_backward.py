@@ -38,7 +38,7 @@ MISTAKES = {
     "the first batch's list for all": ("slice(g // heads, g // heads + 1)", "slice(0, 1)"),
     "keys in the place of queries": ("places[1:]", "places[:3]"),
     "gradient at the unquantized inputs": ("if fp8:", "if not fp8:"),
-    "scales of single blocks": ("fake_quantize(q, k, v, layout, granularity)", "fake_quantize(q, k, v, layout)"),
+    "scales of single blocks": ("layout, granularity, int8_qk=int8_qk", "layout, int8_qk=int8_qk"),
     "the last list forgotten": ("for rows, keys in lists:", "for rows, keys in lists[:-1]:"),
 }
 BATTERY = [

@@ -49,6 +49,29 @@ def test_hopper(consumers, length, center_v):
         assert sum("SHFL" in line for line in body) <= 8
 
 
+@pytest.mark.parametrize(("length", "consumers"), [(128, 2), (0, 3)])
+def test_hopper_with_int8_queries_and_keys(length, consumers):
+    usage = build_sm90(choose_sm90(128, 128, consumers, True, (9, 0)), length, int8_qk=True)
+    print(f"hopper int8 consumers={consumers} length={length}: {usage}")
+    assert usage.shared <= 227 * 1024 and usage.registers <= 168
+    inner = [body for body in loops(usage.sass) if sum("GMMA" in line for line in body) == 12][:consumers]
+    assert len(inner) == consumers
+    for body in inner:  # four products for the scores, in integers; 128 more instructions than FP8 makes of them
+        assert sum("IGMMA.64x128x32.S8.S8" in line for line in body) == 4
+        assert sum("QGMMA" in line for line in body) == 8 and sum("I2F" in line for line in body) == 0
+        assert sum("LDL" in line or "STL" in line for line in body) <= 2
+        assert len(body) < (640 if length else 740)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 5.0])
+@pytest.mark.parametrize(("dim", "block"), [(128, 128), (64, 64)])
+def test_forward_with_int8_queries_and_keys(dim, block, threshold):
+    usage = build_forward(dim, block, True, int8_qk=True, pv_threshold=threshold)
+    print(f"forward int8 D={dim} block={block} threshold={threshold}: {usage}")
+    assert usage.stack == 0 and usage.shared <= 227 * 1024
+    assert {"IGMMA", "QGMMA"} <= set(re.findall(r"\b[IQH]GMMA\b", usage.sass)) and "I2F" not in loops(usage.sass)[0]
+
+
 @pytest.mark.parametrize("length", [0, 128, 127, 120, 113, 112, 96, 81, 33, 1])
 @pytest.mark.parametrize("consumers", [2, 3])
 def test_no_half_of_a_packed_word_is_lost(consumers, length):

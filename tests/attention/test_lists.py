@@ -151,7 +151,7 @@ def test_a_callers_lists_go_with_a_prefix():
 def test_density_of_lists_is_counted_without_waiting_for_the_device():
     tile, block = SIZES[2]
     plan = AttentionPlan(GRID, tile, (0, 1, 3), block=block, prefix=9)
-    lists = select_lists(*inputs()[:2], plan)
+    lists = select_lists(*inputs(), plan)
 
     def density(index, count):
         return kept_density(BlockLists(index, count), plan)

@@ -81,7 +81,7 @@ def test_its_keys_are_those_that_it_chose_at_this_call(name, impl):
     plan = AttentionPlan.of(Profile("p", name, tile="blocks"), GRID, impl)
     q, k, v = inputs()
     for turn in range(2):
-        lists = select_lists(q, k, plan)
+        lists = select_lists(q, k, v, plan)
         assert lists.list_index.shape[0] == 6 and lists.list_index.dtype == torch.int32
         out, lse = attend(q, k, v, plan, return_lse=True)
         true, height = exact(*fake_quantize(q, k, v, plan.layout), mask_of(lists, plan))
@@ -94,7 +94,7 @@ def test_its_keys_are_those_that_it_chose_at_this_call(name, impl):
 def test_a_given_list_takes_the_place_of_its_choice(name):
     plan = AttentionPlan.of(Profile("p", name, tile="blocks"), GRID)
     q, k, v = inputs()
-    lists = select_lists(q.flip(1), k, plan)
+    lists = select_lists(q.flip(1), k, v, plan)
     out = attend(q, k, v, plan, lists=lists)
     true, _ = exact(*fake_quantize(q, k, v, plan.layout), mask_of(lists, plan))
     assert float((out - true).norm() / true.norm()) < 0.03
@@ -104,7 +104,7 @@ def test_it_trains(name):
     plan = AttentionPlan.of(Profile("p", name, tile="blocks"), GRID)
     leaves = inputs(grad=True)
     out = attend(*leaves, plan)
-    mask = mask_of(select_lists(*leaves[:2], plan), plan)
+    mask = mask_of(select_lists(*leaves, plan), plan)
     wide = [x.detach().double().requires_grad_() for x in fake_quantize(*(x.detach() for x in leaves), plan.layout)]
     true, _ = exact(*wide, mask)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))

@@ -51,7 +51,7 @@ FORWARD = {  # what is wrong: where, what is there, what is put there
     ),
     "values of another block": ("attend_portable", "[bh * D, block_k * BLOCK]", "[bh * D, block_q * BLOCK]"),
     "output not rescaled": ("attend_portable", "acc * alpha[:, None]", "acc * 1.0"),
-    "row sum not rescaled": ("attend_portable", "l_i * alpha + tl.sum(p, 1)", "l_i + tl.sum(p, 1)"),
+    "row sum not rescaled": ("attend_portable", "l_i * alpha", "l_i * 1.0"),
     "row sum of P before its cast": ("attend_portable", "p_e4m3.to(tl.float32)", "p"),
     "maximum is no whole number": ("attend_portable", "tl.ceil(qk_max)", "qk_max + 0.0"),
     "lists of another group": ("attend_portable", "bh % list_groups", "bh // heads % list_groups"),

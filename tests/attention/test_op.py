@@ -131,7 +131,7 @@ def test_compiles_without_a_graph_break(backend, method, window):
 def test_operator_registration():
     q, k, v = inputs(dim=8, heads=1, batch=1)
     plan = AttentionPlan(GRID, TILE, (3, 1, 1))
-    arguments = (list(plan.grid), list(plan.tile), [], list(plan.window), 1, "fps", "auto", 0, 0)
+    arguments = (list(plan.grid), list(plan.tile), [], list(plan.window), 1, "fps", "auto", 0, 0, "[]")
     for lists in ((None, None), plan.lists("cpu")):
         torch.library.opcheck(torch.ops.fpsgen.attention.default, (q, k, v, *lists, *arguments))
 

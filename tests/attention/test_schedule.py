@@ -110,7 +110,7 @@ def test_methods_of_the_ablation():
     assert rows["fp8"] == [("fp8", "all")] * 2
     assert rows["sta"] == [("sta", (3, 3, 3)), ("bf16", "all")]
     with pytest.raises(ValueError):
-        schedule.with_method("svg")
+        schedule.with_method("other")
 
 
 def test_methods_keep_what_they_have_a_use_for():

@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from fpsgen.bench import steps
+from fpsgen.bench.trajectory import velocity_error
 from fpsgen.report.steps import chart, table
 
 
 def test_errors_by_their_definitions():
     wanted = torch.tensor([3.0, 4.0])
-    same = steps.velocity_error(wanted, wanted)
+    same = velocity_error(wanted, wanted)
     assert same["cosine"] == pytest.approx(1) and same["mse"] == 0 and same["snr_db"] > 1000
-    found = steps.velocity_error(torch.tensor([3.0, 3.5]), wanted)
+    found = velocity_error(torch.tensor([3.0, 3.5]), wanted)
     assert found["mse"] == pytest.approx(0.125) and found["snr_db"] == pytest.approx(20)  # 25 / 0.25
-    assert steps.velocity_error(torch.tensor([-4.0, 3.0]), wanted)["cosine"] == pytest.approx(0, abs=1e-12)
+    assert velocity_error(torch.tensor([-4.0, 3.0]), wanted)["cosine"] == pytest.approx(0, abs=1e-12)
 
 
 def test_rows_chart_and_table(fpsgen, tiny_dir):

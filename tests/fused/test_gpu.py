@@ -98,3 +98,18 @@ def test_decoder():
         undo()
         assert got.dtype == torch.float32
         assert 10 * torch.log10(4 / (got - wanted).square().mean()) > 45
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_kernels_run_in_the_stream_of_the_second_device():
+    """Device 0 is the current one. What another device's stream reads before it is written is wrong."""
+    torch.manual_seed(0)
+    wide = torch.randn(2, 77, 1536, device="cuda:1")
+    late = torch.zeros_like(wide)
+    torch.cuda.synchronize(1)
+    with torch.cuda.device(1):
+        torch.cuda._sleep(500_000_000)  # cycles
+    late.copy_(wide)
+    rows = quantize_rows(late)
+    assert torch.cuda.current_device() == 0 and rows.values.device.index == 1
+    assert same(rows, wide)

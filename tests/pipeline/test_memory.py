@@ -60,6 +60,28 @@ def test_memory_that_runs_out_on_a_cpu_is_said_in_two_lines(tmp_path, tiny_dir, 
     assert caught.value.code == ENVIRONMENT and "stage vae" in caught.value.message
 
 
+def test_a_machine_without_a_compiler_is_told_what_to_install(tmp_path, tiny_dir, monkeypatch):
+    """What Triton itself raises where it finds none."""
+    from triton.runtime import build
+
+    from fpsgen.cli.progress import Quiet
+    from fpsgen.pipeline import run
+    from fpsgen.pipeline.events import Timing
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+
+    def denoise(*arguments):
+        build._build("launcher", "launcher.c", str(tmp_path), [], [], [], [])
+
+    monkeypatch.setattr(run, "denoise", denoise)
+    settings = Settings({"model": str(tiny_dir), "res": (32, 32), "frames": 5, "steps": 1, "device": "cpu"})
+    with pytest.raises(FpsgenError) as caught:
+        run.run(plan("a cat", settings).request, Timing(Quiet()))
+    assert caught.value.code == ENVIRONMENT and "compiler" in caught.value.message and "gcc" in caught.value.remedy
+
+
 def test_what_only_a_gpu_can_do_is_refused_before_anything_is_loaded():
     asked = request(model="nano", method_impl="triton")
     with pytest.raises(FpsgenError) as caught:

@@ -13,10 +13,12 @@ import torch
 
 from fpsgen.assets import weights_dir
 from fpsgen.attention.schedule import Schedule
+from fpsgen.evaluate.nano import captions, world
+from fpsgen.evaluate.nano.meter import Meter, score
+from fpsgen.evaluate.nano.prompts import unseen
 from recipes.nano import __main__ as recipe
-from recipes.nano import autoencoder, captions, denoiser, world
-from recipes.nano.evaluate import psnr, unseen
-from recipes.nano.meter import Meter, score
+from recipes.nano import autoencoder, denoiser
+from recipes.nano.evaluate import psnr
 from recipes.nano.optim import orthogonalize
 from recipes.nano.release import LIMIT
 from recipes.nano.train_denoiser import Windows, draw_sigmas

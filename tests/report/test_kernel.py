@@ -8,7 +8,14 @@ COMMON = {"shape": "480p", "heads": 12, "batch": 2, "tiles": [6, 8, 8], "commit"
 
 
 def test_rows_of_the_bench_become_a_table(tmp_path, monkeypatch, capsys):
-    figures = {"density": 0.118, "median_ms": 1.1311, "p10_ms": 1.105, "p90_ms": 1.146, "tflops": 687.3}
+    figures = {
+        "density": 0.118,
+        "median_ms": 1.1311,
+        "relative_error": 0.0123,
+        "p10_ms": 1.105,
+        "p90_ms": 1.146,
+        "tflops": 687.3,
+    }
     rows = [
         COMMON | {"method": "fa3", "peer": True, "missing": "not installed"},
         COMMON | figures | {"method": "sdpa-cudnn", "peer": True},
@@ -21,6 +28,6 @@ def test_rows_of_the_bench_become_a_table(tmp_path, monkeypatch, capsys):
     made = json.loads(capsys.readouterr().out)
     lines = render(made, "kernel").splitlines()
     name = "| 480p, 12 heads, batch 2, tiles (6, 8, 8) |"
-    assert lines[2] == f"{name} sdpa-cudnn | peer | 11.8% | 1.131 | 1.10-1.15 | 687 |  |  |  |  |"
-    assert lines[3] == f"{name} fps | hopper | 11.8% | 1.131 | 1.10-1.15 | 687 | 782 |  |  |  |"
+    assert lines[2] == f"{name} sdpa-cudnn | peer | 11.8% | 1.131 | 1.10-1.15 | 687 | 1.2e-02 |  |  |  |  |"
+    assert lines[3] == f"{name} fps | hopper | 11.8% | 1.131 | 1.10-1.15 | 687 | 1.2e-02 | 782 |  |  |  |"
     assert made["rows"][1]["attend_tflops"] == 782.4

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from html.parser import HTMLParser
 
 import pytest
 
 from fpsgen.cli.app import run
-from fpsgen.errors import BAD_INPUT, DISK, OK
+from fpsgen.errors import BAD_INPUT, DISK, OK, FpsgenError
 from fpsgen.report import charts
 from fpsgen.report.bench import cells, markdown, table
 from fpsgen.report.page import page
@@ -54,6 +55,68 @@ def test_the_page_shows_the_rows_and_escapes_what_they_hold():
     assert bars == pytest.approx([100, 100 * 7 / 15], abs=0.1)  # 15 and 7 seconds
 
 
+class Read(HTMLParser):
+    """tags: of the page, with their attributes. table: rows of cells. text: all of it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.table: list[list[str]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.table.append([])
+        if tag in ("th", "td"):
+            self.table[-1].append("")
+
+    def handle_data(self, data):
+        self.text += data
+        if self.tags and self.tags[-1][0] in ("th", "td"):
+            self.table[-1][-1] += data.strip()
+
+
+def test_no_text_of_a_row_becomes_a_tag(tmp_path):
+    """Each text says which it is; the prompt is shown where there is a video."""
+    video = tmp_path / "a<i>.mp4"
+    video.write_bytes(b"\0\0\0\x18ftypisom" + b"\0" * 16)
+    names = ("prompt", "model", "device", "created", "commit", "schedule", "command")
+    texts = {name: f"<i title=\"{name}\">'{name}'</i>" for name in names}
+    texts |= {"versions": {"<i>": "<i>"}, "kernels": {"<i>": 1}, "video": str(video)}
+    rows = [row("bf16", 1.0, None, **texts), row("<i>other</i>", 2.0, 20.0, **texts)]
+    found = Read(page(rows))
+    assert "i" in [tag for tag, _ in Read("<p><i>x</i></p>").tags]
+    wanted = [(tag, given) for tag, given in found.tags if tag == "i" and given]
+    assert not wanted and not [given for tag, given in found.tags if any(name.startswith("on") for name in given)]
+    assert all(f"'{name}'" in found.text for name in names) and [tag for tag, _ in found.tags].count("video") == 4
+    assert [tag for tag, _ in found.tags].count("i") == len(rows)  # the bars' own
+
+
+def test_the_page_says_the_speed_up_and_the_quality_of_each_row():
+    rows = [ROWS[0], row("fps", 3.0, 25.0, speedup_total=1.5), row("sta", 2.5, 31.0, speedup_total=1.25)]
+    found = Read(page(rows))
+    head, *body = found.table
+    shown = [dict(zip(head, cells, strict=True)) for cells in body]
+    assert [line["Speed-up"] for line in shown] == ["1.00x", "3.00x", "2.50x"]
+    assert [line["PSNR, dB"] for line in shown] == ["-", "25.0", "31.0"]
+    assert [line["Denoise, s"] for line in shown] == ["12.00", "4.00", "4.80"]
+    bars = re.findall(r"denoising ([\d.]+) s, ([\d.]+)x", found.text)
+    assert bars == [("12.00", "1.00"), ("4.00", "3.00"), ("4.80", "2.50")]
+    spots = [float(given["cx"]) for tag, given in found.tags if tag == "circle"]
+    assert len(spots) == 2 and spots[0] > spots[1]  # to the right: faster
+
+
+def test_a_row_takes_no_other_file_into_the_page(tmp_path):
+    secret = tmp_path / "id_rsa"
+    secret.write_bytes(b"secret" * 10)
+    with pytest.raises(FpsgenError) as caught:
+        page([row("bf16", 1.0, None, video=str(secret))])
+    assert caught.value.code == BAD_INPUT and "id_rsa" in caught.value.message
+    assert "video" not in [tag for tag, _ in Read(page([row("bf16", 1.0, None, video=str(tmp_path / "no.mp4"))])).tags]
+
+
 def test_a_profile_of_a_method_that_is_not_known_has_a_colour():
     assert "other" in page([row("bf16", 1.0, None), row("other", 2.0, 20.0)])
 
@@ -97,7 +160,9 @@ def test_files_that_are_no_rows_are_refused(tmp_path, text, capsys):
 def test_a_row_with_one_wrong_value_is_refused(tmp_path):
     import json
 
-    for key, value in (("speedup_denoise", "fast"), ("stages_s", {}), ("step_s", {"median": None}), ("seed", True)):
+    wrong = {"speedup_denoise": "fast", "stages_s": {}, "step_s": {"median": None}, "seed": True, "density": [1]}
+    wrong |= {"guidance": "5", "video": 5, "steps_s": 6, "peak_memory": 5, "psnr_db": {}, "fused": "x", "steps": 1e400}
+    for key, value in wrong.items():
         path = tmp_path / "a.jsonl"
         path.write_text(json.dumps(ROWS[0] | {key: value}))
         assert run(["report", str(path), "-o", str(tmp_path / "x.html")]) == BAD_INPUT, key

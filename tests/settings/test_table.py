@@ -106,6 +106,7 @@ OTHER = {  # a value of each setting that differs from what request_for and the 
     "schedule": "balanced",
     "strict": True,
     "linear": "fp8",
+    "lora": __file__,
     "cache": "first-block",
     "cfg_until": 0.5,
     "exact": True,

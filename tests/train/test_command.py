@@ -28,6 +28,36 @@ def test_a_run_from_a_file_to_a_video(tiny_dir, tmp_path, capsys):
     assert run(["train", str(tmp_path / "run.toml"), "-o", str(folder), "--device", "cpu"]) == OK
     said = capsys.readouterr()
     assert said.out == f"{folder / 'model'}\n"
-    assert (folder / "sample.mp4").stat().st_size > 0
-    recipe = json.loads((folder / "sample.json").read_text())["recipe"]
-    assert recipe["prompt"] == "b" and "mine" in json.dumps(recipe)
+    recipes = {name: json.loads((folder / f"{name}.json").read_text())["recipe"] for name in ("dense", "trained")}
+    assert recipes["trained"]["prompt"] == "b" and "mine" in json.dumps(recipes["trained"])
+    assert recipes["dense"]["method"] == "bf16" and (folder / "dense.mp4").stat().st_size > 0
+
+
+def test_the_first_word_is_a_run_or_a_command_of_the_group(monkeypatch, tmp_path):
+    """A run's file may have any name; options may stand behind it."""
+    import typer
+
+    from fpsgen.cli import train
+    from fpsgen.train import config as runs
+
+    called = []
+    group = typer.main.get_command(train.app)
+    group.add_command(typer.main.get_command(_command(lambda folder: called.append(folder))), "prepare")
+    group.main(["prepare", "videos"], standalone_mode=False)
+    assert called == ["videos"]
+    monkeypatch.setattr(runs, "read_config", lambda path: called.append(str(path)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        group.main(["prepared.toml", "-o", str(tmp_path)], standalone_mode=False)
+    assert called[-1] == "prepared.toml"
+
+
+def _command(body):
+    import typer
+
+    app = typer.Typer()
+
+    @app.command()
+    def prepare(folder: str) -> None:
+        body(folder)
+
+    return app

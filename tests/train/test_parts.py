@@ -12,8 +12,8 @@ from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
 from fpsgen.train import config as runs
 from fpsgen.train.data import Pairs
-from fpsgen.train.loop import learning_rate
-from fpsgen.train.objective import velocity
+from fpsgen.train.objective import velocity_error
+from fpsgen.train.weights import learning_rate
 
 from .conftest import SCHEDULE
 
@@ -183,5 +183,5 @@ def test_the_student_runs_by_the_profile_of_its_noise_level(make_config, tiny_di
             text = torch.zeros(1, 4, config.text_dim)
             batch = type(batch)(latents, latents, latents, torch.tensor([sigma]), torch.tensor([500.0]), text, profile)
             handle.clear_report()
-            velocity(pipe.transformer, handle, latents, batch)
+            velocity_error(pipe.transformer, handle, batch)
             assert {step["profile"] for step in handle.report()["steps"]} == {profile}

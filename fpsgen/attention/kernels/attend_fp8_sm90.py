@@ -51,7 +51,7 @@ from fpsgen.attention.kernels.sm90_parts import (
     with_word,
     word,
 )
-from fpsgen.attention.kernels.softmax import ceil, exp2, exp2_mixed, masked, p_operand, row_max
+from fpsgen.attention.kernels.softmax import ceil, exact_float, exp2, exp2_mixed, masked, p_operand, row_max
 from fpsgen.attention.kernels.tile_scheduler import (
     Sizes,
     Tables,
@@ -153,6 +153,7 @@ def _consume(
     """A consumer: rows [64 * ME, 64 * ME + 64) of every work tile. LENGTH: keys of all blocks, 0 where they differ."""
     out, lse, buffers, barriers, schedule, sizes = args
     warps: gl.constexpr = gl.num_warps()
+    qk_type: gl.constexpr = gl.int32 if buffers.q.dtype == gl.int8 else gl.float32
     qk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, BLOCK, 32])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, D, 32])
     sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, 8, 32])
@@ -176,10 +177,12 @@ def _consume(
                 slot = barriers.k.slot(step)
                 barriers.k.wait(step)
                 record = load_record(buffers.block_info.index(slot))
-                qk = gl.zeros([64, BLOCK], gl.float32, qk_layout)
+                qk = gl.zeros([64, BLOCK], qk_type, qk_layout)
                 qk = warpgroup_mma(query, buffers.k.index(slot).permute((1, 0)), qk, use_acc=False, is_async=True)
                 barriers.ping_pong.release(ME)
                 qk = warpgroup_mma_wait(0, deps=(qk,))
+                if qk_type == gl.int32:
+                    qk = exact_float(qk)
                 scale = info.scale * as_float(word(record, 0))
                 if LENGTH == 0:
                     length = word(record, 1)
@@ -343,9 +346,10 @@ def launch_fp8_sm90(
     batch, _, heads, dim = out.shape
     block, rows = tables.layout.block, tables.layout.num_blocks * tables.layout.block
     qk_shape, fp8 = (batch * heads * rows, dim), gl.float8e4nv
+    qk_type = gl.int8 if quantized.q.dtype == torch.int8 else fp8
     descriptors = (
-        describe(quantized.q, qk_shape, (dim, 1), (64, dim), fp8),
-        describe(quantized.k, qk_shape, (dim, 1), (block, dim), fp8),
+        describe(quantized.q, qk_shape, (dim, 1), (64, dim), qk_type),
+        describe(quantized.k, qk_shape, (dim, 1), (block, dim), qk_type),
         describe(quantized.v, (batch * heads * dim, rows), (rows, 1), (dim, block), fp8),
     )
     programs, arguments, constants = launch_arguments(tables, lists, out, config)

@@ -1,11 +1,12 @@
 """Tile-sparse attention forward, portable Triton: one program per block of query rows reads its tile's list of key
 blocks.
 
-Two precisions share the kernel. FP8: prepared inputs through tensor descriptors (TMA on Hopper, plain loads before
-it), one scale per key block, P in E4M3 under an integer running maximum (reference.py says why). 16 bit: q, k, v as
-they lie, P in their type. The kernel knows nothing of windows or policies; an empty list gives 0 and LSE -inf, and so
-may a row whose logits pass 2^22, where fp32 no longer holds a logit's distance to the maximum. Left out on purpose:
-key blocks that cross tiles, masks inside a tile (neither occurs), dropout, causal order.
+Three precisions share the kernel. FP8: prepared inputs through tensor descriptors (TMA on Hopper, plain loads before
+it), one scale per key block, P in E4M3 under an integer running maximum (reference.py says why). The same with INT8
+queries and keys, whose scores are exact integers. 16 bit: q, k, v as they lie, P in their type. The kernel knows
+nothing of windows or policies; an empty list gives 0 and LSE -inf, and so may a row whose logits pass 2^22, where fp32
+no longer holds a logit's distance to the maximum. Left out on purpose: key blocks that cross tiles, masks inside a tile
+(neither occurs), dropout, causal order.
 
 Legend: B batch, H heads, L tokens (tile order), N blocks, M tiles, G list groups, D head dim. Offsets that grow with
 L are int64.
@@ -27,6 +28,8 @@ from fpsgen.attention.plan import BlockLists, DeviceTables
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])  # (major, minor)
 _LN_2 = tl.constexpr(math.log(2.0))
 _P_SHIFT = tl.constexpr(math.log2(448.0))  # P = 2^(x - m) * 448
+_MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23, in steps of 1: its bits plus an integer below 2^22 are the sum's
+_MAGIC_BITS = tl.constexpr(0x4B400000)
 
 
 @triton.jit
@@ -70,6 +73,7 @@ def attend_portable(
     PROMOTE: tl.constexpr,
     ROUNDED_SUM: tl.constexpr,
     CENTER_V: tl.constexpr,
+    PV_THRESHOLD: tl.constexpr,  # FP8: a block of scores this far below the maxima of all rows is left out; 0: none is
 ):
     SPLIT: tl.constexpr = BLOCK // BLOCK_Q
     block_q = tl.program_id(0) // SPLIT
@@ -115,6 +119,8 @@ def attend_portable(
             block_key = tl.load(base_k + rows[:, None] * stride_kl, mask=rows_k[:, None] < length, other=0.0).to(HALF)
             scale = softmax_scale
         qk = tl.dot(block_query, block_key.T)  # [BLOCK_Q, BLOCK]
+        if qk.dtype == tl.int32:  # two fast instructions in place of a slow conversion
+            qk = (qk + _MAGIC_BITS).to(tl.float32, bitcast=True) - _MAGIC
         if MASKED:
             qk = tl.where(rows_k[None, :] < length, qk, float("-inf"))
         qk_max = tl.max(qk, 1) * scale
@@ -125,20 +131,26 @@ def attend_portable(
         alpha = tl.exp2(m_i - m_base)
         m_i = m_new
         acc = acc * alpha[:, None]
+        l_i = l_i * alpha
         if FP8:
-            p = tl.exp2(qk * scale - (m_base - _P_SHIFT)[:, None])
-            p_e4m3 = p.to(tl.float8e4nv)
-            if ROUNDED_SUM:
-                p = p_e4m3.to(tl.float32)
-            l_i = l_i * alpha + tl.sum(p, 1)
-            block_value = v.load([bh * D, block_k * BLOCK])  # [D, BLOCK]
-            if PROMOTE:
-                acc = tl.dot(p_e4m3, block_value.T, acc, max_num_imprecise_acc=BLOCK)
-            else:
-                acc = tl.dot(p_e4m3, block_value.T, acc)
+            needed = True
+            if PV_THRESHOLD > 0:
+                counts = (rows_q < rows_left) & (qk_max > float("-inf"))
+                needed = tl.max(tl.where(counts, qk_max - m_base, float("-inf")), 0) > -PV_THRESHOLD
+            if needed:
+                p = tl.exp2(qk * scale - (m_base - _P_SHIFT)[:, None])
+                p_e4m3 = p.to(tl.float8e4nv)
+                if ROUNDED_SUM:
+                    p = p_e4m3.to(tl.float32)
+                l_i += tl.sum(p, 1)
+                block_value = v.load([bh * D, block_k * BLOCK])  # [D, BLOCK]
+                if PROMOTE:
+                    acc = tl.dot(p_e4m3, block_value.T, acc, max_num_imprecise_acc=BLOCK)
+                else:
+                    acc = tl.dot(p_e4m3, block_value.T, acc)
         else:
             p = tl.exp2(qk * scale - m_base[:, None])
-            l_i = l_i * alpha + tl.sum(p, 1)
+            l_i += tl.sum(p, 1)
             value_pointers = base_v + rows[:, None] * stride_vl
             block_value = tl.load(value_pointers, mask=rows_k[:, None] < length, other=0.0).to(HALF)
             acc = tl.dot(p.to(HALF), block_value, acc)
@@ -167,10 +179,12 @@ def launch_portable(
     scale: float,
     config: PortableConfig,
     center_v: bool,
+    pv_threshold: float = 0.0,
 ) -> None:
     """Fill out [B, L, H, D] and lse [B, H, L] from inputs q, k, v (16 bit), or from `quantized` if given (FP8).
 
     scale: softmax scale times log2(e). center_v: V was quantized without its mean.
+    pv_threshold: see attention_kernel.
     """
     q, k, v = inputs
     batch, tokens, heads, dim = q.shape
@@ -195,6 +209,7 @@ def launch_portable(
         "PROMOTE": config.promote,
         "ROUNDED_SUM": config.rounded_sum,
         "CENTER_V": center_v,
+        "PV_THRESHOLD": pv_threshold,
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     options |= {"maxnreg": config.maxnreg} if config.maxnreg else {}

@@ -283,12 +283,14 @@ def attention_backward(
     granularity: int = 1,
     config: BackwardConfig | None = None,
     query_blocks: tuple[torch.Tensor, torch.Tensor] | None = None,
+    int8_qk: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k, v for the gradient of the output; all [B, L, H, D] in tile order, results contiguous and in
     q's dtype.
 
     out, lse (fp32 [B, H, L], natural logarithm): of the forward. D up to 128. fp8: the forward quantized q, k, v as
-    quantize.py says. fp32 inputs are multiplied in bf16. query_blocks: transpose_lists of the lists, if at hand.
+    quantize.py says, q and k in INT8 with int8_qk. fp32 inputs are multiplied in bf16. query_blocks: transpose_lists of
+    the lists, if at hand.
     """
     dim = q.shape[-1]
     padded = next(d for d in HEAD_DIMS if d >= dim)
@@ -300,7 +302,7 @@ def attention_backward(
     here = not q.is_cuda or q.device.index == torch.cuda.current_device()
     with nullcontext() if here else torch.cuda.device(q.device):
         query_blocks = query_blocks or transpose_lists(*lists, tables.block_tile)
-        x = prepare_backward(grad, q, k, v, out, lse, tables, fp8, granularity)
+        x = prepare_backward(grad, q, k, v, out, lse, tables, fp8, granularity, int8_qk)
         dq = query_gradient(x, tables, lists, fp8, dim**-0.5, config.dq, q.dtype)
         dk, dv = key_gradients(x, tables, query_blocks, fp8, dim**-0.5, config.dkv, q.dtype)
     if padded != dim:

@@ -1,7 +1,7 @@
 """What the backward kernels read, made in two small passes: row statistics, and q, k, v as the FP8 forward saw them.
 
-Every E4M3 value is a bf16 value too, so quantized queries and keys are kept without rounding as their E4M3 values in
-bf16; their block scales are applied inside the kernels, in fp32. V has one scale per channel, which no product of the
+Every E4M3 and every INT8 value is a bf16 value too, so quantized queries and keys are kept without rounding in bf16;
+their block scales are applied inside the kernels, in fp32. V has one scale per channel, which no product of the
 backward can take out of its sum: it is de-quantized and rounded to bf16 (relative 2^-9).
 
 Legend: B batch, H heads, L tokens (tile order), N blocks, P = N * BLOCK padded rows, D head dim.
@@ -77,7 +77,7 @@ def expand_fp8(
     D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """E4M3 values of q and k (fp8 [B, H, P, D]), and V quantized and de-quantized (from v [B, L, H, D]), to bf16
+    """Values of q and k (E4M3 or INT8 [B, H, P, D]), and V quantized and de-quantized (from v [B, L, H, D]), to bf16
     [B, L, H, D]. Programs (block, batch x head).
     """
     block, bh = tl.program_id(0), tl.program_id(1)
@@ -122,6 +122,7 @@ def prepare_backward(
     tables: DeviceTables,
     fp8: bool,
     granularity: int,
+    int8_qk: bool = False,
 ) -> BackwardInputs:
     """Arguments as attention_backward's, but D is 64 or 128."""
     batch, tokens, heads, dim = q.shape
@@ -134,7 +135,7 @@ def prepare_backward(
     q_scale = k_scale = lse
     if fp8:
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-        ready = quantize(q, k, v, tables, granularity)
+        ready = quantize(q, k, v, tables, granularity, int8_qk=int8_qk)
         q_scale, k_scale = ready.q_scale, ready.k_scale
         made = [torch.empty(q.shape, dtype=half, device=q.device) for _ in range(3)]
         expand_fp8[grid](ready.q, ready.k, v, ready.v_scale, *made, *spans, *v.stride()[:3], *sizes)

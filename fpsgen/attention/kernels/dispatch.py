@@ -31,6 +31,8 @@ def attention_kernel(
     return_lse: bool = True,
     smooth_k: bool = False,
     center_v: bool = False,
+    int8_qk: bool = False,
+    pv_threshold: float = 0.0,
     *,
     config: PortableConfig | Sm90Config | None = None,
     out: torch.Tensor | None = None,
@@ -38,7 +40,10 @@ def attention_kernel(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of q, k, v [B, L, H, D] (tile order) over lists of key blocks, as attention_reference does it.
 
-    fp8: Q, K, V and P in E4M3, one scale per `granularity` kernel blocks of Q and K. Otherwise products are in q's
+    fp8: Q, K, V and P in E4M3, one scale per `granularity` kernel blocks of Q and K; Q and K in INT8 with int8_qk.
+    pv_threshold, with fp8: a key block is left out for query rows of one program if none of their scores comes within
+    this distance (base 2) of its row's running maximum, rounded up to integers (SpargeAttn, arXiv 2502.18137, section
+    3.4); 0: none is. Otherwise products are in q's
     16-bit type, bf16 for fp32 inputs. norm_rope: q and k are normed and rotated first. smooth_k, center_v: with fp8, K
     and V are quantized without their mean over all tokens, which neither out nor LSE shows but in their error. D may be
     up to 128. config: None chooses the fastest kernel that takes these inputs. out (contiguous [B, L, H, D] where D is
@@ -53,7 +58,7 @@ def attention_kernel(
     if not padded:
         raise ValueError(f"head dim is {dim}.\nThe kernels take head dims up to {HEAD_DIMS[-1]}.")
     dtype = q.dtype
-    if norm_rope and (padded != dim or not fp8):
+    if norm_rope and (padded != dim or not fp8 or int8_qk):
         q, k = norm_rope.apply(q, k)
         norm_rope = None
     if padded != dim:
@@ -64,27 +69,34 @@ def attention_kernel(
     out = torch.empty(q.shape, device=q.device, dtype=dtype) if out is None else out
     current = not q.is_cuda or q.device.index == torch.cuda.current_device()
     with nullcontext() if current else torch.cuda.device(q.device):
-        config = config or choose(q, tables, fp8)
-        workspace = make_workspace(q, tables, fp8, not return_lse)
+        config = config or choose(q, tables, fp8, pv_threshold)
+        workspace = make_workspace(q, tables, fp8, not return_lse, int8_qk)
         if not return_lse:
             lse = workspace.lse
         elif lse is None:
             lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
         if fp8:
             permuted = isinstance(config, Sm90Config)
-            quantize_into(workspace, q, k, v, tables, granularity, permuted, norm_rope, smooth_k, center_v)
-        launch(config, (q, k, v), workspace if fp8 else None, tables, lists, out, lse, dim**-0.5, center_v)
+            quantize_into(workspace, q, k, v, tables, granularity, permuted, norm_rope, smooth_k, center_v, int8_qk)
+        quantized = workspace if fp8 else None
+        launch(config, (q, k, v), quantized, tables, lists, out, lse, dim**-0.5, center_v, pv_threshold)
         if fp8 and smooth_k and return_lse:  # that of the keys as they were given
             q = norm_rope.apply(q, k)[0] if norm_rope else q
             lse += torch.einsum("blhd,bhd->bhl", q.float(), workspace.k_mean) * dim**-0.5
     return out if padded == dim else out[..., :dim].contiguous(), lse if return_lse else None
 
 
-def choose(q: torch.Tensor, tables: DeviceTables, fp8: bool) -> PortableConfig | Sm90Config:
-    """The kernel and its launch configuration for q [B, L, H, 64 or 128]."""
+def choose(q: torch.Tensor, tables: DeviceTables, fp8: bool, pv_threshold: float = 0.0) -> PortableConfig | Sm90Config:
+    """The kernel and its launch configuration for q [B, L, H, 64 or 128].
+
+    The sm_90 kernel leaves no key block out. From a threshold of 20 on that makes no difference: P is 2^-20 of its
+    largest value or less, which is 0 in E4M3.
+    """
     block, dim = tables.layout.block, q.shape[-1]
     capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
-    sm90 = choose_sm90(dim, block, tables.layout.blocks_per_tile, fp8, capability) if q.is_cuda else None
+    sm90 = None
+    if q.is_cuda and not 0 < pv_threshold < 20:
+        sm90 = choose_sm90(dim, block, tables.layout.blocks_per_tile, fp8, capability)
     return sm90 or choose_portable(dim, block, fp8, capability, TRITON)
 
 
@@ -98,6 +110,7 @@ def launch(
     lse: torch.Tensor,
     scale: float,
     center_v: bool = False,
+    pv_threshold: float = 0.0,
 ) -> None:
     """Fill out [B, L, H, D] (contiguous) and lse fp32 [B, H, L] from inputs q, k, v, or from `quantized` if given.
 
@@ -105,7 +118,7 @@ def launch(
     """
     scale *= math.log2(math.e)
     if isinstance(config, PortableConfig):
-        launch_portable(inputs, quantized, tables, lists, out, lse, scale, config, center_v)
+        launch_portable(inputs, quantized, tables, lists, out, lse, scale, config, center_v, pv_threshold)
     elif quantized is not None:
         from fpsgen.attention.kernels.attend_fp8_sm90 import launch_fp8_sm90
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fpsgen.attention.quantize import BLOCK_AMAX_FLOOR
+from fpsgen.attention.quantize import BLOCK_AMAX_FLOOR, INT8_MAX
 
 _BLOCK_FLOOR = tl.constexpr(BLOCK_AMAX_FLOOR)
 INVERSE_MAX = tl.constexpr(1.0 / 448.0)
+_INVERSE_INT8 = tl.constexpr(1.0 / INT8_MAX)
+_MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold
 # Sums over some tokens, at most 2^26, as multiples of 2^-19: 2^17 of them fit into int64.
 _SUM_UNIT = tl.constexpr(2.0**-19)
 _SUM_LIMIT = tl.constexpr(2.0**26)
@@ -22,6 +24,18 @@ _SUM_LIMIT = tl.constexpr(2.0**26)
 def block_scale(amax):
     """Scale of blocks of queries or keys whose largest magnitude is amax."""
     return tl.maximum(amax, _BLOCK_FLOOR) * INVERSE_MAX
+
+
+@triton.jit
+def block_scale_int8(amax):
+    """The same for INT8; NaN stays NaN, which no INT8 value could hold."""
+    return tl.maximum(amax, _BLOCK_FLOOR, propagate_nan=tl.PropagateNan.ALL) * _INVERSE_INT8
+
+
+@triton.jit
+def cast_int8(x):
+    """fp32 of at most 127.5 to the nearest integer (ties to even), int8."""
+    return (x + _MAGIC).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit

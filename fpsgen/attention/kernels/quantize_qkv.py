@@ -1,6 +1,7 @@
-"""Quantize q, k, v into padded kernel blocks: E4M3 values, fp32 scales, V transposed so that keys are contiguous. On
-the way Q and K may take their RMSNorm and rotary embedding (norm_rope_quantize.py), K lose its mean over all tokens
-(smooth_k: softmax does not see it, arXiv 2410.02367, section 4.2), and V too (center_v: the output gets it back).
+"""Quantize q, k, v into padded kernel blocks: E4M3 values (of Q and K also INT8), fp32 scales, V transposed so that
+keys are contiguous. On the way Q and K may take their RMSNorm and rotary embedding (norm_rope_quantize.py), K lose its
+mean over all tokens (smooth_k: softmax does not see it, arXiv 2410.02367, section 4.2), and V too (center_v: the output
+gets it back).
 
 FP8 tensor cores on Hopper want both operands contiguous along the summed axis; for P.V that axis is the keys, so V is
 stored [D, keys]. Rows of padding hold zeros. Scales follow quantize.py exactly: amax * (1/448), values times the
@@ -24,6 +25,8 @@ from fpsgen.attention.kernels.norm_rope_quantize import norm_rope_quantize
 from fpsgen.attention.kernels.quantize_parts import (
     INVERSE_MAX,
     block_scale,
+    block_scale_int8,
+    cast_int8,
     load_angles,
     load_largest,
     load_mean,
@@ -124,6 +127,13 @@ def _load_rows(source, block, D: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.con
 
 
 @triton.jit
+def _largest(values, KEEPS_NAN: tl.constexpr):
+    """The largest magnitude. KEEPS_NAN: NaN if one is among them, else it may be ignored."""
+    amax = tl.max(tl.max(tl.abs(values), 1), 0)
+    return amax + tl.sum(tl.sum(values * 0.0, 1), 0) if KEEPS_NAN else amax
+
+
+@triton.jit
 def _cast_rows(
     source,
     out,
@@ -138,25 +148,31 @@ def _cast_rows(
     NORM: tl.constexpr,
     CENTER: tl.constexpr,
 ):
-    """amax over a scale group's blocks, then the cast. SINGLE: a group is one block, which stays in registers."""
+    """amax over a scale group's blocks, then the cast to out's type. SINGLE: a group is one block, which stays in
+    registers.
+    """
+    INT8: tl.constexpr = out.dtype.element_ty == tl.int8
     first = group * granularity
     last = tl.minimum(first + granularity, num_blocks)
     amax = 0.0
     if SINGLE:
         values = _load_rows(source, first, D, BLOCK, NORM, CENTER)
-        amax = tl.max(tl.max(tl.abs(values), 1), 0)
+        amax = _largest(values, INT8)
     else:
         for block in range(first, last):
             values = _load_rows(source, block, D, BLOCK, NORM, CENTER)
-            amax = tl.maximum(amax, tl.max(tl.max(tl.abs(values), 1), 0))
-    scale = block_scale(amax)
+            amax = tl.maximum(amax, _largest(values, INT8), propagate_nan=tl.PropagateNan.ALL)
+    scale = block_scale_int8(amax) if INT8 else block_scale(amax)
     inverse = tl.math.div_rn(1.0, scale)
     cells = tl.arange(0, BLOCK)[:, None] * D + tl.arange(0, D)[None, :]
     for block in range(first, last):
         if not SINGLE:
             values = _load_rows(source, block, D, BLOCK, NORM, CENTER)
         slot = bh.to(tl.int64) * num_blocks + block
-        tl.store(out + slot * (BLOCK * D) + cells, (values * inverse).to(tl.float8e4nv))
+        if INT8:
+            tl.store(out + slot * (BLOCK * D) + cells, cast_int8(values * inverse))
+        else:
+            tl.store(out + slot * (BLOCK * D) + cells, (values * inverse).to(tl.float8e4nv))
         tl.store(scales + slot, scale)
 
 
@@ -288,14 +304,16 @@ def quantize(
     norm_rope: NormRope | None = None,
     smooth_k: bool = False,
     center_v: bool = False,
+    int8_qk: bool = False,
 ) -> Workspace:
     """The tensors of workspace_layout from q, k, v [B, L, H, D] (tile order, last stride 1); D is 64 or 128.
 
     permuted: V's keys in the order of attend_fp8_sm90.py, see _cast_values. norm_rope: q and k are normed and rotated
-    first. smooth_k, center_v: k and v less their mean over all tokens, which k_mean and v_mean hold.
+    first. smooth_k, center_v: k and v less their mean over all tokens, which k_mean and v_mean hold. int8_qk: q and k
+    in INT8; no norm_rope then.
     """
-    workspace = make_workspace(q, tables)
-    quantize_into(workspace, q, k, v, tables, granularity, permuted, norm_rope, smooth_k, center_v)
+    workspace = make_workspace(q, tables, int8_qk=int8_qk)
+    quantize_into(workspace, q, k, v, tables, granularity, permuted, norm_rope, smooth_k, center_v, int8_qk)
     return workspace
 
 
@@ -310,8 +328,11 @@ def quantize_into(
     norm_rope: NormRope | None,
     smooth_k: bool = False,
     center_v: bool = False,
+    int8_qk: bool = False,
 ) -> None:
     """quantize() into a new workspace of make_workspace."""
+    if int8_qk and norm_rope is not None:
+        raise ValueError("queries and keys in INT8 are not normed in the pass that quantizes.\nNorm them before.")
     batch, tokens, heads, dim = q.shape
     layout, w = tables.layout, workspace
     blocks = layout.num_blocks

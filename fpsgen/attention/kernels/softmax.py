@@ -51,6 +51,12 @@ _E4M3 = gl.constexpr(
 
 
 @gluon.jit
+def exact_float(x):
+    """int32 below 2^22 as fp32, in two fast instructions in place of a slow conversion."""
+    return (x + 0x4B400000).to(gl.float32, bitcast=True) - _MAGIC  # the bits of _MAGIC, whose last counts ones
+
+
+@gluon.jit
 def ceil(x):
     return gl.inline_asm_elementwise("cvt.rpi.f32.f32 $0, $1;", "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
 

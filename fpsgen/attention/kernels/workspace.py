@@ -49,11 +49,11 @@ class Workspace:
 
 @lru_cache(maxsize=64)
 def workspace_layout(
-    batch: int, tokens: int, heads: int, dim: int, blocks: int, rows: int, fp8: bool, lse: bool
+    batch: int, tokens: int, heads: int, dim: int, blocks: int, rows: int, fp8: bool, lse: bool, int8_qk: bool = False
 ) -> WorkspaceLayout:
-    """fp8: what quantize() makes: q, k float8_e4m3fn [B, H, P, D], v float8_e4m3fn [B, H, D, P], scales fp32 q_scale,
-    k_scale [B, H, N], v_scale [B, H, D], means fp32 k_mean, v_mean [B, H, D], and what its kernels leave for each
-    other. lse: fp32 [B, H, L] for a caller who asks for none. blocks, rows: N, P.
+    """fp8: what quantize() makes: q, k float8_e4m3fn (int8 with int8_qk) [B, H, P, D], v float8_e4m3fn [B, H, D, P],
+    scales fp32 q_scale, k_scale [B, H, N], v_scale [B, H, D], means fp32 k_mean, v_mean [B, H, D], and what its kernels
+    leave for each other. lse: fp32 [B, H, L] for a caller who asks for none. blocks, rows: N, P.
     """
     line, e4m3, fp32, int32 = (batch, heads), torch.float8_e4m3fn, torch.float32, torch.int32
     zeroed: Shapes = {
@@ -65,7 +65,7 @@ def workspace_layout(
         "next_unit": ((1,), int32),
     }
     others: Shapes = {
-        **dict.fromkeys(("q", "k"), ((*line, rows, dim), e4m3)),
+        **dict.fromkeys(("q", "k"), ((*line, rows, dim), torch.int8 if int8_qk else e4m3)),
         "v": ((*line, dim, rows), e4m3),
         **dict.fromkeys(("q_scale", "k_scale"), ((*line, blocks), fp32)),
         **dict.fromkeys(("v_scale", "k_mean", "v_mean"), ((*line, dim), fp32)),
@@ -75,7 +75,9 @@ def workspace_layout(
     return WorkspaceLayout(zeroed, others | own) if fp8 else WorkspaceLayout({}, own)
 
 
-def make_workspace(q: torch.Tensor, tables: DeviceTables, fp8: bool = True, lse: bool = False) -> Workspace:
+def make_workspace(
+    q: torch.Tensor, tables: DeviceTables, fp8: bool = True, lse: bool = False, int8_qk: bool = False
+) -> Workspace:
     """A new one for a call with q [B, L, H, D], see workspace_layout."""
     blocks = tables.layout.num_blocks
-    return Workspace(q.device, workspace_layout(*q.shape, blocks, blocks * tables.layout.block, fp8, lse))
+    return Workspace(q.device, workspace_layout(*q.shape, blocks, blocks * tables.layout.block, fp8, lse, int8_qk))

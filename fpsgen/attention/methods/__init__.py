@@ -6,10 +6,10 @@ the Method itself.
 
 from __future__ import annotations
 
-from fpsgen.attention.methods import bf16, fp8, fps, sta
+from fpsgen.attention.methods import bf16, fp8, fps, sage, sparge, sta, svg
 from fpsgen.attention.methods.base import Method, Precision, Selection
 
-METHODS: dict[str, Method] = {entry.METHOD.name: entry.METHOD for entry in (bf16, fp8, sta, fps)}
+METHODS: dict[str, Method] = {entry.METHOD.name: entry.METHOD for entry in (bf16, fp8, sta, sage, sparge, svg, fps)}
 
 
 def find_method(name: object) -> Method:

@@ -23,13 +23,14 @@ class Precision(Enum):
 
     BF16 = "16 bit"  # the type of the tensors; fp32 is multiplied in bf16 by GPU kernels
     E4M3 = "E4M3"
+    INT8 = "INT8"
 
 
 class Selection:
     """Which units (key blocks or tiles) each query tile sees. This one: what the plan's window holds.
 
-    windowed: heeds a profile's window or density; without it the window is the whole grid. online: lists depend on q
-    and k, so `select` chooses them at each call.
+    windowed: heeds a profile's window or density; without it the window is the whole grid. online: lists depend on q,
+    k and v, so `select` chooses them at each call.
     """
 
     def __init__(self, windowed: bool = False) -> None:
@@ -37,13 +38,13 @@ class Selection:
 
     online = False
 
-    def select(self, q: torch.Tensor, k: torch.Tensor, plan: AttentionPlan) -> TileLists:
+    def select(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> TileLists:
         """Lists for one call, on q's device and without waiting for it: one group of lists for all (G = 1), one per
         head (H), or one per batch and head (B*H).
 
-        q, k: [B, L, H, D], grid tokens alone, in tile order, normed and with rotary embedding. plan: without prefix
-        and suffix; plan.layout says which tokens, blocks, units and tiles belong together (constants, for torch.compile
-        too), plan.option(name) gives the method's options. Indices count units, see TileLists.
+        q, k, v: [B, L, H, D], grid tokens alone, in tile order, q and k normed and with rotary embedding. plan: without
+        prefix and suffix; plan.layout says which tokens, blocks, units and tiles belong together (constants, for
+        torch.compile too), plan.option(name) gives the method's options. Indices count units, see TileLists.
         """
         raise NotImplementedError("a fixed selection has no lists of its own")
 
@@ -53,7 +54,9 @@ class Method:
     """One method: selection x precision, and how it is described.
 
     summary: one line. citation: where it comes from. colour: of its marks on pages, "#rrggbb". qk, pv: precision of the
-    two products. options: the method's own hyper-parameters with their defaults, under the names of its authors.
+    two products. smooth_k: whether a profile that does not say takes the mean off the keys. options: the method's own
+    hyper-parameters with their defaults, under the names of its authors. allowed: of options with a name as value all
+    names, of numbers the least and the largest.
     """
 
     name: str
@@ -63,7 +66,26 @@ class Method:
     selection: Selection = field(default_factory=Selection)
     qk: Precision = Precision.BF16
     pv: Precision = Precision.BF16
+    smooth_k: bool = False
     options: Mapping[str, Option] = field(default_factory=lambda: MappingProxyType({}))
+    allowed: Mapping[str, tuple] = field(default_factory=lambda: MappingProxyType({}))
+
+    def check_options(self, options: Mapping[str, Option]) -> None:
+        """Raises ValueError (two lines) for an option that the method does not take."""
+        for key, value in options.items():
+            if key not in self.options or type(value) is not type(self.options[key]):
+                known = ", ".join(f"{name} = {default!r}" for name, default in self.options.items()) or "none"
+                raise ValueError(
+                    f"option {key} = {value!r} is none of method {self.name!r}.\nIts options and defaults: {known}."
+                )
+            allowed = self.allowed.get(key)
+            if allowed is None:
+                continue
+            names = isinstance(value, str)
+            if value not in allowed if names else not allowed[0] <= value <= allowed[1]:
+                least, most = allowed[0], allowed[-1]
+                rest = f"one of {', '.join(map(str, allowed))}" if names else f"a number from {least} to {most}"
+                raise ValueError(f"option {key} of method {self.name!r} is {value!r}.\nGive {rest}.")
 
     @property
     def quantized(self) -> bool:
@@ -93,6 +115,10 @@ class Method:
         changes: dict = {"method": self.name, "options": {}}
         if not self.windowed:
             changes |= {"window": "all", "density": None}
+        if self.online and profile.tile == "fit":
+            changes["tile"] = "blocks"  # the finer choice
         if not self.quantized:
             changes |= {"granularity": 1, "smooth_k": False}
+        elif self.smooth_k:
+            changes["smooth_k"] = True
         return replace(profile, **changes)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from fpsgen.errors import MODEL, FpsgenError
-from fpsgen.fields import Field, Spec, choice, many, real, switch, whole
+from fpsgen.fields import Field, Spec, choice, many, or_null, real, switch, whole
 from fpsgen.text import show
 
 KEPT_SCHEDULERS = (  # of diffusers; each predicts flow, and takes the noise that it draws from a generator
@@ -40,11 +39,6 @@ PARTS = {  # part -> (library, classes)
     "tokenizer": ("transformers", ("T5TokenizerFast", "T5Tokenizer", "TokenizersBackend", "PreTrainedTokenizerFast")),
     "scheduler": ("diffusers", KEPT_SCHEDULERS + REPLACED_SCHEDULERS),
 }
-
-
-def or_null(field: Field, default: Any = None) -> Field:
-    """The same, or null."""
-    return Field(lambda value: None if value is None else field.check(value), f"{field.wanted}, or null", default)
 
 
 _NULL = Field(lambda value: choice(()).check("") if value is not None else None, "null in a text-to-video model", None)
@@ -136,7 +130,7 @@ def refuse_code(config: Any, what: str) -> None:
                 raise FpsgenError(f"{show(what)} is of a quantized model, which is not supported yet", remedy, MODEL)
 
 
-def check_fit(configs: dict[str, dict[str, Any]], folder: Path) -> None:
+def check_fit(configs: dict[str, dict[str, Any]], where: str) -> None:
     """Raise FpsgenError MODEL where the parts of a pipeline do not fit together."""
     transformer, vae, text = configs["transformer"], configs["vae"], configs["text_encoder"]
     latents, stages = vae["z_dim"], len(vae["dim_mult"]) - 1
@@ -159,7 +153,7 @@ def check_fit(configs: dict[str, dict[str, Any]], folder: Path) -> None:
         if found is not None and found != expected:
             wrong = f"{what} {found} {relation} {expected}"
             remedy = "fetch it again, or choose another with --model"
-            raise FpsgenError(f"the model in {show(folder)} is not intact: {wrong}", remedy, MODEL)
+            raise FpsgenError(f"the model in {show(where)} is not intact: {wrong}", remedy, MODEL)
     if transformer["attention_head_dim"] % 2 or math.prod(transformer["patch_size"]) > 4096:
         wrong = f"transformer: attention_head_dim {transformer['attention_head_dim']} is odd"
-        raise FpsgenError(f"the model in {show(folder)} is not intact: {wrong}", "choose another with --model", MODEL)
+        raise FpsgenError(f"the model in {show(where)} is not intact: {wrong}", "choose another with --model", MODEL)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fpsgen.errors import MODEL, FpsgenError
 from fpsgen.fields import fields
@@ -23,11 +24,21 @@ EXTRAS = ("schedule.toml", "vocabulary.json", MANIFEST)  # beside model_index.js
 PIPELINE = "WanPipeline"
 WEIGHTED = ("transformer", "vae", "text_encoder")
 STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+CONFIG_NAMES = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}  # others: config.json
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?", re.ASCII)
 _SMALL = re.compile(r"\w[\w-]*(\.[\w-]+)*\.(json|model|txt)", re.ASCII)
 _LIMIT = 32 << 20  # bytes of a JSON file; a tokenizer.json has 17 MB
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class PipelineConfigs(NamedTuple):
+    """What the small files of a pipeline say, see PipelineFolder."""
+
+    configs: dict[str, dict[str, Any]]
+    scheduler: str
+    tokenizer: str
+    expand_timesteps: bool
 
 
 @dataclass(frozen=True)
@@ -57,25 +68,33 @@ def check_folder(folder: str | Path) -> PipelineFolder:
     fit together, and that every file is there, shards included. Raises FpsgenError MODEL saying what is wrong.
     """
     folder = Path(folder)
-    index = read_json(folder / INDEX, f"{INDEX} of {folder}")
-    scheduler, tokenizer = check_index(index, str(folder))
-    configs = {}
-    for part in PARTS:
-        name = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(part, "config.json")
-        what = f"{part}/{name} of {folder}"
-        table = read_json(folder / part / name, what)
-        refuse_code(table, what)
-        configs[part] = fields(table, CONFIGS[part], what, MODEL, more=True, example=_REMEDY)
-        if part == "scheduler":
-            configs[part] |= {"config": table}
-    check_fit(configs, folder)
+    judged = check_configs(str(folder), lambda name: folder / name)
     weights = {part: weight_files(folder / part) for part in WEIGHTED}
     for part in PARTS:
         if (folder / part / "adapter_config.json").exists():
             raise broken(folder, f"{part} holds an adapter (adapter_config.json), which fpsgen does not load")
     if not any((folder / "tokenizer" / name).is_file() for name in TOKENIZER_FILES):
         raise broken(folder, "the tokenizer's files are missing")
-    return PipelineFolder(folder, configs, weights, scheduler, tokenizer, index.get("expand_timesteps") is True)
+    return PipelineFolder(folder, judged.configs, weights, judged.scheduler, judged.tokenizer, judged.expand_timesteps)
+
+
+def check_configs(where: str, path_of: Callable[[str], Path]) -> PipelineConfigs:
+    """Judge the small files of a pipeline: classes, configurations, whether they fit together. where: the folder or
+    repository. path_of: where a file of it lies, by its name in it. Raises FpsgenError MODEL.
+    """
+    index = read_json(path_of(INDEX), f"{INDEX} of {where}")
+    scheduler, tokenizer = check_index(index, where)
+    configs = {}
+    for part in PARTS:
+        name = f"{part}/{CONFIG_NAMES.get(part, 'config.json')}"
+        what = f"{name} of {where}"
+        table = read_json(path_of(name), what)
+        refuse_code(table, what)
+        configs[part] = fields(table, CONFIGS[part], what, MODEL, more=True, example=_REMEDY)
+        if part == "scheduler":
+            configs[part] |= {"config": table}
+    check_fit(configs, where)
+    return PipelineConfigs(configs, scheduler, tokenizer, index.get("expand_timesteps") is True)
 
 
 def check_index(index: dict[str, Any], what: str) -> tuple[str, str]:
@@ -121,17 +140,24 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES) if folder.is_dir() else []
         what = f"pickled weights only ({show(pickled[0], 60)})" if pickled else f"no {whole.name}"
         raise broken(folder.parent, f"{folder.name} has {what}")
-    table = read_json(index, f"{folder.name}/{index.name} of {folder.parent}").get("weight_map")
+    names = shards(index, folder.name, folder.parent, lambda name: (folder / name).is_file())
+    return tuple(folder / name for name in names)
+
+
+def shards(index: Path, part: str, where: Path | str, has: Callable[[str], bool]) -> list[str]:
+    """The files of one part that its index names. has: whether a name is there. Raises FpsgenError MODEL."""
+    shown = f"{STEMS[part]}.safetensors.index.json"
+    table = read_json(index, f"{part}/{shown} of {where}").get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
-        raise broken(folder.parent, f"{index.name} has no weight_map")
+        raise broken(where, f"{shown} has no weight_map")
     names = sorted(set(table.values()))
     if any(os.path.basename(name) != name or not name.endswith(".safetensors") for name in names):
-        raise broken(folder.parent, f"{index.name} points outside {folder.name}")
-    missing = [name for name in names if not (folder / name).is_file()]
+        raise broken(where, f"{shown} points outside {part}")
+    missing = [name for name in names if not has(name)]
     if missing:
         what = f"{len(missing)} of {len(names)} weight files are missing, first {show(missing[0], 80)}"
-        raise broken(folder.parent, what)
-    return tuple(folder / name for name in names)
+        raise broken(where, what)
+    return names
 
 
 def wanted(name: str) -> bool:

@@ -1,7 +1,8 @@
 """Fetch a model into the Hugging Face cache: only what fpsgen loads, every file checked, usable only when whole.
 
 A transfer that was cut short goes on where it stopped, also in another run and after a kill: what has come lies in
-blobs/DIGEST.incomplete. model_index.json, by which a model counts as being there, is read first and linked last.
+blobs/DIGEST.incomplete. Small files come first and are judged before any weights are fetched. model_index.json, by
+which a model counts as being there, is read first and linked last.
 """
 
 from __future__ import annotations
@@ -16,7 +17,20 @@ from pathlib import Path
 from fpsgen.errors import DISK, MODEL, NETWORK, USAGE, FpsgenError
 from fpsgen.files import sync
 from fpsgen.models.catalog.cache import REVISION, RepositoryCache, free_disk
-from fpsgen.models.catalog.folder import INDEX, PICKLES, WEIGHTED, check_folder, check_index, read_json, wanted
+from fpsgen.models.catalog.folder import (
+    INDEX,
+    PICKLES,
+    STEMS,
+    TOKENIZER_FILES,
+    WEIGHTED,
+    broken,
+    check_configs,
+    check_folder,
+    check_index,
+    read_json,
+    shards,
+    wanted,
+)
 from fpsgen.models.catalog.hub import (
     STALLED,
     STALLED_SECONDS,
@@ -70,7 +84,11 @@ def pull(repository: str, revision: str, progress: Progress = lambda name, done,
     to_come = {file.digest: file.size - store.begun(file.digest) for file in files if file not in here}
     _check_room(hub, sum(to_come.values()))
     came = 0
+    judged = False
     for file in files:
+        if not judged and _is_weights(file):
+            _judge({other.name: here[other] for other in files if not _is_weights(other)}, files, repository)
+            judged = True
         if file not in here and store.blob(file.digest) not in here.values():
             report = _counting(progress, file.name, done, total)
             came += _fetch(hub, store, repository, commit, file, report)
@@ -91,6 +109,28 @@ def pull(repository: str, revision: str, progress: Progress = lambda name, done,
     check_folder(folder)
     mark_intact(folder)
     return Pulled(folder, commit, len(files), total, came)
+
+
+def _is_weights(file: RemoteFile) -> bool:
+    return file.name.endswith(".safetensors")
+
+
+def _judge(small: dict[str, Path], files: list[RemoteFile], repository: str) -> None:
+    """Raise FpsgenError MODEL where configurations or the indices of weights cannot be used. small: what is here."""
+
+    def path_of(name: str) -> Path:
+        if name not in small:
+            raise broken(repository, f"{name} is missing")
+        return small[name]
+
+    names = {file.name for file in files}
+    check_configs(repository, path_of)
+    for part in WEIGHTED:
+        index = small.get(f"{part}/{STEMS[part]}.safetensors.index.json")
+        if index is not None:
+            shards(index, part, repository, {name.removeprefix(f"{part}/") for name in names}.__contains__)
+    if not any(f"tokenizer/{name}" in names for name in TOKENIZER_FILES):
+        raise broken(repository, "the tokenizer's files are missing")
 
 
 def _counting(progress: Progress, name: str, before: int, total: int) -> Callable[[int], None]:
@@ -115,7 +155,7 @@ def _wanted_files(hub: HubSettings, repository: str, listed: list[RemoteFile]) -
         if not is_digest(file.digest):
             what = f"{hub.shown} gives {show(file.digest, 60)!r} as the digest of {file.name} of {repository}"
             raise FpsgenError(what, "set HF_ENDPOINT to another server, or unset it", MODEL)
-    return sorted(found.values(), key=lambda file: (file.name != INDEX, file.size, file.name))
+    return sorted(found.values(), key=lambda file: (file.name != INDEX, _is_weights(file), file.size, file.name))
 
 
 def _present(store: RepositoryCache, commit: str, file: RemoteFile) -> Path | None:

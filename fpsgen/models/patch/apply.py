@@ -29,7 +29,7 @@ from fpsgen.models.patch.noise_level import NoiseLevels
 from fpsgen.models.patch.report import latest_step, report, summary
 from fpsgen.models.patch.run_record import ATTENTION
 from fpsgen.models.patch.schedule_choice import checkpoint_schedule, resolve_schedule
-from fpsgen.models.patch.stack import Patch, Run, install, undo
+from fpsgen.models.patch.stack import Observer, Patch, Run, install, undo
 from fpsgen.models.patch.step_cache import enable
 from fpsgen.models.patch.timer import Timer
 from fpsgen.settings.table import LINEARS
@@ -169,6 +169,15 @@ class Handle:
             yield timer
         finally:
             self._run.timer = before
+
+    @contextmanager
+    def observing(self, observer: Observer | None) -> Iterator[None]:
+        """Meanwhile, the observer is told of the inputs of every self-attention call; compiled code is not seen."""
+        before, self._run.observer = self._run.observer, observer
+        try:
+            yield
+        finally:
+            self._run.observer = before
 
     def __enter__(self) -> Handle:
         return self

@@ -107,8 +107,11 @@ def self_attention(
     else:
         run = processor.run
         run.count(ATTENTION, processor.layer)
+        if run.observer is not None and run.forward is not None:
+            inputs = (query, key) if norm_rope is None else norm_rope.apply(query, key)
+            run.observer(processor.layer, *inputs, value, run.forward)
         with run.time(ATTENTION, value.device):
-            lists = select_lists(query, key, plan) if plan.rule.online else None
+            lists = select_lists(query, key, value, plan) if plan.rule.online else None
             out = _attention(query, key, value, plan, norm_rope, backend, lists)
         if lists is not None:
             run.count_density(processor.layer, kept_density(lists, plan))

@@ -48,8 +48,12 @@ def read_schedule(wanted: Schedule | str | Path) -> Schedule:
 def checkpoint_schedule(model: Any) -> Schedule | None:
     """The schedule that came with the weights of a pipeline or transformer (its folder's schedule.toml), or None.
 
-    model: as from_pretrained made it; the folder is what it was loaded from, or the cached snapshot of a hub id.
+    model: as from_pretrained made it; the folder is what it was loaded from, or the cached snapshot of a hub id. That
+    of a LoRA file which was added (wan.lora_file) goes first.
     """
+    of_adapter = getattr(getattr(model, "transformer", model), "fpsgen_schedule", None)
+    if of_adapter is not None:
+        return of_adapter
     config = getattr(model, "config", None)
     place = config.get("_name_or_path") if config is not None and hasattr(config, "get") else None
     if not place:

@@ -48,6 +48,14 @@ class Patch(Protocol):
         ...
 
 
+class Observer(Protocol):
+    """Is told of the inputs of eager self-attention."""
+
+    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, forward: ForwardState) -> None:
+        """q, k, v: [B, L, H, D] in the order of the forward's tokens, q and k normed and with rotary embedding."""
+        ...
+
+
 class _OfThread(threading.local):
     forward: ForwardState | None = None
     fixed_sigma: float | None = None
@@ -74,6 +82,7 @@ class Run:
         self.cache = cache  # configuration of the step cache that was asked for, or None
         self.record = RunRecord()
         self.timer: Timer | None = None
+        self.observer: Observer | None = None
         self.of_thread = _OfThread()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:

@@ -34,11 +34,15 @@ _FP8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0")
 
 
 def load(
-    source: ModelChoice | str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    source: ModelChoice | str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    transformer: bool = True,
 ) -> WanPipeline:
     """A WanPipeline on `device`, in eval mode; transformer and text encoder in `dtype`, the VAE in fp32.
 
     source: a model that was chosen, a pipeline folder, a name of the registry, or a hub id that is in the cache.
+    transformer: False where it is not needed, only VAE and text encoder; the pipeline's is None then.
     Nothing is downloaded. Every file is compared with its digest where one is known (once, see verify.check_intact);
     tensors that the files lack, and tensors that the model does not take, are errors.
     Raises FpsgenError: MODEL, or ENVIRONMENT where memory does not suffice.
@@ -46,13 +50,14 @@ def load(
     pipeline = _judged(source)
     folder = pipeline.folder
     check_intact(folder)
-    held = {part: _tensors(pipeline, part) for part in WEIGHTED}
+    parts = [part for part in WEIGHTED if transformer or part != "transformer"]
+    held = {part: _tensors(pipeline, part) for part in parts}
     if pipeline.replaced_scheduler:
         text = f"UniPCMultistepScheduler takes the place of the model's {pipeline.replaced_scheduler}"
         warnings.warn(f"{text}, which cannot predict flow", stacklevel=2)
     with _quiet(), _offline():
         try:
-            pipe = _assemble(pipeline, dtype)
+            pipe = _assemble(pipeline, dtype, transformer)
         except torch.OutOfMemoryError:
             raise
         except MemoryError as error:
@@ -63,13 +68,13 @@ def load(
             raise
         except Exception as error:  # whatever the libraries raise for a file that they cannot use
             raise broken(folder, show(error, 200) or type(error).__name__) from error
-    for part in WEIGHTED:
+    for part in parts:
         module = getattr(pipe, part)
         _check_names(part, set(module.state_dict()), held[part], folder)
         module.eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
     pipe = pipe.to(device)
-    for part in WEIGHTED:
+    for part in parts:
         _check_values(part, getattr(pipe, part).parameters(), folder)
     return pipe
 
@@ -85,13 +90,16 @@ def _judged(source: ModelChoice | str | Path) -> PipelineFolder:
     return source.pipeline
 
 
-def _assemble(pipeline: PipelineFolder, dtype: torch.dtype) -> WanPipeline:
-    """The parts, each by the class that fpsgen knows for it."""
+def _assemble(pipeline: PipelineFolder, dtype: torch.dtype, transformer: bool) -> WanPipeline:
+    """The parts, each by the class that fpsgen knows for it; without the transformer unless it is wanted."""
     folder, configs = pipeline.folder, pipeline.configs
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     text = {key: value for key, value in configs["text_encoder"].items() if key != "model_type"}
+    denoiser = None
+    if transformer:
+        denoiser = WanTransformer3DModel.from_pretrained(str(folder / "transformer"), dtype=dtype, **options)
     pipe = WanPipeline(
-        transformer=WanTransformer3DModel.from_pretrained(str(folder / "transformer"), dtype=dtype, **options),
+        transformer=denoiser,
         vae=AutoencoderKLWan.from_pretrained(str(folder / "vae"), dtype=torch.float32, **options),
         text_encoder=UMT5EncoderModel.from_pretrained(
             str(folder / "text_encoder"), config=UMT5Config(**text), dtype=dtype, **options

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recipes.nano import shapes
+from fpsgen.evaluate.nano import shapes
 
 HEIGHT, WIDTH, FRAMES, FPS = 160, 256, 33, 16
 COLOURS = {

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recipes.nano import world
-from recipes.nano.world import BACKGROUNDS, BOARD, COLOURS, HEIGHT, OUTLINE, PLAIN, SUBJECTS, WIDTH, Scene
+from fpsgen.evaluate.nano import world
+from fpsgen.evaluate.nano.world import BACKGROUNDS, BOARD, COLOURS, HEIGHT, OUTLINE, PLAIN, SUBJECTS, WIDTH, Scene
 
 SCENERY = [
     OUTLINE,

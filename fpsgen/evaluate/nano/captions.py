@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from recipes.nano.world import COLOURS, MOTIONS, SUBJECTS, USUAL_COLOUR, Scene, random_scene
+from fpsgen.evaluate.nano.world import COLOURS, MOTIONS, SUBJECTS, USUAL_COLOUR, Scene, random_scene
 
 NOUNS: dict[str, tuple[str, ...]] = {
     "ball": ("ball", "ball", "sphere"),

@@ -1,0 +1,129 @@
+"""Sparse VideoGen: each head attends to near frames (spatial) or to near places of all frames (temporal), whichever
+gives the smaller error on some sampled rows of this call.
+
+What differs from the original: it lays the tokens of temporal heads out anew, place by place, so that both masks become
+bands along the diagonal. Here all tokens stay in tile order and the masks are lists of key blocks: blocks of near
+frames and every place, or of near places and every frame. Both also keep the blocks of the first frame. Near places are
+near in both directions, where the original's band follows the rows of the picture. The sampled rows are drawn once for
+each grid, so that a seed gives the same video again. Steps and layers that the original keeps dense
+(first_times_fp, first_layers_fp) are the schedule's affair.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from fpsgen.attention.methods.base import Method, Selection
+from fpsgen.attention.windows import axis_extents
+
+if TYPE_CHECKING:
+    import torch
+
+    from fpsgen.attention.plan import AttentionPlan
+    from fpsgen.attention.tiles import TileLists, Tiling
+    from fpsgen.attention.windows import Size3
+
+
+class _SpatialOrTemporal(Selection):
+    online = True
+
+    def select(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> TileLists:
+        """Source: arXiv 2502.01776, section 4.1 (online profiling)."""
+        from fpsgen.attention.tiles import TileLists
+
+        fixed = plan.constant(both_lists, q.device)
+        best = mask_errors(q, k, v, plan).argmin(0).flatten()  # [B*H], 0 spatial, 1 temporal
+        return TileLists(fixed.indices[best], fixed.counts[best])
+
+
+def mask_errors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+    """Mean square error of the output of sampled rows as spatial (0) and as temporal (1) heads: fp32 [2, B, H]."""
+    import torch
+
+    rows, masks = plan.constant(sampled_masks, q.device)
+    score = torch.einsum("bnhd,blhd->bhnl", q[:, rows] * q.shape[-1] ** -0.5, k).float()  # n sampled rows
+    share, value = score.softmax(-1), v.float()
+    exact = torch.einsum("bhnl,blhd->bhnd", share, value)
+    errors = []
+    for mask in masks:
+        kept = share * mask
+        out = torch.einsum("bhnl,blhd->bhnd", kept, value) / kept.sum(-1, keepdim=True).clamp(min=1e-30)
+        errors.append((out - exact).square().mean((2, 3)))
+    return torch.stack(errors)
+
+
+def head_windows(tiling: Tiling, sparsity: float) -> tuple[TileLists, TileLists]:
+    """Spatial and temporal lists (G = 1 each): the windows that, with the first frame's blocks, come nearest to the
+    share `sparsity` of all pairs; of equally near ones the most even.
+    """
+    from fpsgen.attention.tiles import BlockLayout
+
+    layout = BlockLayout(tiling)
+    t, h, w = axis_extents(tiling.grid, tiling.tile, tiling.block)
+    spatial = [(extent, h[-1], w[-1]) for extent in t]
+    temporal = [(t[-1], *extents) for extents in product(h, w)]
+
+    def nearest(windows: list[Size3]) -> TileLists:
+        def cost(window: Size3) -> tuple[float, float]:
+            shares = [side / n for side, n in zip(window[1:], tiling.unit_grid[1:], strict=True)]
+            off = abs(_with_first_frame(tiling, window).density(layout) / sparsity - 1)
+            return round(off, 6), max(shares) / min(shares)
+
+        return _with_first_frame(tiling, min(windows, key=cost))
+
+    return nearest(spatial), nearest(temporal)
+
+
+def _with_first_frame(tiling: Tiling, window: Size3) -> TileLists:
+    import torch
+
+    from fpsgen.attention.tiles import lists_from_mask, window_lists
+
+    lists = window_lists(tiling, window)
+    mask = torch.zeros(1, tiling.num_tiles, len(tiling.unit_order()), dtype=torch.bool)
+    mask.scatter_(-1, lists.indices.long(), True)
+    _, rows, columns = tiling.unit_grid
+    mask[:, :, tiling.unit_order() < rows * columns] = True
+    return lists_from_mask(mask)
+
+
+def both_lists(plan: AttentionPlan, device: torch.device) -> TileLists:
+    """The spatial (0) and the temporal (1) lists of a plan's grid on a device, G = 2."""
+    import torch
+
+    from fpsgen.attention.tiles import TileLists
+
+    pair = head_windows(plan.tiling, float(plan.option("sparsity")))
+    longest = max(lists.indices.shape[-1] for lists in pair)
+    pad = torch.nn.functional.pad
+    indices = [pad(lists.indices, (0, longest - lists.indices.shape[-1]), value=-1) for lists in pair]
+    counts = [lists.counts for lists in pair]
+    return TileLists(torch.cat(indices).to(device), torch.cat(counts).to(device))
+
+
+def sampled_masks(plan: AttentionPlan, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sampled tokens int64 [n], and which keys they see as spatial and as temporal heads: bool [2, n, L]."""
+    import torch
+
+    layout, both = plan.layout, plan.constant(both_lists, "cpu")
+    order = torch.randperm(plan.num_tokens, generator=torch.Generator().manual_seed(0))
+    rows = order[: max(1, int(plan.option("num_sampled_rows")))].sort().values
+    indices = both.indices[:, layout.block_tile[layout.token_block[rows]]].long()
+    units = torch.zeros(2, len(rows), layout.num_units + 1, dtype=torch.bool)
+    units.scatter_(-1, torch.where(indices < 0, layout.num_units, indices), True)
+    masks = units[:, :, layout.block_unit[layout.token_block]]
+    return rows.to(device), masks.to(device)
+
+
+METHOD = Method(
+    name="svg",
+    summary="each head sees near frames or near places, whichever errs less on sampled rows, in 16 bits",
+    citation="Sparse VideoGen, arXiv 2502.01776",
+    colour="#0891b2",
+    selection=_SpatialOrTemporal(),
+    # of the authors' replace_sparse_forward for Wan, with its defaults; `sparsity` is the share that is kept
+    options=MappingProxyType({"num_sampled_rows": 64, "sparsity": 0.25}),
+    allowed=MappingProxyType({"num_sampled_rows": (1, 4096), "sparsity": (0.01, 1.0)}),
+)

@@ -1,0 +1,217 @@
+"""Many prompts through several variants of attention, and how far each video is from the dense one of the same seed.
+
+The reference denoises each prompt densely, in diffusers' own rounding, and its trajectory is kept: so a row has the
+error of single velocities beside that of the finished video. Rows are appended as they come; what stands in the file
+is not made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fpsgen.attention.schedule import Schedule
+from fpsgen.bench.plan import BASELINE
+from fpsgen.bench.progress import Progress
+from fpsgen.bench.provenance import provenance
+from fpsgen.bench.rows import setting_of
+from fpsgen.bench.trajectory import Forward, mean_errors, recorded, step_errors
+from fpsgen.evaluate.nano.prompts import agreement
+from fpsgen.evaluate.quality import QUALITY, quality
+from fpsgen.files import append_line, read_text
+from fpsgen.models.patch.apply import apply
+from fpsgen.pipeline.events import Timing
+from fpsgen.pipeline.loaded_model import LoadedModel, load_model
+from fpsgen.pipeline.output import slug, write_output
+from fpsgen.pipeline.request import GenerateRequest
+from fpsgen.pipeline.run import mean_density, render
+
+SCHEMA = "fpsgen.evaluate/1"
+REFERENCE = "dense"  # the name of the videos that all others are measured against
+ROWS = "rows.jsonl"
+_LIMIT = 1 << 28  # bytes of a file of rows
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to denoise. schedule, method: as `apply` takes them. linear: of its linear layers. exact: diffusers' own
+    rounding everywhere else.
+    """
+
+    name: str
+    schedule: Schedule | str | None = None
+    method: str | None = None
+    linear: str = "bf16"
+    exact: bool = False
+
+    def of(self, request: GenerateRequest) -> GenerateRequest:
+        """The request run this way, strict."""
+        attention = {"schedule": self.schedule, "method": self.method, "strict": True}
+        plain = {"cache": "none", "cfg_until": 1.0} if self.method == BASELINE else {}
+        return request.replace(attention=attention).with_settings(linear=self.linear, exact=self.exact, **plain)
+
+
+DENSE = Variant(REFERENCE, method=BASELINE, exact=True)
+
+
+class Models(NamedTuple):
+    """student: what is evaluated. teacher: what makes the reference; may be the same model. Both are requests, of
+    which model, device and dtype count.
+    """
+
+    student: GenerateRequest
+    teacher: GenerateRequest
+
+
+class _Made(NamedTuple):
+    frames: np.ndarray
+    path: Path
+    forwards: list[Forward]
+    row: dict[str, Any]
+
+
+def run(
+    models: Models,
+    requests: Sequence[GenerateRequest],
+    variants: Sequence[Variant],
+    folder: Path,
+    timing: Timing,
+    command: str = "",
+    every: int = 1,
+    dense: Variant = DENSE,
+    videos: bool = True,
+) -> Iterator[dict[str, Any]]:
+    """A row for the reference and for each variant of each request, in order; also written to rows.jsonl in `folder`.
+
+    dense: how the reference is made. every: velocities are compared at each `every`-th step. videos: else only that is
+    done, in a fraction of the time, and rows of variants have no video. Raises FpsgenError as pipeline.run.run does.
+    """
+    known = {row["key"]: row for row in read_rows(folder) if not row["video"] or Path(row["video"]).is_file()}
+    keys = [[_key(models, request, variant, videos) for variant in (dense, *variants)] for request in requests]
+    missing = [number for number, each in enumerate(keys) if not all(key in known for key in each)]
+    steps = sum(requests[n].sampling.steps * (1 + sum(key not in known for key in keys[n][1:])) for n in missing)
+    progress = Progress(timing, steps)
+    student, teacher = _load(models, timing) if missing else (None, None)
+    with timing.stage("evaluate"):
+        for number, (request, each) in enumerate(zip(requests, keys, strict=True)):
+            if number not in missing or student is None or teacher is None:
+                yield from (known[key] for key in each)
+                continue
+            facts = {"schema": SCHEMA, **provenance(student.device), "command": command, "every": every}
+            facts |= {"dtype": str(student.dtype).removeprefix("torch."), "teacher": models.teacher.model.spec.name}
+            reference = _make(teacher, request, dense, folder, number, progress, True)
+            for key, variant in zip(each, (dense, *variants), strict=True):
+                if key not in known:
+                    row = {**facts, "key": key, **setting_of(request), "model": models.student.model.spec.name}
+                    place = (folder, number, progress) if videos or variant is dense else None
+                    row |= _measure(student, request, variant, reference, place, every)
+                    append_line(folder / ROWS, json.dumps(row))
+                    known[key] = row
+                yield known[key]
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows that stand in a folder; a last line that was cut off does not count."""
+    path = folder / ROWS
+    if not path.is_file():
+        return []
+    rows = []
+    for text in read_text(path, _LIMIT, str(path)).splitlines():
+        try:
+            row = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.get("schema") == SCHEMA:
+            rows.append(row)
+    return rows
+
+
+def _measure(
+    model: LoadedModel,
+    request: GenerateRequest,
+    variant: Variant,
+    dense: _Made,
+    place: tuple[Path, int, Progress] | None,
+    every: int,
+) -> dict[str, Any]:
+    """All figures of one video. The reference has no error, but is read as the others are. place: of the video, None
+    where none is wanted.
+    """
+    if variant.name == REFERENCE:
+        figures = quality(dense.frames, None)
+        return {**dense.row, **figures, "velocity": {}, "shows": agreement(request.prompt.text, dense.frames)}
+    if place is None:
+        velocity, report = _velocity(model, request, variant, dense.forwards, every)
+        row = _of_variant(variant, report) | {"denoise_s": None, "video": ""} | dict.fromkeys(QUALITY)
+        return {**row, "velocity": velocity, "shows": None}
+    made = _make(model, request, variant, *place, False)
+    figures = quality(made.frames, dense.frames, made.path, dense.path)
+    velocity, _ = _velocity(model, request, variant, dense.forwards, every)
+    return {**made.row, **figures, "velocity": velocity, "shows": agreement(request.prompt.text, made.frames)}
+
+
+def _make(
+    model: LoadedModel,
+    request: GenerateRequest,
+    variant: Variant,
+    folder: Path,
+    number: int,
+    progress: Progress,
+    keep: bool,
+) -> _Made:
+    path = folder / variant.name / f"{number:03d}-{slug(request.prompt.text)}-{request.sampling.seed}.mp4"
+    own = Timing(progress.named(variant.name))
+    wanted = variant.of(request).replace(output={"path": path, "numbered": False, "overwrite": True})
+    with recorded(model.pipe.transformer) as forwards:
+        made = render(model, wanted, own)
+        if not keep:
+            forwards.clear()
+    assert made.frames is not None
+    row = _of_variant(variant, made.attention) | {"denoise_s": round(own.stages["denoise"], 4)}
+    row["video"] = str(write_output(made.frames, wanted, made.recipe))
+    return _Made(made.frames, path, forwards, row)
+
+
+def _of_variant(variant: Variant, attention: dict[str, Any]) -> dict[str, Any]:
+    """What a row says of a variant. attention: the handle's report."""
+    return {
+        "variant": variant.name,
+        "method": variant.method or "as scheduled",
+        "schedule": attention["schedule"],
+        "linear": variant.linear,
+        "density": mean_density(attention),
+        "kernels": attention["kernels"],
+    }
+
+
+def _velocity(
+    model: LoadedModel, request: GenerateRequest, variant: Variant, forwards: list[Forward], every: int
+) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """By profile: steps that were compared, and means of cosine, mse and snr_db of the velocity. And what ran."""
+    found: dict[str, list[dict[str, float]]] = {}
+    wanted = variant.of(request)
+    options = {"strict": True, "linear": variant.linear, "exact": variant.exact}
+    with apply(model.pipe, wanted.attention.schedule, wanted.attention.method, **options) as handle:
+        for step in step_errors(model.pipe.transformer, handle, forwards, request.sampling.steps, every):
+            found.setdefault(step.ran["profile"], []).append(step.error)
+        report = handle.report()
+    return {profile: {"steps": len(errors), **mean_errors(errors)} for profile, errors in found.items()}, report
+
+
+def _load(models: Models, timing: Timing) -> tuple[LoadedModel, LoadedModel]:
+    student = load_model(models.student, timing)
+    same = models.student.model.folder == models.teacher.model.folder
+    return student, student if same else load_model(models.teacher, timing)
+
+
+def _key(models: Models, request: GenerateRequest, variant: Variant, videos: bool) -> str:
+    """16 hex digits of what decides a row: request, variant, and the folders of both models."""
+    what = [variant.of(request).deciding(), variant.name, videos, *(str(each.model.folder) for each in models)]
+    text = json.dumps(what, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

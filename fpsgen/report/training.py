@@ -1,0 +1,117 @@
+"""The page of a training run, from the rows of its log: losses by profile beside dense attention's, and more. It
+fetches nothing: charts and validation videos are inside.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from fpsgen.report import charts
+from fpsgen.report.lines import clock, columns
+
+POINTS = 150  # of a curve
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
+DENSE = "#888888"
+Row = dict[str, Any]
+
+
+def page(rows: Sequence[Row], name: str, videos: Sequence[Path] = ()) -> str:
+    """rows: of log.jsonl, in order. videos: MP4s to show."""
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
+        Path(__file__).with_name("training.html").read_text(encoding="utf-8")
+    )
+    drawn = [(title, _chart(rows, title, curves)) for title, curves in _curves(rows).items()]
+    return template.render(
+        name=name,
+        facts=_facts(rows),
+        table=table(rows),
+        charts=[{"title": title, "svg": svg, "keys": keys} for title, (svg, keys) in drawn if svg],
+        videos=[
+            {"name": path.stem, "data": base64.b64encode(path.read_bytes()).decode()}
+            for path in videos
+            if path.is_file()
+        ],
+    )
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """One line for each loss and profile: steps, the mean at the beginning and at the end, dense attention's last."""
+    shown = [["loss, profile", "steps", "first tenth", "last tenth", "dense"]]
+    for name, profile in _parts(rows):
+        parts = [part for row in rows if (part := row["objectives"].get(name)) and part["profile"] == profile]
+        losses = [part["loss"] for part in parts]
+        few = max(1, len(losses) // 10)
+        dense = [part["dense_loss"] for part in parts if "dense_loss" in part]
+        cells = [f"{sum(some) / few:.4g}" for some in (losses[:few], losses[-few:])]
+        shown.append([f"{name}, {profile}", str(len(losses)), *cells, f"{dense[-1]:.4g}" if dense else "-"])
+    return columns(shown)
+
+
+def _facts(rows: Sequence[Row]) -> str:
+    seconds = sum(row.get("seconds", 0.0) for row in rows)
+    samples = sum(row["samples"] for row in rows)
+    if not rows or not seconds:
+        return "no step yet"
+    return (
+        f"{rows[-1]['step']} steps, {samples} samples, {clock(seconds)} of training, {samples / seconds:.3g} samples/s"
+    )
+
+
+def _parts(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    return sorted({(name, part["profile"]) for row in rows for name, part in row["objectives"].items()})
+
+
+def _curves(rows: Sequence[Row]) -> dict[str, list[tuple[str, str, Callable[[Row], float | None]]]]:
+    """(name, colour, value of a row) of each curve, by chart."""
+    found: dict[str, Any] = {}
+    for number, (name, profile) in enumerate(_parts(rows)):
+        chart = found.setdefault(f"loss: {name}", [])
+        chart.append((profile, COLOURS[number % len(COLOURS)], _part(name, profile, "loss")))
+    for name in dict.fromkeys(name for name, _ in _parts(rows)):
+        sparse, dense = _pairwise(name)
+        found[f"sparse beside dense, same samples: {name}"] = [("sparse", COLOURS[0], sparse), ("dense", DENSE, dense)]
+    for key in ("grad_norm", "density"):
+        found[key.replace("_", " ")] = [(key.replace("_", " "), COLOURS[0], lambda row, key=key: row.get(key))]
+    rate = lambda row: row["samples"] / row["seconds"] if row.get("seconds") else None  # noqa: E731
+    return found | {"samples a second": [("samples/s", COLOURS[0], rate)]}
+
+
+def _part(name: str, profile: str, key: str) -> Callable[[Row], float | None]:
+    def value(row: Row) -> float | None:
+        part = row["objectives"].get(name)
+        return part.get(key) if part and part["profile"] == profile else None
+
+    return value
+
+
+def _pairwise(name: str) -> tuple[Callable[[Row], float | None], Callable[[Row], float | None]]:
+    """Losses of steps that were measured with dense attention as well."""
+
+    def value(row: Row, key: str) -> float | None:
+        part = row["objectives"].get(name, {})
+        return part[key] if "dense_loss" in part else None
+
+    return lambda row: value(row, "loss"), lambda row: value(row, "dense_loss")
+
+
+def _chart(rows: Sequence[Row], title: str, curves: Sequence[Any]) -> tuple[str, list[dict[str, str]]]:
+    drawn = [(name, colour, _means([value(row) for row in rows])) for name, colour, value in curves]
+    drawn = [curve for curve in drawn if curve[2]]
+    last = rows[-1]["step"] if rows else 0
+    return charts.lines(drawn, "step", title, last), [{"name": name, "colour": colour} for name, colour, _ in drawn]
+
+
+def _means(values: Sequence[float | None]) -> list[float]:
+    """Means over at most POINTS equal parts; a part without values has that of the one before."""
+    count = min(POINTS, len(values))
+    found: list[float | None] = []
+    for index in range(count):
+        part = [x for x in values[index * len(values) // count : (index + 1) * len(values) // count] if x is not None]
+        found.append(sum(part) / len(part) if part else found[-1] if found else None)
+    first = next((x for x in found if x is not None), None)
+    return [] if first is None else [first if x is None else x for x in found]

@@ -1,0 +1,108 @@
+"""The weights that are trained: fp32 masters with AdamW's moments and average, and what the model computes with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fpsgen.train.config import TrainConfig
+from fpsgen.train.parallel import local, whole, write
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then half a cosine down to a tenth."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    done = min(1.0, max(0.0, (step - config.warmup) / max(1, config.steps - config.warmup)))
+    return config.lr * warm * (0.55 + 0.45 * math.cos(math.pi * done))
+
+
+class Weights:
+    """Parameters of a transformer that need a gradient. Those in 16 bit have a master in fp32 each: the optimizer and
+    the average go by that, and the model gets it rounded.
+    """
+
+    def __init__(self, transformer: Any, config: TrainConfig) -> None:
+        self._config = config
+        self.used = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
+        self.masters = {
+            name: p if p.dtype == torch.float32 else torch.nn.Parameter(p.detach().float())
+            for name, p in self.used.items()
+        }
+        self.average = {name: p.detach().clone() for name, p in self.masters.items()}
+        decayed = [p for p in self.masters.values() if p.dim() > 1]
+        others = [p for p in self.masters.values() if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), eps=config.adam_eps)
+
+    def collect(self) -> None:
+        """Add the gradients of a backward pass to those of the masters, in fp32."""
+        for name, p in self.used.items():
+            master = self.masters[name]
+            if master is p or p.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = p.grad.float()
+            else:
+                master.grad += p.grad
+            p.grad = None
+
+    def clip(self) -> float:
+        """Scale the gradients down to the norm config.clip at most (0: as they are); their norm before that."""
+        norm = torch.nn.utils.clip_grad_norm_(list(self.masters.values()), self._config.clip or math.inf)
+        return float(whole(norm))
+
+    def forget_gradients(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def step(self, number: int) -> None:
+        """One step of the optimizer, of this number from 0."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self._config, number)
+        self._optimizer.step()
+        self.forget_gradients()
+        for name, master in self.masters.items():
+            local(self.average[name]).lerp_(local(master.detach()), 1 - self._config.ema)
+        self._use(self.masters)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Meanwhile, the model computes with the averaged weights."""
+        kept = {name: p.detach().clone() for name, p in self.masters.items() if self.used[name] is p}
+        self._use(self.average)
+        try:
+            yield
+        finally:
+            self._use(self.masters | kept)
+
+    @torch.no_grad()
+    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """All that a checkpoint holds, by kind and name. Every process must call it."""
+        state = self._optimizer.state
+        found = {"weights": self.masters, "average": self.average}
+        found |= {key: {name: state[p][key] for name, p in self.masters.items()} for key in MOMENTS}
+        return {kind: {name: whole(x.detach()) for name, x in values.items()} for kind, values in found.items()}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, dict[str, torch.Tensor]], step: int) -> None:
+        """The opposite of tensors(); step: how many were done."""
+        for name, p in self.masters.items():
+            write(p.detach(), tensors["weights"][name])
+            write(self.average[name], tensors["average"][name])
+            moments = {key: torch.zeros_like(p.detach()) for key in MOMENTS}
+            for key, moment in moments.items():
+                write(moment, tensors[key][name])
+            self._optimizer.state[p] = moments | {"step": torch.tensor(float(step))}
+        self._use(self.masters)
+
+    @torch.no_grad()
+    def _use(self, values: dict[str, torch.Tensor]) -> None:
+        for name, p in self.used.items():
+            if values[name] is not p:
+                local(p.detach()).copy_(local(values[name].detach()))

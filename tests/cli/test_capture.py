@@ -1,0 +1,92 @@
+"""generate --capture saves what attention gets, and bench kernel --captured measures on it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from fpsgen.attention.methods import METHODS
+from fpsgen.pipeline.capture import read_capture
+
+SMALL = ("--res", "64x32", "--frames", "5", "--steps", "3", "--seed", "3")
+KERNEL = ("bench", "kernel", "--captured", "caught", "--density", "0.4", "--seconds", "0.01")
+
+
+@pytest.fixture
+def generate(fpsgen, tiny_dir):
+    def call(*arguments: str) -> int:
+        return fpsgen("generate", "a cat", "-m", tiny_dir, *SMALL, "--overwrite", "-o", "a.mp4", *arguments)
+
+    return call
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """A method that chooses its keys at each call, per head."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1]))
+    from attention.made_up_method import METHOD
+
+    monkeypatch.setitem(METHODS, METHOD.name, METHOD)
+    yield METHOD
+    sys.modules.pop("attention.made_up_method", None)
+
+
+def test_the_same_inputs_whatever_order_the_tokens_lie_in(fpsgen, generate):
+    """The first layer of the first step sees the same noise: fps in tile order, bf16 in raster order."""
+    for method in ("bf16", "sta"):
+        assert generate("--method", method, "--schedule", "paper", "--capture", method) == 0, fpsgen.err
+    names = sorted(path.name for path in Path("bf16").iterdir())
+    assert names == [f"step{step:04d}-layer{layer:02d}.safetensors" for step in (0, 1, 2) for layer in (0, 1)]
+    first = [read_capture(Path(folder) / names[0]) for folder in ("bf16", "sta")]
+    assert first[0].grid == (2, 2, 4) and first[0].q.shape == (1, 16, 2, 16)
+    for name in ("q", "k", "v"):
+        assert torch.allclose(getattr(first[0], name), getattr(first[1], name), atol=1e-5), name
+    with safe_open(Path("bf16") / names[2], framework="pt") as file:
+        facts = file.metadata()
+    assert (facts["step"], facts["layer"], facts["prompt"], facts["seed"]) == ("1", "0", "a cat", "3")
+    assert 0 < float(facts["sigma"]) < 1
+
+
+def test_chosen_layers_and_steps(fpsgen, generate):
+    assert generate("--capture", "caught", "--capture-layers", "1", "--capture-steps", "0,2") == 0, fpsgen.err
+    assert [path.name[:12] for path in sorted(Path("caught").iterdir())] == ["step0000-lay", "step0002-lay"]
+    assert generate("--capture", "caught") == 0  # --overwrite was given
+    assert len(list(Path("caught").iterdir())) == 6
+
+
+def test_usage(fpsgen, generate, tiny_dir):
+    generate("--capture", "caught", "--capture-layers", "2")
+    fpsgen.refused(2, "layer 2", "0 to 1")
+    generate("--capture-steps", "1")
+    fpsgen.refused(2, "--capture")
+    assert generate("--capture", "caught") == 0, fpsgen.err
+    fpsgen("generate", "a cat", "-m", tiny_dir, *SMALL, "--capture", "caught")
+    fpsgen.refused(7, "caught", "--overwrite")
+    fpsgen(*KERNEL, "--heads", "3")
+    fpsgen.refused(2, "--heads")
+    fpsgen("bench", "kernel", "--captured", "nowhere")
+    fpsgen.refused(4, "nowhere", "--capture")
+    broken = Path("caught") / "step0000-layer00.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-50])
+    fpsgen(*KERNEL)
+    fpsgen.refused(4, broken.name)
+
+
+def test_every_method_is_measured_on_captured_inputs(fpsgen, generate, online):
+    assert generate("--capture", "caught", "--capture-layers", "1", "--capture-steps", "1") == 0, fpsgen.err
+    assert fpsgen(*KERNEL, "--tile", "1x2x2") == 0, fpsgen.err
+    rows = [json.loads(line) for line in Path("outputs/bench/kernel.jsonl").read_text().splitlines()]
+    assert [row["method"] for row in rows] == ["sdpa", *METHODS]
+    assert all(row["captured"] and row["tokens"] == 16 and row["head_dim"] == 16 for row in rows)
+    by_name = {row["method"]: row for row in rows}
+    assert by_name["bf16"]["error_to_dense"] == by_name["bf16"]["relative_error"] < 1e-2
+    assert by_name["sta"]["relative_error"] < 1e-2 < by_name["sta"]["error_to_dense"]  # what the window costs
+    chosen = by_name[online.name]
+    assert chosen["online"] and chosen["density"] == pytest.approx(0.25) and chosen["relative_error"] < 4e-2
+    assert chosen["tflops"] == pytest.approx(4 * 16 * 2 * 0.25 * 16**2 / chosen["median_ms"] / 1e9, abs=0.06)
+    assert "to dense" in fpsgen.out

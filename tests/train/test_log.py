@@ -1,0 +1,83 @@
+"""What is told of a run: the log, its page, and when losses are refused."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fpsgen.errors import NUMERIC, FpsgenError
+from fpsgen.report import training
+from fpsgen.train.log import LOG, PAGE, WINDOW, Log, read_log
+
+
+def row(step: int, loss: float, profile: str = "late", **part) -> dict:
+    own = {"loss": loss, "profile": profile, "sigma": 0.5, "density": 0.2} | part
+    common = {"step": step, "loss": loss, "profile": profile, "density": 0.2, "grad_norm": 1.0, "lr": 1e-4}
+    return common | {"samples": 2, "seconds": 0.5, "objectives": {"distill": own}}
+
+
+def test_lines_beyond_a_checkpoint_are_forgotten_and_broken_ones_passed_over(tmp_path):
+    log = Log(tmp_path)
+    log.begin(0)
+    for step in (1, 2, 3):
+        log.add(row(step, 1.0))
+    with (tmp_path / LOG).open("a") as file:
+        file.write('{"step": 4, "lo')
+    again = Log(tmp_path)
+    again.begin(2)
+    again.add(row(3, 5.0))
+    assert [(r["step"], r["loss"]) for r in read_log(tmp_path / LOG)] == [(1, 1.0), (2, 1.0), (3, 5.0)]
+
+
+def test_losses_that_rise_in_one_profile_end_the_run(tmp_path):
+    log = Log(tmp_path)
+    log.begin(0)
+    with pytest.raises(FpsgenError) as caught:
+        for step in range(1, 6 * WINDOW):
+            log.add(row(step, 1.0 if step % 2 else 0.1 * 1.2 ** (step / 4), "late" if step % 2 else "early"))
+    assert caught.value.code == NUMERIC and "early" in caught.value.message
+
+
+def test_no_checkpoint_is_written_where_losses_have_risen_already(tmp_path):
+    log = Log(tmp_path)
+    log.begin(0)
+    for step in range(1, 2 * WINDOW + 1):
+        log.add(row(step, 1.0 if step <= WINDOW else 7.0))
+    with pytest.raises(FpsgenError):
+        log.check(2 * WINDOW)
+
+
+def test_the_table_has_means_of_the_right_rows():
+    rows = [row(step, float(step), "late" if step <= 20 else "early") for step in range(1, 41)]
+    rows[0]["objectives"]["distill"]["dense_loss"] = 0.25
+    lines = training.table(rows)
+    late = next(line for line in lines if "late" in line).split()
+    early = next(line for line in lines if "early" in line).split()
+    assert late[2:] == ["20", "1.5", "19.5", "0.25"] and early[2:] == ["20", "21.5", "39.5", "-"]
+
+
+def test_the_page_has_a_curve_for_each_profile_and_fetches_nothing(tmp_path):
+    log = Log(tmp_path)
+    log.begin(0)
+    for step in range(1, 41):
+        log.add(row(step, 2.0 / step, ("late", "early<b>")[step % 2], **({"dense_loss": 0.5} if step % 4 < 2 else {})))
+    text = log.show("a & b").read_text()
+    assert (tmp_path / PAGE).exists() and "a &amp; b" in text
+    curves = re.findall(r"<polyline points=\"([^\"]*)\"[^>]*><title>([^<]*)</title>", text)
+    assert {"late", "early&lt;b&gt;", "dense", "sparse"} <= {name for _, name in curves}
+    assert "early<b>" not in text and not re.findall(r"(?:src|href)=\"(?!data:)", text)
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    event_file_loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = Log(tmp_path)
+    log.begin(0)
+    for step in (1, 2):
+        log.add(row(step, 1.0 / step, dense_loss=0.125))
+    log.close()
+    events = event_file_loader.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss/distill/late")] == [(1, 1.0), (2, 0.5)]
+    assert events.Scalars("dense_loss/distill/late")[0].value == 0.125
+    assert events.Scalars("samples_per_second")[0].value == 4.0
