@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,7 @@ def report(
     from fpsgen.report.rows import read_rows
 
     path = Path(output)
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise FpsgenError(f"{output} exists already", "choose another name with -o, or add --overwrite", DISK)
     rows = [row for name in files for row in read_rows(Path(name))]
     if not rows:

@@ -48,7 +48,7 @@ class Source:
 
 def find_sources(data: Path) -> list[Source]:
     """All videos of DATA in a fixed order. Raises FpsgenError BAD_INPUT."""
-    if data.is_dir():
+    if os.path.isdir(data):
         found = list(_folder(data))
         tars = [] if found else sorted(path for path in data.glob("*.tar") if path.is_file())
         found = found or [source for tar in tars for source in _tar(tar)]
@@ -56,7 +56,7 @@ def find_sources(data: Path) -> list[Source]:
         found = list(_listed(data))
     elif data.suffix.lower() == ".tar":
         found = list(_tar(data))
-    elif not data.exists():
+    elif not os.path.exists(data):
         raise FpsgenError(f"{show(data)} is not there", "name a folder, a .csv, a .jsonl or a .tar", BAD_INPUT)
     else:
         what = f"{show(data)} is neither a folder nor a .csv, a .jsonl or a .tar"
