@@ -90,7 +90,6 @@ def perceptual_hash(grey: np.ndarray) -> str:
     bits = []
     for index in np.linspace(0, len(grey) - 1, HASH_FRAMES).round().astype(int):
         low = cosine @ _shrunk(grey[index].astype(np.float32), side) @ cosine.T
-        low[0, 0] = 0  # the mean brightness
         bits.append((low > np.median(low)).flatten())
     return np.packbits(np.concatenate(bits)).tobytes().hex()
 
