@@ -20,7 +20,7 @@ MAY_USE = {
     "ffmpeg": {"errors", "text"},
     "video": {"errors", "text", "files", "ffmpeg"},
     "report": {"errors", "text", "fields", "files", "assets", "attention"},  # the names of methods
-    "evaluate": {"errors", "text", "ffmpeg", "video"},
+    "evaluate": {"errors", "text", "files", "ffmpeg", "video"},
 }
 ATTENTION_MAY = {"torch", "triton", "fpsgen"} | set(sys.stdlib_module_names)
 LINES = 400

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +25,14 @@ from fpsgen.attention.profile import Profile
 from fpsgen.attention.schedule import Schedule
 from fpsgen.attention.windows import Size3
 from fpsgen.bench.kernel import Shape, plan_for
-from fpsgen.bench.suite import DENSE, Models, Variant, run
+from fpsgen.bench.suite import DENSE, Models, Variant, read_rows, run
 from fpsgen.evaluate.nano.captions import plain
-from fpsgen.evaluate.nano.prompts import shares, unseen
+from fpsgen.evaluate.nano.prompts import unseen
 from fpsgen.models.catalog.choice import choose
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.plan import plan
 from fpsgen.pipeline.request import GenerateRequest
+from fpsgen.report.evaluate import summarize
 from fpsgen.settings.gather import Settings
 
 GRID: Size3 = (9, 10, 16)
@@ -114,28 +114,27 @@ def requests(model: str, captions: Sequence[str], seeds: int, folder: Path, devi
 
 def summary(choice: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One row of a table from the rows of a variant's videos."""
-    known = [row["psnr_db"] for row in rows if row["psnr_db"] is not None]
-    quartiles = statistics.quantiles(known, n=4, method="inclusive") if len(known) > 1 else [known[0]] * 3
-    agreements = [row["shows"] for row in rows if row["shows"] is not None]
-    weights = [(error["steps"], error["snr_db"]) for row in rows for error in row["velocity"].values()]
-    density = statistics.mean(row["density"] for row in rows)
-    origin = {name: rows[0][name] for name in ("device", "versions", "commit", "steps", "guidance", "dtype")}
-    return {
-        "schema": "fpsgen.ablation/1",
-        "choice": choice,
-        "density": f"{density:.0%}",
-        "psnr": f"{quartiles[1]:.1f} ({quartiles[0]:.1f}-{quartiles[2]:.1f})",
-        "ssim": f"{statistics.median(row['ssim'] for row in rows):.3f}",
-        "snr": f"{sum(n * snr for n, snr in weights) / sum(n for n, _ in weights):.1f}",
-        "right": f"{shares(agreements)['all']:.0f}" if agreements else "",
+    entry = summarize(rows)[0]
+    around = "" if entry["psnr_db_quartiles"] is None else " ({}-{})".format(*entry["psnr_db_quartiles"])
+    texts = {
+        "density": f"{entry['density']:.0%}",
+        "psnr": "" if entry["psnr_db"] is None else f"{entry['psnr_db']:.1f}{around}",
+        "ssim": "" if entry["ssim"] is None else f"{entry['ssim']:.3f}",
+        "snr": "" if entry["snr_db"] is None else f"{entry['snr_db']:.1f}",
+        "right": "" if entry["shows"] is None else f"{entry['shows']['all']:.0f}",
         "videos": len(rows),
-        **origin,
-        "psnr_db": known,
     }
+    origin = {name: rows[0][name] for name in ("device", "versions", "commit", "steps", "guidance", "dtype", "command")}
+    return {"schema": "fpsgen.ablation/1", "choice": choice, **texts, **origin, "figures": entry}
 
 
 def tables(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What figures/ablation-NAME.json holds."""
+    """What figures/ablation-NAME.json holds. A video that some variant lacks yet does not count."""
+    wanted = {DENSE.name} | {variant.name for name in names for variant in ABLATIONS[name]().values()}
+    made: dict[tuple[str, int], set[str]] = {}
+    for row in rows:
+        made.setdefault((row["prompt"], row["seed"]), set()).add(row["variant"])
+    rows = [row for row in rows if wanted <= made[row["prompt"], row["seed"]]]
     found = {}
     dense = [row for row in rows if row["variant"] == DENSE.name]
     for name in names:
@@ -147,11 +146,9 @@ def tables(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, di
         if name == "joint":
             columns |= PAPER
             lines = [line | {"paper": PAPER_JOINT[line["choice"]]} for line in lines]
-            right = shares([row["shows"] for row in dense if row["shows"] is not None] or [])
-            first = dict.fromkeys(columns, "") | {"choice": "dense", "density": "100%", "videos": len(dense)}
-            origin = {key: lines[0][key] for key in ("device", "versions", "commit", "schema")}
-            lines.insert(0, first | origin | {"right": f"{right['all']:.0f}"})
-        found[name] = {"columns": columns, "rows": lines}
+            lines = [summary("dense", dense) | {"paper": ""}, *lines] if dense else lines
+        used = {key: text for key, text in columns.items() if any(str(line[key]) for line in lines)}
+        found[name] = {"columns": used, "rows": lines}
     return found
 
 
@@ -178,16 +175,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--work", type=Path, default=Path("outputs/ablations"), help="folder of videos and rows")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder of the tables")
+    parser.add_argument("--velocities", action="store_true", help="errors of single predictions alone, no videos")
+    parser.add_argument("--tables-only", action="store_true", help="sum up the rows in --work, and make none")
     options = parser.parse_args(arguments)
     captions = [plain(scene) for scene in unseen(options.prompts)]
     asked = requests(options.model, captions, options.seeds, options.work, options.device)
     if options.steps:
         asked = [each.replace(sampling={"steps": options.steps}) for each in asked]
     variants = [variant for name in options.names for variant in ABLATIONS[name]().values()]
-    command = f"python -m tools.ablations {' '.join(options.names)} --prompts {options.prompts} --seeds {options.seeds}"
+    counts = f"--prompts {options.prompts} --seeds {options.seeds}" + " --velocities" * options.velocities
+    command = f"python -m tools.ablations {' '.join(options.names)} {counts}"
     models = Models(asked[0], asked[0])
     dense = replace(DENSE, exact=False)  # attention alone differs
-    rows = list(run(models, asked, variants, options.work, Timing(_Quiet()), command, options.every, dense))
+    if options.tables_only:
+        rows = read_rows(options.work)
+    else:
+        timing, videos = Timing(_Quiet()), not options.velocities
+        rows = list(run(models, asked, variants, options.work, timing, command, options.every, dense, videos))
     options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables(options.names, rows).items():
         (options.out / f"ablation-{name}.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

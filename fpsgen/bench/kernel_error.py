@@ -1,7 +1,7 @@
 """How far attention is from fp64, on some of its query tiles. Two questions, two errors.
 
-Is the kernel right? Against fp64 over the same lists of keys, for E4M3 methods on inputs that are quantized alike, so
-that what is left is P's cast and rounding. What does the method cost? Against dense fp64 attention on the inputs as
+Is the kernel right? Against fp64 over the same lists of keys, for quantized methods on inputs that are quantized alike,
+so that what is left is P's cast and rounding. What does the method cost? Against dense fp64 attention on the inputs as
 they are: that says something on real q, k, v alone.
 """
 
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 
 from fpsgen.attention.plan import AttentionPlan, BlockLists
-from fpsgen.attention.quantize import fake_quantize
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -22,9 +21,9 @@ def error_to_lists(
 ) -> float:
     """Relative L2 error of `out` [B, L, H, D] against fp64 softmax over the keys in `lists`.
 
-    inputs: q, k, v in the plan's order. quantized: they are rounded as the E4M3 methods do first.
+    inputs: q, k, v in the plan's order. quantized: they are rounded as the plan's kernel does first.
     """
-    q, k, v = fake_quantize(*inputs, plan.tables("cpu").layout, plan.granularity) if quantized else inputs
+    q, k, v = plan.quantized(*inputs) if quantized else inputs
     layout = plan.layout
     start, length = layout.block_start.tolist(), layout.block_len.tolist()
     index, count = (x.cpu() for x in lists)

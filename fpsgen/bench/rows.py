@@ -82,7 +82,9 @@ def _profiles(runs: Runs) -> list[dict[str, Any]]:
     for index, step in enumerate(runs.report["steps"]):
         entry = table.setdefault(step["profile"], {"profile": step["profile"], "steps": 0, "times": []})
         entry["steps"] += 1
-        entry |= {"method": step["method"], "kernel": step["kernel"], "density": round(step["density"], 4)}
+        density = step["density"]
+        entry |= {"method": step["method"], "kernel": step["kernel"], "density": density and round(density, 4)}
+        entry |= {"tile": step.get("tile"), "window": step.get("window")}
         entry["times"] += [repeat[index] for repeat in runs.steps]
     return [{"step_s": spread(entry.pop("times")), **entry} for entry in table.values()]
 

@@ -20,11 +20,11 @@ from fpsgen.attention.schedule import Schedule
 from fpsgen.bench.plan import BASELINE
 from fpsgen.bench.progress import Progress
 from fpsgen.bench.provenance import provenance
-from fpsgen.bench.rows import append_rows, setting_of
+from fpsgen.bench.rows import setting_of
 from fpsgen.bench.trajectory import Forward, mean_errors, recorded, step_errors
 from fpsgen.evaluate.nano.prompts import agreement
-from fpsgen.evaluate.quality import quality
-from fpsgen.files import read_text
+from fpsgen.evaluate.quality import QUALITY, quality
+from fpsgen.files import append_line, read_text
 from fpsgen.models.patch.apply import apply
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model
@@ -53,7 +53,8 @@ class Variant:
     def of(self, request: GenerateRequest) -> GenerateRequest:
         """The request run this way, strict."""
         attention = {"schedule": self.schedule, "method": self.method, "strict": True}
-        return request.replace(attention=attention).with_settings(linear=self.linear, exact=self.exact)
+        plain = {"cache": "none", "cfg_until": 1.0} if self.method == BASELINE else {}
+        return request.replace(attention=attention).with_settings(linear=self.linear, exact=self.exact, **plain)
 
 
 DENSE = Variant(REFERENCE, method=BASELINE, exact=True)
@@ -84,34 +85,33 @@ def run(
     command: str = "",
     every: int = 1,
     dense: Variant = DENSE,
+    videos: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """A row for the reference and for each variant of each request, in order; also written to rows.jsonl in `folder`.
 
-    dense: how the reference is made. every: velocities are compared at each `every`-th step. Raises FpsgenError as
-    pipeline.run.run does.
+    dense: how the reference is made. every: velocities are compared at each `every`-th step. videos: else only that is
+    done, in a fraction of the time, and rows of variants have no video. Raises FpsgenError as pipeline.run.run does.
     """
-    known = {row["key"]: row for row in read_rows(folder) if Path(row["video"]).is_file()}
-    keys = [[_key(models, request, variant) for variant in (dense, *variants)] for request in requests]
+    known = {row["key"]: row for row in read_rows(folder) if not row["video"] or Path(row["video"]).is_file()}
+    keys = [[_key(models, request, variant, videos) for variant in (dense, *variants)] for request in requests]
     missing = [number for number, each in enumerate(keys) if not all(key in known for key in each)]
-    student = teacher = None
-    facts: dict[str, Any] = {}
     steps = sum(requests[n].sampling.steps * (1 + sum(key not in known for key in keys[n][1:])) for n in missing)
     progress = Progress(timing, steps)
+    student, teacher = _load(models, timing) if missing else (None, None)
     with timing.stage("evaluate"):
         for number, (request, each) in enumerate(zip(requests, keys, strict=True)):
-            if number not in missing:
+            if number not in missing or student is None or teacher is None:
                 yield from (known[key] for key in each)
                 continue
-            if student is None or teacher is None:
-                student, teacher = _load(models, timing)
-                facts = {"schema": SCHEMA, **provenance(student.device), "command": command, "every": every}
-                facts |= {"dtype": str(student.dtype).removeprefix("torch."), "teacher": models.teacher.model.spec.name}
+            facts = {"schema": SCHEMA, **provenance(student.device), "command": command, "every": every}
+            facts |= {"dtype": str(student.dtype).removeprefix("torch."), "teacher": models.teacher.model.spec.name}
             reference = _make(teacher, request, dense, folder, number, progress, True)
             for key, variant in zip(each, (dense, *variants), strict=True):
                 if key not in known:
                     row = {**facts, "key": key, **setting_of(request), "model": models.student.model.spec.name}
-                    row |= _measure(student, request, variant, reference, folder, number, progress, every)
-                    append_rows([row], folder / ROWS)
+                    place = (folder, number, progress) if videos or variant is dense else None
+                    row |= _measure(student, request, variant, reference, place, every)
+                    append_line(folder / ROWS, json.dumps(row))
                     known[key] = row
                 yield known[key]
 
@@ -137,18 +137,22 @@ def _measure(
     request: GenerateRequest,
     variant: Variant,
     dense: _Made,
-    folder: Path,
-    number: int,
-    progress: Progress,
+    place: tuple[Path, int, Progress] | None,
     every: int,
 ) -> dict[str, Any]:
-    """All figures of one video. The reference has no error, but is read as the others are."""
+    """All figures of one video. The reference has no error, but is read as the others are. place: of the video, None
+    where none is wanted.
+    """
     if variant.name == REFERENCE:
         figures = quality(dense.frames, None)
         return {**dense.row, **figures, "velocity": {}, "shows": agreement(request.prompt.text, dense.frames)}
-    made = _make(model, request, variant, folder, number, progress, False)
+    if place is None:
+        velocity, report = _velocity(model, request, variant, dense.forwards, every)
+        row = _of_variant(variant, report) | {"denoise_s": None, "video": ""} | dict.fromkeys(QUALITY)
+        return {**row, "velocity": velocity, "shows": None}
+    made = _make(model, request, variant, *place, False)
     figures = quality(made.frames, dense.frames, made.path, dense.path)
-    velocity = _velocity(model, request, variant, dense.forwards, every)
+    velocity, _ = _velocity(model, request, variant, dense.forwards, every)
     return {**made.row, **figures, "velocity": velocity, "shows": agreement(request.prompt.text, made.frames)}
 
 
@@ -169,30 +173,35 @@ def _make(
         if not keep:
             forwards.clear()
     assert made.frames is not None
-    row = {
+    row = _of_variant(variant, made.attention) | {"denoise_s": round(own.stages["denoise"], 4)}
+    row["video"] = str(write_output(made.frames, wanted, made.recipe))
+    return _Made(made.frames, path, forwards, row)
+
+
+def _of_variant(variant: Variant, attention: dict[str, Any]) -> dict[str, Any]:
+    """What a row says of a variant. attention: the handle's report."""
+    return {
         "variant": variant.name,
         "method": variant.method or "as scheduled",
-        "schedule": made.attention["schedule"],
+        "schedule": attention["schedule"],
         "linear": variant.linear,
-        "density": mean_density(made.attention),
-        "kernels": made.attention["kernels"],
-        "denoise_s": round(own.stages["denoise"], 4),
-        "video": str(write_output(made.frames, wanted, made.recipe)),
+        "density": mean_density(attention),
+        "kernels": attention["kernels"],
     }
-    return _Made(made.frames, path, forwards, row)
 
 
 def _velocity(
     model: LoadedModel, request: GenerateRequest, variant: Variant, forwards: list[Forward], every: int
-) -> dict[str, dict[str, float]]:
-    """By profile: steps that were compared, and means of cosine, mse and snr_db of the velocity."""
+) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """By profile: steps that were compared, and means of cosine, mse and snr_db of the velocity. And what ran."""
     found: dict[str, list[dict[str, float]]] = {}
     wanted = variant.of(request)
     options = {"strict": True, "linear": variant.linear, "exact": variant.exact}
     with apply(model.pipe, wanted.attention.schedule, wanted.attention.method, **options) as handle:
         for step in step_errors(model.pipe.transformer, handle, forwards, request.sampling.steps, every):
             found.setdefault(step.ran["profile"], []).append(step.error)
-    return {profile: {"steps": len(errors), **mean_errors(errors)} for profile, errors in found.items()}
+        report = handle.report()
+    return {profile: {"steps": len(errors), **mean_errors(errors)} for profile, errors in found.items()}, report
 
 
 def _load(models: Models, timing: Timing) -> tuple[LoadedModel, LoadedModel]:
@@ -201,8 +210,8 @@ def _load(models: Models, timing: Timing) -> tuple[LoadedModel, LoadedModel]:
     return student, student if same else load_model(models.teacher, timing)
 
 
-def _key(models: Models, request: GenerateRequest, variant: Variant) -> str:
-    """16 hex digits of what decides a video: request, variant, and the folders of both models."""
-    folders = [str(each.model.folder) for each in models]
-    text = json.dumps([variant.of(request).deciding(), variant.name, folders], sort_keys=True, default=str)
+def _key(models: Models, request: GenerateRequest, variant: Variant, videos: bool) -> str:
+    """16 hex digits of what decides a row: request, variant, and the folders of both models."""
+    what = [variant.of(request).deciding(), variant.name, videos, *(str(each.model.folder) for each in models)]
+    text = json.dumps(what, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

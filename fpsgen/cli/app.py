@@ -16,6 +16,7 @@ from fpsgen.cli import (
     compare,
     console,
     doctor,
+    evaluate,
     generate,
     info,
     models,
@@ -48,6 +49,7 @@ app = typer.Typer(
 app.command(cls=options.Command, epilog=generate.EXAMPLES)(generate.generate)
 app.command(cls=options.Command, epilog=batch.EXAMPLES)(batch.batch)
 app.add_typer(bench.app)
+app.command(cls=options.Command, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 train.app.command("export", cls=options.Command, epilog=train_export.EXAMPLES)(train_export.export)
 train.app.command("prep", cls=options.Command, epilog=train_prep.EXAMPLES)(train_prep.prep)
 app.add_typer(train.app)

@@ -37,6 +37,9 @@ KERNEL_EXAMPLES = examples(
 )
 
 
+WATERFALL_EXAMPLES = examples(
+    "fpsgen bench waterfall", "fpsgen bench waterfall -m wan2.1-1.3b --res 720p --random-weights --schedule paper"
+)
 STEPS_EXAMPLES = examples("fpsgen bench steps --compare fp8,sta", "fpsgen bench steps -m nano --schedule paper")
 
 
@@ -106,16 +109,16 @@ def kernel(given: dict[str, Any]) -> None:
         console.warning(
             "these are times of a CPU; the GPU kernels play no part, and a row of a large shape takes minutes"
         )
+    path = Path(settings.bench_output) / "kernel.jsonl"
     rows = []
     # events and kernels that are measured alone go to the current device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         made = measured.run(shapes, list(names), list(settings.density), settings.row_seconds, device)
         for row in each(made, device):
             rows.append(row)
+            append_rows([row], path)
             if not settings.quiet:
                 console.note(line(row))
-    path = Path(settings.bench_output) / "kernel.jsonl"
-    append_rows(rows, path)
     if settings.json:
         console.print_json("bench kernel", rows)
         return
@@ -136,14 +139,39 @@ def steps(given: dict[str, Any]) -> None:
             from fpsgen.bench.rows import append_rows
         with console.library_warnings(timing.warn, settings.debug):
             rows = measured.run(request, settings.compare, timing, command_line())
+    from fpsgen.report import steps as shown
+
     path = Path(settings.bench_output) / "steps.jsonl"
     append_rows(rows, path)
+    present(rows, path, shown, "bench steps", settings, timing)
+
+
+@app.command("waterfall", cls=Command, epilog=WATERFALL_EXAMPLES)
+@takes_settings("bench waterfall")
+def waterfall(given: dict[str, Any]) -> None:
+    """What each part is worth, added one by one: tile order, attention, FP8 linear layers, fused passes, decoder."""
+    settings = gather(given)
+
+    with measuring(settings) as (request, timing):
+        with timing.stage("import"):
+            from fpsgen.bench import waterfall as measured
+            from fpsgen.bench.rows import append_rows
+        with console.library_warnings(timing.warn, settings.debug):
+            rows = measured.run(request, settings.repeats, settings.random_weights, timing, command_line())
+    from fpsgen.report import waterfall as shown
+
+    path = Path(settings.bench_output) / "waterfall.jsonl"
+    append_rows(rows, path)
+    present(rows, path, shown, "bench waterfall", settings, timing)
+
+
+def present(rows: list[dict[str, Any]], path: Path, shown: Any, command: str, settings: Any, timing: Any) -> None:
+    """Write the chart beside the rows, print table and paths. shown: a module of report/ with table and chart."""
     from fpsgen.files import write_text
-    from fpsgen.report import steps as shown
 
     chart = write_text(shown.chart(rows), path.with_suffix(".svg"), overwrite=True)
     if settings.json:
-        console.print_json("bench steps", rows, timing.warnings)
+        console.print_json(command, rows, timing.warnings)
         return
     if not settings.quiet:
         print("\n".join(shown.table(rows)))

@@ -11,7 +11,7 @@ import typer
 
 from fpsgen.cli import console, options
 from fpsgen.cli.options import examples, takes_settings
-from fpsgen.errors import BAD_INPUT, FpsgenError
+from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
 from fpsgen.files import absolute, make_folder
 from fpsgen.settings.gather import Settings, gather
 from fpsgen.text import show
@@ -43,7 +43,7 @@ Second = Annotated[
 
 @takes_settings("compare")
 def compare(a: First, b: Second, given: dict[str, Any]) -> None:
-    """Compare two videos frame by frame (PSNR, SSIM) and write them side by side.
+    """Compare two videos frame by frame (PSNR, SSIM, VMAF, XPSNR) and write them side by side.
 
     stdout: the figures, then the path of the side-by-side MP4.
     """
@@ -56,17 +56,19 @@ def compare(a: First, b: Second, given: dict[str, Any]) -> None:
     target = target_of(*paths, settings) if settings.video else None
 
     from fpsgen.evaluate.compare import compare_videos, side_by_side
-    from fpsgen.video import write_mp4
+    from fpsgen.evaluate.ffmpeg_metrics import vmaf, xpsnr
+    from fpsgen.video import write_video
 
     found = compare_videos(*paths)
     same_files = filecmp.cmp(*paths, shallow=False)
+    perceived = {"vmaf": vmaf(paths[1], paths[0]), "xpsnr_db": xpsnr(paths[1], paths[0])}
     if not settings.json and not settings.quiet:
-        print("\n".join(lines(found, same_files)), flush=True)
+        print("\n".join([*lines(found, same_files), *perceived_lines(perceived)]), flush=True)
     if target is not None:
         make_folder(target.parent)
-        write_mp4(side_by_side(*paths), target, found.fps or 1, None, settings.overwrite)
+        write_video(side_by_side(*paths), target, found.fps or 1, None, settings.overwrite)
     if settings.json:
-        result = {"a": a, "b": b, "identical_files": same_files, **as_json(found)}
+        result = {"a": a, "b": b, "identical_files": same_files, **as_json(found), **perceived}
         console.print_json("compare", [result | {"path": str(target) if target else None}])
     elif target is not None:
         print(target, flush=True)
@@ -74,13 +76,15 @@ def compare(a: First, b: Second, given: dict[str, Any]) -> None:
 
 def target_of(a: Path, b: Path, settings: Settings) -> Path:
     """Where the side-by-side video goes: the file of -o, or <a>-vs-<b>.mp4. Raises FpsgenError USAGE, DISK."""
-    from fpsgen.pipeline.output import OUTPUT_FOLDER, VIDEO, free_name, is_folder, resolve_output, slug
+    from fpsgen.pipeline.output import OUTPUT_FOLDER, PNG, VIDEO, free_name, is_folder, resolve_output, slug
 
     name = f"{slug(a.stem)[:20]}-vs-{slug(b.stem)[:20]}"
     output = settings.output
     if output is None or is_folder(output):
         path = Path(output or OUTPUT_FOLDER) / f"{name}{VIDEO}"
         output = str(path if settings.overwrite else free_name(path))
+    if output.lower().endswith(PNG):
+        raise FpsgenError(f"-o {show(output)} is one picture", "name a file ending in .mp4, .gif or .webp", USAGE)
     return resolve_output(output, name, 0, settings.overwrite)[0]
 
 
@@ -93,6 +97,13 @@ def lines(found: Comparison, same_files: bool) -> list[str]:
     second = f"PSNR    {found.psnr_of_all:.2f} dB; {each}"
     each = f"of frames {middle(alike):.4f} ({alike.min():.4f} to {alike.max():.4f})"
     return [first, second, f"SSIM    {alike.mean():.4f}; {each}"]
+
+
+def perceived_lines(figures: dict[str, float | None]) -> list[str]:
+    """VMAF and XPSNR of B against A, where this ffmpeg can tell."""
+    score, peak = figures["vmaf"], figures["xpsnr_db"]
+    found = [] if score is None else [f"VMAF    {score:.1f}"]
+    return found if peak is None else [*found, f"XPSNR   {peak:.2f} dB"]
 
 
 def middle(values: Any) -> float:

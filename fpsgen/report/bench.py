@@ -20,6 +20,7 @@ COLUMNS = {
     "ssim": "SSIM",
     "vmaf": "VMAF",
     "xpsnr": "XPSNR, dB",
+    "stlpips": "ST-LPIPS",
     "flicker": "Flicker",
 }
 SMALL = "nano"
@@ -55,8 +56,36 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         "ssim": _text(row["ssim"], "{:.3f}"),
         "vmaf": _text(row.get("vmaf"), "{:.0f}"),
         "xpsnr": _text(row.get("xpsnr_db"), "{:.1f}"),
+        "stlpips": _text(row.get("stlpips"), "{:.3f}"),
         "flicker": _text(row.get("flicker"), "{:.2f}"),
     }
+
+
+PROFILE_COLUMNS = ("Method", "Profile", "Steps", "Runs as", "Kernel", "Density", "Tile", "Window", "s / step")
+# arXiv 2506.04648, table 1: least and best of six methods
+BANDS = (
+    "Published PSNR of Wan2.1-1.3B at 480p to bf16 of the same seed: 17.7 dB (SpargeAttn) to 21.4 dB (FPSAttention, "
+    "trained). Others sort by LPIPS: below 0.30 the same trajectory, to 0.55 the scene is kept, above it has diverged; "
+    "ST-LPIPS is another measure, to which these bands do not apply"
+)
+
+
+def profile_cells(row: dict[str, Any]) -> list[list[str]]:
+    """What ran, a line for each profile of the row's schedule."""
+    return [
+        [
+            row["method"],
+            entry["profile"],
+            str(entry["steps"]),
+            entry["method"],
+            entry["kernel"],
+            _text(entry["density"], "{:.1%}"),
+            " x ".join(map(str, entry.get("tile") or ())) or "-",
+            " x ".join(map(str, entry.get("window") or ())) or "-",
+            f"{entry['step_s']['median']:.3f}",
+        ]
+        for entry in row.get("profiles", ())
+    ]
 
 
 def is_baseline(row: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -58,17 +59,26 @@ def lines(
 def _axes(x_label: str, y_label: str, x: tuple[float, float], y: tuple[float, float]) -> list[str]:
     base = HEIGHT - BOTTOM
     parts = [f'<path d="M{LEFT} 8V{base}H{WIDTH - 8}" fill="none" stroke="var(--line)"/>']
-    whole = all(float(end).is_integer() for end in x)
-    for share in (0.0, 0.5, 1.0):
-        across, up = x[0] + share * (x[1] - x[0]), y[0] + share * (y[1] - y[0])
-        across = round(across) if whole else across
-        left = min(_place(across, *x, True), WIDTH - 20)
-        height = _place(up, *y, False)
-        parts.append(f'<text class="tick" x="{left:.1f}" y="{base + 14}" text-anchor="middle">{across:.3g}</text>')
-        parts.append(f'<text class="tick" x="{LEFT - 5}" y="{height + 4:.1f}" text-anchor="end">{up:.3g}</text>')
+    for value in _ticks(*x):
+        left = min(_place(value, *x, True), WIDTH - 14)
+        parts.append(f'<text class="tick" x="{left:.1f}" y="{base + 14}" text-anchor="middle">{value:g}</text>')
+    for value in _ticks(*y):
+        height = _place(value, *y, False)
+        parts.append(f'<text class="tick" x="{LEFT - 5}" y="{height + 4:.1f}" text-anchor="end">{value:g}</text>')
+        if value > y[0]:
+            parts.append(f'<path d="M{LEFT} {height:.1f}H{WIDTH - 8}" stroke="var(--line)" stroke-dasharray="2 4"/>')
     parts.append(f'<text class="tick" x="{WIDTH - 8}" y="{HEIGHT - 4}" text-anchor="end">{html.escape(x_label)}</text>')
     parts.append(f'<text class="tick" x="{LEFT + 6}" y="16">{html.escape(y_label)}</text>')
     return parts
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers in a range, three to six of them."""
+    rough = (high - low) / 4 or 1.0
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = size * min((1, 2, 5, 10), key=lambda factor: abs(factor * size - rough))
+    first = math.ceil(low / step - 1e-9)
+    return [round(number * step, 10) for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _place(value: float, low: float, high: float, across: bool) -> float:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from fpsgen.attention.methods import METHODS
-from fpsgen.errors import BAD_INPUT, FpsgenError
-from fpsgen.files import read_bytes
 from fpsgen.report import charts
-from fpsgen.report.bench import COLUMNS, cells, is_baseline, notes, setting, where
-from fpsgen.text import show
+from fpsgen.report.bench import (
+    BANDS,
+    COLUMNS,
+    PROFILE_COLUMNS,
+    cells,
+    is_baseline,
+    notes,
+    profile_cells,
+    setting,
+    where,
+)
+from fpsgen.report.template import embedded, fill
 
-VIDEO_LIMIT = 256 << 20  # bytes
 OURS = "fps"
 OTHER_COLOUR = "#888888"
 
@@ -25,19 +29,21 @@ def page(rows: list[dict[str, Any]]) -> str:
 
     Raises FpsgenError BAD_INPUT where a row names a file that is no video: what it holds would go out with the page.
     """
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
-        Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    )
     first = rows[0]
+    shown = [key for key in COLUMNS if any(cells(row)[key] != "-" for row in rows)]
     videos = [(_label(row, rows), Path(row["video"])) for row in rows if row["video"] and Path(row["video"]).is_file()]
-    return template.render(
+    return fill(
+        "page.html",
         title=" / ".join(dict.fromkeys(row["method"] for row in rows)),
         prompt=first["prompt"],
         origins=list(dict.fromkeys(text for row in rows for text in (setting(row), where(row)))),
         command=first.get("command", ""),
         notes=notes(rows),
-        heads=list(COLUMNS.values()),
-        rows=[{"ours": row["method"] == OURS, "cells": [cells(row)[key] for key in COLUMNS]} for row in rows],
+        heads=[COLUMNS[key] for key in shown],
+        rows=[{"ours": row["method"] == OURS, "cells": [cells(row)[key] for key in shown]} for row in rows],
+        profile_heads=PROFILE_COLUMNS,
+        profiles=[line for row in rows for line in profile_cells(row)],
+        bands=BANDS if any(row["psnr_db"] is not None for row in rows) else "",
         bars=_bars(rows),
         scatter=_scatter(rows),
         steps=charts.lines(
@@ -46,15 +52,8 @@ def page(rows: list[dict[str, Any]]) -> str:
             "seconds",
         ),
         keys=[{"name": name, "colour": colour(name)} for name in dict.fromkeys(row["method"] for row in rows)],
-        videos=[{"name": name, "data": base64.b64encode(_mp4(path)).decode()} for name, path in videos],
+        videos=[{"name": name, "data": embedded(path)} for name, path in videos],
     )
-
-
-def _mp4(path: Path) -> bytes:
-    data = read_bytes(path, VIDEO_LIMIT, f"the video {show(path)}")
-    if data[4:8] != b"ftyp":
-        raise FpsgenError(f"a row names {show(path)} as its video, which is no MP4", "mend the row", BAD_INPUT)
-    return data
 
 
 def colour(method: str) -> str:
@@ -63,9 +62,10 @@ def colour(method: str) -> str:
 
 
 def _label(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The method, with the device where the rows come from several."""
+    """The method and its PSNR, with the device where the rows come from several."""
     several = len({other["device"] for other in rows}) > 1
-    return f"{row['method']}, {row['device']}" if several else row["method"]
+    peak = "" if row["psnr_db"] is None else f", {row['psnr_db']:.1f} dB"
+    return (f"{row['method']}, {row['device']}" if several else row["method"]) + peak
 
 
 def _bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

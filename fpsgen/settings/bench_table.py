@@ -1,4 +1,4 @@
-"""Settings of `fpsgen bench` and `fpsgen bench kernel` alone. table.py joins them to the others."""
+"""Settings of measuring commands alone: bench, evaluate, --capture. table.py joins them to the others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fpsgen.settings import parsers as parse
 from fpsgen.settings.parsers import method_names
 from fpsgen.settings.setting import Setting
 
-BENCH, CAPTURE = "Bench", "Capture"
+BENCH, CAPTURE, EVALUATE = "Bench", "Capture", "Evaluate"
 SHAPES = {"nano": (9, 10, 16), "480p": (21, 30, 52), "720p": (21, 45, 80)}  # tokens (T, H, W); 81 frames for Wan
 
 BENCH_SETTINGS = (
@@ -61,8 +61,45 @@ BENCH_SETTINGS = (
         short="-o",
         default="outputs/bench",
         unset="outputs/bench",
-        commands=("bench", "bench steps", "bench kernel"),
+        commands=("bench", "bench steps", "bench waterfall", "bench kernel"),
         complete="files",
+    ),
+    Setting(
+        "evaluate_output",
+        parse.named("a folder"),
+        "Where rows, page and videos go.",
+        "Output",
+        "outputs/evaluate",
+        metavar="FOLDER",
+        flag="--output",
+        short="-o",
+        default="outputs/evaluate",
+        unset="outputs/evaluate",
+        commands=("evaluate",),
+        complete="files",
+    ),
+    Setting(
+        "teacher",
+        parse.named("a model's name, a hub id or a folder"),
+        "Whose dense videos are the reference.",
+        EVALUATE,
+        "wan2.1-1.3b",
+        metavar="NAME",
+        unset="the model itself",
+        commands=("evaluate",),
+        complete="models",
+        mistaken_for=("reference", "base"),
+    ),
+    Setting(
+        "seeds",
+        parse.whole(1, 1000),
+        "Videos for each prompt.",
+        EVALUATE,
+        "3",
+        metavar="N",
+        default=1,
+        unset="1",
+        commands=("evaluate",),
     ),
     Setting(
         "compare",
@@ -73,7 +110,7 @@ BENCH_SETTINGS = (
         metavar="NAMES",
         default=("bf16",),
         unset="bf16; kernel: all",
-        commands=("bench", "bench steps", "bench kernel"),
+        commands=("bench", "bench steps", "bench kernel", "evaluate"),
         complete=method_names,
         mistaken_for=("method", "methods", "baseline", "against"),
     ),
@@ -86,7 +123,7 @@ BENCH_SETTINGS = (
         metavar="TEXT",
         default="a cat surfing",
         unset="a cat surfing",
-        commands=("bench", "bench steps"),
+        commands=("bench", "bench steps", "bench waterfall"),
     ),
     Setting(
         "repeats",
@@ -97,7 +134,7 @@ BENCH_SETTINGS = (
         metavar="N",
         default=1,
         unset="1",
-        commands=("bench",),
+        commands=("bench", "bench waterfall"),
     ),
     Setting(
         "random_weights",
@@ -106,7 +143,7 @@ BENCH_SETTINGS = (
         BENCH,
         "true",
         default=False,
-        commands=("bench",),
+        commands=("bench", "bench waterfall"),
     ),
     Setting(
         "shape",

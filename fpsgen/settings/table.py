@@ -19,7 +19,7 @@ DTYPES = ("auto", "bf16", "fp16", "fp32")
 MAX_TEXT = 10_000  # characters of a prompt or negative prompt; the text encoders read 512 tokens
 
 _MAKE = ("generate", "batch")
-_PLAN = (*_MAKE, "bench", "bench steps")
+_PLAN = (*_MAKE, "bench", "bench steps", "bench waterfall", "evaluate")
 _ALL = (*_PLAN, "bench kernel", "replay", "compare", "info", "doctor", "models")
 
 
@@ -267,8 +267,8 @@ _ENTRIES = (
     ),
     Setting(
         "output",
-        parse.named("a file name ending in .mp4, or a folder"),
-        "A folder, an .mp4, or fields: {slug}-{seed}-{n}.mp4.",
+        parse.named("a folder, or a file name ending in .mp4, .gif, .webp or .png"),
+        "A folder, a file (.mp4 .gif .webp .png), or fields: {slug}-{seed}-{n}.mp4.",
         OUTPUT,
         "cat.mp4",
         metavar="PATH",

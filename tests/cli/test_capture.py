@@ -43,7 +43,7 @@ def test_the_same_inputs_whatever_order_the_tokens_lie_in(fpsgen, generate):
     names = sorted(path.name for path in Path("bf16").iterdir())
     assert names == [f"step{step:04d}-layer{layer:02d}.safetensors" for step in (0, 1, 2) for layer in (0, 1)]
     first = [read_capture(Path(folder) / names[0]) for folder in ("bf16", "sta")]
-    assert first[0].grid == (2, 2, 4) and first[0].q.shape == (1, 16, 2, 12)
+    assert first[0].grid == (2, 2, 4) and first[0].q.shape == (1, 16, 2, 16)
     for name in ("q", "k", "v"):
         assert torch.allclose(getattr(first[0], name), getattr(first[1], name), atol=1e-5), name
     with safe_open(Path("bf16") / names[2], framework="pt") as file:
@@ -82,11 +82,11 @@ def test_every_method_is_measured_on_captured_inputs(fpsgen, generate, online):
     assert fpsgen(*KERNEL, "--tile", "1x2x2") == 0, fpsgen.err
     rows = [json.loads(line) for line in Path("outputs/bench/kernel.jsonl").read_text().splitlines()]
     assert [row["method"] for row in rows] == ["sdpa", *METHODS]
-    assert all(row["captured"] and row["tokens"] == 16 and row["head_dim"] == 12 for row in rows)
+    assert all(row["captured"] and row["tokens"] == 16 and row["head_dim"] == 16 for row in rows)
     by_name = {row["method"]: row for row in rows}
     assert by_name["bf16"]["error_to_dense"] == by_name["bf16"]["relative_error"] < 1e-2
     assert by_name["sta"]["relative_error"] < 1e-2 < by_name["sta"]["error_to_dense"]  # what the window costs
     chosen = by_name[online.name]
     assert chosen["online"] and chosen["density"] == pytest.approx(0.25) and chosen["relative_error"] < 4e-2
-    assert chosen["tflops"] == pytest.approx(4 * 12 * 2 * 0.25 * 16**2 / chosen["median_ms"] / 1e9, abs=0.06)
+    assert chosen["tflops"] == pytest.approx(4 * 16 * 2 * 0.25 * 16**2 / chosen["median_ms"] / 1e9, abs=0.06)
     assert "to dense" in fpsgen.out

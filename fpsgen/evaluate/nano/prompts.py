@@ -23,8 +23,6 @@ from fpsgen.evaluate.nano.world import (
     random_scene,
 )
 
-AXES = ("subject", "colour", "motion", "background")
-
 
 def unseen(count: int, seed: int = 1) -> list[Scene]:
     """Distinct held-out scenes, the same for each seed."""
@@ -46,13 +44,6 @@ def agreement(prompt: str, frames: np.ndarray) -> dict[str, bool] | None:
     video = torch.from_numpy(frames).permute(3, 0, 1, 2).float()[None] / 127.5 - 1
     reading: Reading = _meter()(video)[0]
     return reading.agrees(scene)
-
-
-def shares(agreements: list[dict[str, bool]]) -> dict[str, float]:
-    """Percent of clips that agree, by axis, and in all of them ("all")."""
-    found = {axis: 100 * sum(one[axis] for one in agreements) / len(agreements) for axis in AXES}
-    found["all"] = 100 * sum(all(one.values()) for one in agreements) / len(agreements)
-    return {axis: round(share, 1) for axis, share in found.items()}
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,78 @@
+"""Figures of whole videos, prompts that are read back, and the names that VBench looks for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fpsgen.evaluate import stlpips
+from fpsgen.evaluate.nano.captions import plain
+from fpsgen.evaluate.nano.prompts import agreement, unseen
+from fpsgen.evaluate.nano.world import Renderer, Scene
+from fpsgen.evaluate.quality import QUALITY, flicker, quality
+from fpsgen.evaluate.vbench import export
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def frames(count: int = 5) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 24, 32, 3), dtype=np.uint8)
+
+
+def test_quality_of_a_reference_and_of_equal_frames():
+    x = frames()
+    alone = quality(x, None)
+    assert set(alone) == set(QUALITY) and [key for key, value in alone.items() if value is not None] == ["flicker"]
+    same = quality(x, x)
+    assert same["psnr_db"] is None and same["ssim"] == 1
+    assert 5 < quality(x, x[::-1])["psnr_db"] < 12
+
+
+def test_flicker_sees_what_alternates_and_not_what_fades():
+    level = np.arange(0, 50, 10, dtype=np.uint8)[:, None, None, None]
+    assert flicker(np.broadcast_to(level, (5, 8, 8, 3))) == pytest.approx(0, abs=1e-3)
+    level = np.array([0, 10, 0, 10, 0], np.uint8)[:, None, None, None]
+    assert flicker(np.broadcast_to(level, (5, 8, 8, 3))) == pytest.approx(20, abs=1e-3)
+    assert flicker(frames(2)) == 0
+
+
+def test_stlpips_is_there_or_named_as_missing(monkeypatch):
+    x = frames()
+    if stlpips.available():
+        assert stlpips.stlpips(x, x) == 0 < stlpips.stlpips(x, x[::-1])
+    monkeypatch.setattr(stlpips, "NEEDED", ("no_such_package",))
+    assert stlpips.stlpips(x, x) is None and quality(x, x)["stlpips"] is None
+
+
+def test_a_clip_is_read_against_its_own_prompt():
+    scene = Scene("ball", "red", "left", "grass")
+    clip = (Renderer(seed=5).render([scene])[0][0].permute(1, 2, 3, 0) + 1) * 127.5
+    pixels = clip.round().clamp(0, 255).byte().numpy()
+    assert all(agreement(plain(scene), pixels).values())
+    other = agreement(plain(Scene("ball", "blue", "left", "grass")), pixels)
+    assert other == {"subject": True, "colour": False, "motion": True, "background": True}
+    assert agreement("a cat on a sofa", pixels) is None and agreement(plain(scene), pixels[:9]) is None
+
+
+def test_the_sample_prompts_are_held_out():
+    lines = (ROOT / "prompts" / "nano-held-out.txt").read_text().splitlines()
+    assert [line for line in lines if line[0] != "#"] == [plain(scene) for scene in unseen(24)]
+    assert all(scene.held_out for scene in unseen(24))
+
+
+def test_vbench_finds_videos_by_prompt_and_number(tmp_path):
+    rows = []
+    for number, prompt in enumerate(["a cat.", "a cat.", "either/or", "x" * 300]):
+        video = tmp_path / f"{number}.mp4"
+        video.write_bytes(bytes([number]))
+        rows.append({"variant": "fps", "prompt": prompt, "video": str(video)})
+    for _ in range(2):  # again over what is there
+        (folder,) = export(rows, tmp_path / "vbench")
+    assert (folder / "a cat.-0.mp4").read_bytes() == b"\0" and (folder / "a cat.-1.mp4").read_bytes() == b"\1"
+    prompts = json.loads((tmp_path / "vbench" / "fps.json").read_text())
+    assert set(prompts) == {path.name for path in folder.iterdir()} and len(prompts) == 4
+    for name, prompt in prompts.items():
+        assert (folder / name).read_bytes()[0] in [n for n, row in enumerate(rows) if row["prompt"] == prompt]
