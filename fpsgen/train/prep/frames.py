@@ -88,5 +88,6 @@ def _input(path: Path) -> list[str]:
 
 def _unreadable(path: Path, said: str) -> FpsgenError:
     check_ffmpeg()  # which may be what is wrong
-    said = re.sub(r" @ 0x[0-9a-f]+", "", said)  # an address, another one in each run
+    # an address and the name of a temporary are others in each run
+    said = re.sub(r" @ 0x[0-9a-f]+", "", said).replace(f"file:{absolute(path)}", "the file")
     return FpsgenError(f"{show(path)} does not decode: {said or 'no frame comes'}", "leave it out", BAD_INPUT)

@@ -110,7 +110,7 @@ class _Run:
             else:
                 rows = self._one(source)
                 done += 1
-                self.events.step(done - 1, todo, f"{source.name}: {f'{len(rows)} kept' if rows else 'dropped'}")
+                self.events.step(done - 1, todo, f"{show(source.name)}: {f'{len(rows)} kept' if rows else 'dropped'}")
             self.kept_videos += bool(rows)
         self.shards.flush()
 
