@@ -151,7 +151,8 @@ class _Run:
                     if not clip:
                         verdicts.append(Dropped("duration", len(frames) / config.fps, config.frames / config.fps))
                     break
-                found = measure(frames, filters.bars is not None, filters.flow is not None)
+                motion = filters.flow is not None and config.frames > 1
+                found = measure(frames, filters.bars is not None, motion)
                 verdicts.append(judge_clip(picture, found, self.size, filters) or found)
         except FpsgenError as error:
             if error.code != BAD_INPUT:
