@@ -64,7 +64,8 @@ def clip_frames(path: Path, start: float, count: int, fps: float, size: tuple[in
     shape = f"fps={fps:g},{_SQUARE},{crop},scale={width}:{height}:flags=lanczos+accurate_rnd"
     seek = ["-ss", f"{start:.6f}"] if start else []
     command = [*seek, *_input(path), "-frames:v", str(count), "-vf", shape, "-pix_fmt", "rgb24"]
-    with Process([*command, "-fps_mode", "passthrough", "-f", "rawvideo", "pipe:1"]) as process:
+    # without an index it decodes all that lies before
+    with Process([*command, "-fps_mode", "passthrough", "-f", "rawvideo", "pipe:1"], work=start) as process:
         data = process.read_exactly(count * width * height * 3)
         code = process.wait()
         if code or process.late:
