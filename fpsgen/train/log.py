@@ -8,24 +8,11 @@ from typing import Any
 
 from fpsgen.errors import NUMERIC, FpsgenError
 from fpsgen.files import append_line, write_text
-from fpsgen.report.training import page
+from fpsgen.report.training import page, read_log
 
 LOG, PAGE, BOARD = "log.jsonl", "page.html", "tensorboard"
 WINDOW = 20  # losses of a profile in a mean
 DIVERGED, SUSPECT = 10.0, 5.0  # times the mean at the beginning
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Rows of a log; blank lines and those that a kill cut short are passed over."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            rows.append(row)
-    return rows
 
 
 class Log:

@@ -141,7 +141,8 @@ def _objectives(
             found.append(Objective(FLOW, config.flow, TrajectoryEnds(pairs), TrajectoryEnds(held_out)))
     if config.flow and config.data:
         size = (config.width, config.height, config.frames)
-        found.append(Objective(FLOW, config.flow, *open_folder(Path(config.data), size, schedule, config.shift)))
+        opened = open_folder(Path(config.data), size, pipe.transformer.config, schedule, config.shift)
+        found.append(Objective(FLOW, config.flow, *opened))
     return sorted(found, key=lambda objective: -objective.weight)
 
 
