@@ -49,8 +49,12 @@ def test_what_is_saved_is_what_attention_gets(fpsgen, generate, monkeypatch):
 
 def test_the_same_inputs_whatever_order_the_tokens_lie_in(fpsgen, generate):
     """The first layer of the first step sees the same noise: sta in tile order, bf16 in raster order."""
+    Path("tiles.toml").write_text(
+        'name = "tiles"\n[[windows]]\nlow = 0.0\nhigh = 1.0\nprofile = "all"\n'
+        '[[profiles]]\nname = "all"\nmethod = "sta"\ntile = [1, 2, 2]\nwindow = [1, 1, 1]\n'
+    )
     for method in ("bf16", "sta"):
-        assert generate("--method", method, "--schedule", "paper", "--capture", method) == 0, fpsgen.err
+        assert generate("--method", method, "--schedule", "tiles.toml", "--capture", method) == 0, fpsgen.err
     names = sorted(path.name for path in Path("bf16").iterdir())
     assert names == [f"step{step:04d}-layer{layer:02d}.safetensors" for step in (0, 1, 2) for layer in (0, 1)]
     first = [read_capture(Path(folder) / names[0]) for folder in ("bf16", "sta")]
