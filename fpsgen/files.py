@@ -46,8 +46,11 @@ def atomic(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         if not overwrite:
             raise FileExistsError(str(path))
     with temporary(path) as (part, release):
+        mode = part.stat().st_mode
         yield part
         try:
+            if part.stat().st_mode != mode:  # a library put a file of its own in this one's place
+                part.chmod(stat.S_IMODE(mode))
             sync(part)
             if sys.platform == "win32":  # an open file gets no new name there; elsewhere its lock is held to the end
                 release()

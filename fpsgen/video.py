@@ -1,4 +1,4 @@
-"""Videos and pictures that are whole or absent, with their recipe inside; and frames read back one by one. A leaf.
+"""Videos that are whole or absent, with their recipe inside; and frames read back one by one. A leaf.
 
 A file gets its name only after ffmpeg has ended well, the boxes of the MP4 are complete, and as many frames decode from
 it as were given. What a killed run leaves is a hidden temporary that the next run in the same folder removes.
@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from fpsgen import pictures
 from fpsgen.errors import BAD_INPUT, DISK, FpsgenError
 from fpsgen.ffmpeg import Process, check_ffmpeg, encode, raw_input, run
 from fpsgen.files import absolute, atomic, sweep, temporary
 from fpsgen.text import show
 
 _SCHEMA_KEY = "schema"
-_COMMENT = "comment"  # the tag of an MP4, the text of a PNG
+_COMMENT = "comment"  # the tag of an MP4
 _PIXELS_PER_SECOND = 1e6  # even a slow core that others use encodes many times as many
 
 
@@ -72,33 +73,31 @@ def write_mp4(
     return path
 
 
-def write_png(
-    frame: np.ndarray, path: str | Path, recipe: dict[str, Any] | None = None, overwrite: bool = False
+def write_video(
+    frames: np.ndarray | Iterable[np.ndarray],
+    path: str | Path,
+    fps: float,
+    recipe: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> Path:
-    """Write one frame, uint8 [H, W, 3] in RGB, as PNG. recipe: JSON for its text "comment". Raises as write_mp4."""
-    import imageio.v3 as iio
-    from PIL.PngImagePlugin import PngInfo
-
-    _check_frame(frame, frame.shape)
-    texts = PngInfo()
-    if recipe is not None:
-        texts.add_itxt(_COMMENT, _as_json(recipe))
-    path = Path(path)
-    sweep(path.parent)
-    with atomic(path, overwrite) as part:
-        part.write_bytes(iio.imwrite("<bytes>", frame, extension=".png", plugin="pillow", pnginfo=texts))
-        back = iio.imread(part, extension=".png", plugin="pillow")
-        if not np.array_equal(back, frame):
-            raise FpsgenError(f"{show(path)} came out wrong", "check the disk and run it again", DISK)
-    return path
+    """Write frames as what `path` ends in: .gif, .webp, .png (the first of them) or else MP4. As write_mp4."""
+    kind = Path(path).suffix.lower()
+    if kind not in (pictures.PNG, *pictures.ANIMATIONS):
+        return write_mp4(frames, path, fps, recipe, overwrite, size)
+    text = None if recipe is None else _as_json(recipe)
+    if kind == pictures.PNG:
+        return pictures.write_png(next(iter(frames)), path, text, overwrite, size)
+    return pictures.write_animation(frames, path, fps, text, overwrite, size)
 
 
 def read_recipe(path: str | Path) -> dict[str, Any] | None:
-    """The recipe in an MP4's comment tag or a PNG's text, or None where it carries none.
+    """The recipe in an MP4's comment tag, or that of a PNG, GIF or WebP; None where it carries none.
 
     It is JSON, and no more is known of it. Raises FpsgenError BAD_INPUT for what is no such file, ENVIRONMENT.
     """
-    text = _png_comment(path) if Path(path).suffix.lower() == ".png" else _mp4_comment(path)
+    kind = Path(path).suffix.lower()
+    text = pictures.read_comment(path) if kind in (pictures.PNG, *pictures.ANIMATIONS) else _mp4_comment(path)
     try:
         recipe = json.loads(text) if text else None
     except (ValueError, RecursionError):
@@ -151,10 +150,18 @@ def read_frames(path: str | Path) -> tuple[np.ndarray, float]:
 def count_frames(path: str | Path) -> int:
     """Decode a whole MP4 or PNG and count its frames; 0 where it is not whole or does not decode cleanly."""
     try:
-        picture = Path(path).suffix.lower() == ".png"
+        picture = Path(path).suffix.lower() == pictures.PNG
         return _frames_of(path, 0) if picture or whole_mp4(path) else 0
     except OSError:
         return 0
+
+
+def is_whole(path: str | Path, frames: int, fps: float) -> bool:
+    """Whether a file that fpsgen wrote decodes and shows so many frames, so many a second."""
+    kind = Path(path).suffix.lower()
+    if kind in pictures.ANIMATIONS:
+        return pictures.shown_ms(path) == sum(pictures.durations(frames, fps, kind))
+    return count_frames(path) == frames
 
 
 def whole_mp4(path: str | Path) -> bool:
@@ -236,18 +243,6 @@ def _mp4_comment(path: str | Path) -> str:
     text = done.out.decode("utf-8", "replace")
     entry = re.search(rf"^{_COMMENT}=((?:\\.|[^\\\n])*)", text, re.MULTILINE | re.DOTALL)
     return re.sub(r"\\(.)", r"\1", entry[1], flags=re.DOTALL) if entry else ""
-
-
-def _png_comment(path: str | Path) -> str:
-    import imageio.v3 as iio
-
-    try:
-        found = iio.immeta(path, extension=".png", plugin="pillow").get(_COMMENT, "")
-    except Exception as error:  # pillow raises nearly anything for a file that is none
-        raise FpsgenError(
-            f"{show(path)} is not a picture that can be read: {show(error)}", "name a PNG file", BAD_INPUT
-        ) from error
-    return found if isinstance(found, str) else ""
 
 
 def _probe(path: str | Path) -> bytes:

@@ -190,3 +190,16 @@ def test_a_working_folder_that_was_removed(tmp_path, monkeypatch):
     place.rmdir()
     for call, code in ((lambda: read_text("a", 100, "a"), BAD_INPUT), (lambda: write("x", "a"), DISK)):
         assert "working folder" in refused(call, code).remedy
+
+
+def test_a_library_that_replaces_the_temporary_does_not_change_who_may_read_it(tmp_path):
+    """safetensors writes a file of its own, for its owner alone, and renames it."""
+    with atomic(tmp_path / "plain") as part:
+        part.write_bytes(b"x")
+    with atomic(tmp_path / "replaced") as part:
+        other = tmp_path / "other"
+        other.write_bytes(b"y")
+        other.chmod(0o600)
+        other.rename(part)
+    assert (tmp_path / "replaced").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "replaced").read_bytes() == b"y"

@@ -15,7 +15,7 @@ from fpsgen import video
 from fpsgen.errors import BAD_INPUT, DISK, FpsgenError
 from fpsgen.ffmpeg import ffmpeg
 from fpsgen.files import sweep
-from fpsgen.video import count_frames, frames_of, open_video, read_frames, read_recipe, whole_mp4, write_mp4, write_png
+from fpsgen.video import count_frames, frames_of, open_video, read_frames, read_recipe, whole_mp4, write_mp4
 
 RECIPE = {
     "schema": "test/1",
@@ -211,20 +211,6 @@ def test_a_recipe_of_any_length_fits(tmp_path):
     recipe = RECIPE | {"negative": "é=;#\\\n" * 60_000}
     assert read_recipe(write_mp4(make_frames(), tmp_path / "a.mp4", 16, recipe)) == recipe
     assert os.listdir(tmp_path) == ["a.mp4"]
-
-
-def test_one_frame_is_a_picture(tmp_path):
-    frame = np.random.default_rng(0).integers(0, 255, (31, 47, 3), np.uint8)
-    path = write_png(frame, tmp_path / "a.png", RECIPE)
-    assert read_recipe(path) == RECIPE and os.listdir(tmp_path) == ["a.png"]
-    assert np.array_equal(read_frames(path)[0], frame[None])
-    with pytest.raises(FileExistsError):
-        write_png(frame, path)
-    assert read_recipe(write_png(frame, path, None, overwrite=True)) is None
-    (tmp_path / "b.png").write_text("hello")
-    with pytest.raises(FpsgenError) as caught:
-        read_recipe(tmp_path / "b.png")
-    assert caught.value.code == BAD_INPUT
 
 
 def quality(path: Path, frames: np.ndarray) -> float:

@@ -44,7 +44,9 @@ def attention_gradient(
         grads = attention_backward(*given, plan.fp8, plan.granularity, None, _query_blocks(plan, lists), plan.int8_qk)
     else:
         groups = token_groups(plan.layout, *lists)
-        grads = gathered_gradient(grad, q, k, v, plan.layout, groups, plan.fp8, plan.granularity, plan.int8_qk)
+        grads = gathered_gradient(
+            grad, q, k, v, plan.layout, groups, plan.fp8, plan.granularity, plan.int8_qk, plan.scale
+        )
     dq, dk, dv = (g.to(x.dtype) for g, x in zip(grads, (q, k, v), strict=True))
     return dq, dk, dv
 
@@ -73,10 +75,13 @@ def gathered_gradient(
     fp8: bool,
     granularity: int = 1,
     int8_qk: bool = False,
+    scale_of: str = "tile",
 ) -> Gradients:
     """attention_gradient in plain torch; results in fp32, fp64 for fp64."""
     if fp8:
-        q, k, v = (x.to(q.dtype) for x in fake_quantize(q, k, v, layout, granularity, int8_qk=int8_qk))
+        q, k, v = (
+            x.to(q.dtype) for x in fake_quantize(q, k, v, layout, granularity, int8_qk=int8_qk, scale_of=scale_of)
+        )
     heads = q.shape[2]
     inputs = (grad.to(q.dtype), q, k, v)
     grads = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v)]

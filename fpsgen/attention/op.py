@@ -125,9 +125,9 @@ def _run(
     if kernel not in GPU_KERNELS:
         q, k = norm_rope.apply(q, k) if norm_rope else (q, k)
         if kernel == "reference" or q.is_cuda:
-            settings = (plan.fp8, plan.granularity, plan.int8_qk)
+            settings = (plan.fp8, plan.granularity, plan.int8_qk, plan.scale)
             return attention_reference(q, k, v, plan.layout, lists or plan.tile_lists(), *settings)
-        rest = (plan.fp8, plan.granularity, return_lse, plan.int8_qk)
+        rest = (plan.fp8, plan.granularity, return_lse, plan.int8_qk, plan.scale)
         if lists is not None:
             return attention_cpu_lists(q, k, v, plan.layout, *lists, *rest)
         return attention_cpu(q, k, v, plan.layout, plan.token_groups(), *rest)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -15,6 +15,7 @@ from fpsgen.attention.implementations import IMPLEMENTATIONS
 from fpsgen.attention.methods import Method, Precision, find_method
 from fpsgen.attention.methods.base import Option
 from fpsgen.attention.profile import Profile
+from fpsgen.attention.quantize import fake_quantize
 from fpsgen.attention.sparse_sdpa import TokenGroups, token_groups
 from fpsgen.attention.tiles import (
     BlockLayout,
@@ -133,6 +134,11 @@ class AttentionPlan:
         for name, value in (("grid", tiling.grid), ("tile", tiling.tile), ("block", tiling.block), ("window", window)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
+        method.check_options(dict(self.options))
+        if self.scale != "tile" and self.impl == "triton":
+            raise ValueError(
+                f'the GPU kernels have one scale per tile, not per {self.scale}.\nGive impl="auto" or "reference".'
+            )
         object.__setattr__(self, "tiling", tiling)
         object.__setattr__(self, "dense", window == tiling.unit_grid and not method.online)
 
@@ -182,6 +188,11 @@ class AttentionPlan:
         return dict(self.options).get(name, self.rule.options[name])
 
     @property
+    def scale(self) -> str:
+        """What shares a scale of Q and K, see fake_quantize."""
+        return str(self.option("scale")) if "scale" in self.rule.options else "tile"
+
+    @property
     def smooth_v(self) -> bool:
         """Take the mean over all tokens off the values before they are quantized, and give it back to the output."""
         return "smooth_v" in self.rule.options and bool(self.option("smooth_v"))
@@ -203,6 +214,8 @@ class AttentionPlan:
         device = torch.device(device)
         if device.type != "cuda":
             return "cpu"
+        if self.scale != "tile":
+            return "reference"
         fits = head_dim is not None and 64 < head_dim <= 128 and math.prod(self.tiling.block or self.tiling.tile) > 64
         return "hopper" if fits and torch.cuda.get_device_capability(device) == (9, 0) else "triton"
 
@@ -221,6 +234,22 @@ class AttentionPlan:
     def lists(self, device: torch.device | str) -> BlockLists:
         """The window's lists of key blocks on `device`; built once per window and device."""
         return _lists_of(self, torch.device(device))
+
+    def quantized(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """q, k, v [B, L, H, D] as the plan's products see them: rounded and de-quantized, in fp32, K without its mean
+        where it is smoothed; as they are in 16 bit.
+        """
+        if not self.fp8:
+            return q, k, v
+        k = k - k.mean(1, keepdim=True, dtype=torch.float32) if self.smooth_k else k
+        mean = v.mean(1, keepdim=True, dtype=torch.float32) if self.smooth_v else torch.zeros((), device=v.device)
+        settings = {"int8_qk": self.int8_qk, "scale_of": self.scale}
+        q, k, v = fake_quantize(q, k, v - mean, self.layout, self.granularity, **settings)
+        return q, k, v + mean
+
+    def constant(self, make: Callable[[AttentionPlan, torch.device], Any], device: torch.device | str) -> Any:
+        """make(plan, device), made once and a constant to torch.compile: what an online method needs at every call."""
+        return _constant_of(self, make, torch.device(device))
 
     def tile_lists(self) -> TileLists:
         """The window's lists of units, on the CPU."""
@@ -245,6 +274,16 @@ def _tables_of(plan: AttentionPlan, device: torch.device) -> DeviceTables:
 @torch.compiler.assume_constant_result
 def _lists_of(plan: AttentionPlan, device: torch.device) -> BlockLists:
     return _lists(_layout_of(plan), plan.window, device)
+
+
+@torch.compiler.assume_constant_result
+def _constant_of(plan: AttentionPlan, make: Callable[[AttentionPlan, torch.device], Any], device: torch.device) -> Any:
+    return _made(plan, make, device)
+
+
+@lru_cache(maxsize=64)
+def _made(plan: AttentionPlan, make: Callable[[AttentionPlan, torch.device], Any], device: torch.device) -> Any:
+    return make(plan, device)
 
 
 @lru_cache(maxsize=64)

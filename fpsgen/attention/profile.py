@@ -85,13 +85,10 @@ class Profile:
         if not isinstance(self.options, (Mapping, tuple)):
             self._refuse("options", "Give a table of names and values.")
         object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
-        for key, value in self.options:
-            if key not in method.options or type(value) is not type(method.options[key]):
-                known = ", ".join(f"{name} = {default!r}" for name, default in method.options.items()) or "none"
-                raise ValueError(
-                    f"profile {self.name!r} has option {key} = {value!r}, which method {self.method!r} does not take.\n"
-                    f"Its options and defaults: {known}."
-                )
+        try:
+            method.check_options(dict(self.options))
+        except ValueError as error:
+            raise ValueError(f"profile {self.name!r}: {error}") from None
 
     def _refuse(self, field: str, remedy: str) -> None:
         raise ValueError(f"profile {self.name!r} has {field} {getattr(self, field)!r}.\n{remedy}")

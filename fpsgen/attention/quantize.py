@@ -123,19 +123,42 @@ def fake_quantize(
     granularity: int = 1,
     dtype: torch.dtype = torch.float32,
     int8_qk: bool = False,
+    scale_of: str = "tile",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q, k, v as FP8 attention sees them: quantized and de-quantized, [B, L, H, D] in `dtype`, contiguous. int8_qk: q
     and k in INT8, v in E4M3.
+
+    scale_of: what shares a scale of q and k: "tile" (granularity kernel blocks), "token", "channel", "group" (as many
+    tokens as a kernel block has rows, in raster order) or "tensor" (all tokens of a head).
     """
-    pieces = (layout.num_blocks, layout.uniform) if layout.uniform else (layout.num_tokens, 1)
+    by_token = (layout.num_tokens, 1)
+    pieces = (layout.num_blocks, layout.uniform) if layout.uniform else by_token
     most = INT8_MAX if int8_qk else E4M3_MAX
     out = []
     for x in (q, k):
+        if scale_of != "tile":
+            scale = _amax_of(x, layout, scale_of).clamp(min=BLOCK_AMAX_FLOOR) * (1.0 / most)
+            out.append(_fake_cast(x, scale.expand(-1, -1, -1, x.shape[-1]), by_token, dtype, int8_qk))
+            continue
         scale = _group_scale(x, layout, granularity, most)  # [B, N, H]
         scale = scale if layout.uniform else scale[:, layout.token_block.to(x.device)]
         out.append(_fake_cast(x, scale[..., None].expand(*scale.shape, x.shape[-1]), pieces, dtype, int8_qk))
     scale = _amax(v, 1).clamp(min=AMAX_FLOOR) * (1.0 / E4M3_MAX)
-    return out[0], out[1], _fake_cast(v, scale[:, None], (layout.num_tokens, 1), dtype)
+    return out[0], out[1], _fake_cast(v, scale[:, None], by_token, dtype)
+
+
+def _amax_of(x: torch.Tensor, layout: BlockLayout, scale_of: str) -> torch.Tensor:
+    """Largest magnitudes of what shares a scale, fp32 [B, L or 1, H, D or 1]."""
+    if scale_of == "token":
+        return _amax(x, -1)[..., None]
+    if scale_of == "channel":
+        return _amax(x, 1)[:, None]
+    rows = _amax(x, -1)  # [B, L, H]
+    if scale_of == "tensor":
+        return rows.amax(1)[:, None, :, None]
+    raster = layout.order().to(x.device)  # of each token
+    in_raster = F.pad(rows[:, torch.argsort(raster)], (0, 0, 0, -rows.shape[1] % layout.block))
+    return in_raster.unflatten(1, (-1, layout.block)).amax(2)[:, raster // layout.block, :, None]
 
 
 def _fake_cast(

@@ -51,13 +51,14 @@ def attention_reference(
     fp8: bool,
     granularity: int = 1,
     int8_qk: bool = False,
+    scale_of: str = "tile",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of q, k, v [B, L, H, D] (tile order) over `lists`: units of the layout (TileLists) or kernel blocks
     (list index int32 [G, M, K] and list count int32 [G, M]).
 
     Returns out [B, L, H, D] in q's dtype and LSE fp32 [B, H, L] (natural logarithm). Rows without a key: out 0, LSE
-    -inf. fp8: quantize as quantize.py says, `granularity` blocks to a scale, Q and K in INT8 with int8_qk. Query tiles
-    with equal lists are computed together.
+    -inf. fp8: quantize as quantize.py says, `granularity` blocks to a scale, Q and K in INT8 with int8_qk; scale_of:
+    see there. Query tiles with equal lists are computed together.
     """
     batch, length, heads, dim = q.shape
     if length != layout.num_tokens or k.shape != q.shape or v.shape != q.shape:
@@ -65,7 +66,9 @@ def attention_reference(
             f"q, k, v are {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} for the grid {layout.tiling.grid}.\n"
             "Give three tensors [B, L, H, D] of one shape with L = T*H*W."
         )
-    full = fake_quantize(q, k, v, layout, granularity, int8_qk=int8_qk) if fp8 else (q.float(), k.float(), v.float())
+    full: tuple[torch.Tensor, ...] = (q.float(), k.float(), v.float())
+    if fp8:
+        full = fake_quantize(q, k, v, layout, granularity, int8_qk=int8_qk, scale_of=scale_of)
     query, key, value = (x.transpose(1, 2).reshape(batch * heads, length, dim) for x in full)
     query = query * (dim**-0.5 * LOG2_E)
     out = query.new_zeros(batch * heads, length, dim)

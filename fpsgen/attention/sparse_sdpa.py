@@ -68,12 +68,13 @@ def attention_cpu(
     granularity: int = 1,
     return_lse: bool = True,
     int8_qk: bool = False,
+    scale_of: str = "tile",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of q, k, v [B, L, H, D] (tile order) over token_groups.
 
     Returns out [B, L, H, D] in q's dtype and LSE fp32 [B, H, L] (natural logarithm; None without return_lse). Rows
     without a key: out 0, LSE -inf. fp8: quantize as quantize.py says, `granularity` blocks to a scale, Q and K in INT8
-    with int8_qk. Raises ValueError for lists whose number of groups is not 1, H or B*H.
+    with int8_qk; scale_of: see there. Raises ValueError for lists whose number of groups is not 1, H or B*H.
     """
     batch, length, heads, dim = q.shape
     if len(groups) not in (1, heads, batch * heads):
@@ -81,7 +82,7 @@ def attention_cpu(
             f"lists have {len(groups)} groups.\nGive 1, {heads} (heads) or {batch * heads} (batch x heads)."
         )
     dtype = q.dtype
-    q, k, v = _operands(q, k, v, layout, fp8, granularity, int8_qk)
+    q, k, v = _operands(q, k, v, layout, fp8, granularity, int8_qk, scale_of)
     if len(groups) == 1 and len(groups[0]) == 1 and _number(groups[0][0][0]) == length:  # one list for all
         keys = groups[0][0][1]
         out, lse = _attend(q, _take(k, keys), _take(v, keys), return_lse)
@@ -115,6 +116,7 @@ def attention_cpu_lists(
     granularity: int = 1,
     return_lse: bool = True,
     int8_qk: bool = False,
+    scale_of: str = "tile",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """attention_cpu over lists of kernel blocks that serve this call alone: index int32 [G, M, K], count int32 [G, M].
 
@@ -126,9 +128,9 @@ def attention_cpu_lists(
     one_size = layout.uniform and layout.num_tiles == layout.num_blocks and bool((count == keys).all())
     if len(count) == 1 or not one_size or not keys or len(count) not in (heads, batch * heads):
         groups = token_groups(layout, index, count)
-        return attention_cpu(q, k, v, layout, groups, fp8, granularity, return_lse, int8_qk)
+        return attention_cpu(q, k, v, layout, groups, fp8, granularity, return_lse, int8_qk, scale_of)
     dtype = q.dtype
-    q, k, v = _operands(q, k, v, layout, fp8, granularity, int8_qk)
+    q, k, v = _operands(q, k, v, layout, fp8, granularity, int8_qk, scale_of)
     lines, blocks, rows = batch * heads, layout.num_blocks, layout.uniform
     q, k, v = (x.transpose(1, 2).reshape(lines * blocks, rows, dim) for x in (q, k, v))
     index = index[:, :, :keys].repeat(lines // len(count), 1, 1)  # batch-major, as the lines are
@@ -143,13 +145,20 @@ def attention_cpu_lists(
 
 
 def _operands(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: BlockLayout, fp8: bool, granularity: int, int8_qk: bool
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: BlockLayout,
+    fp8: bool,
+    granularity: int,
+    int8_qk: bool,
+    scale_of: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q, k, v in the type of the products; with fp8 rounded as fake_quantize does."""
     if not fp8:
         return q, k.to(q.dtype), v.to(q.dtype)
     product = torch.bfloat16 if _fast_bf16() or q.dtype == torch.bfloat16 else torch.float32
-    return fake_quantize(q, k, v, layout, granularity, product, int8_qk)
+    return fake_quantize(q, k, v, layout, granularity, product, int8_qk, scale_of)
 
 
 def _take(x: torch.Tensor, rows: Rows) -> torch.Tensor:

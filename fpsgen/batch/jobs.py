@@ -159,8 +159,8 @@ class _Reader:
         key = _key(key_of_shared, prompt, shared.prompt.negative if negative is None else negative, seed)
         own = _own("output", values, line.where) or self._template
         if own is not None:
-            frames = shared.video.frames
-            own = self._inside(out.fill_fields(own, prompt, seed, line.number) if out.has_fields(own) else own, frames)
+            name = out.fill_fields(own, prompt, seed, line.number) if out.has_fields(own) else own
+            own = self._inside(name, shared.video.frames, shared.video.fps)
         return Job(line.number, key, prompt, negative, seed, own, shared)
 
     def _group(self, where: str, prompt: str, values: dict[str, Any]) -> tuple[Settings, GenerateRequest, Any]:
@@ -190,7 +190,7 @@ class _Reader:
             self._chosen[asked] = self._choose_model(settings)
         return self._chosen[asked]
 
-    def _inside(self, own: str, frames: int) -> str:
+    def _inside(self, own: str, frames: int, fps: int) -> str:
         """A line's output, which has to lie in the batch's folder; folders end in /. Raises FpsgenError."""
         parts = own.replace("\\", "/").split("/")  # as Windows reads it too
         if not parts[0] or ".." in parts or ":" in parts[0]:
@@ -200,7 +200,7 @@ class _Reader:
         out.check_name(full, own)
         folder = out.is_folder(own) or os.path.isdir(full)
         if not folder:
-            out.check_file_name(full, own, frames)
+            out.check_file_name(full, own, frames, fps)
         place = full if folder else os.path.dirname(full) or "."
         if place not in self._places:
             real = os.path.realpath(place)
@@ -224,7 +224,7 @@ def _folder_and_template(output: str | None) -> tuple[Path, str | None]:
         output = place or ("/" if before.startswith("/") else ".")
     folder = Path(output)
     out.check_name(output, output)
-    if template is None and folder.suffix.lower() in (out.VIDEO, out.PICTURE) and not folder.is_dir():
+    if template is None and folder.suffix.lower() in out.KINDS and not folder.is_dir():
         remedy = "name a folder with -o, or use fields: -o '{slug}-{n}.mp4'"
         raise FpsgenError(f"-o {show(folder)} is one file, for many videos", remedy, USAGE)
     if os.path.lexists(folder) and not os.path.isdir(folder):

@@ -19,7 +19,7 @@ from fpsgen.pipeline.libraries import import_libraries
 from fpsgen.pipeline.output import free_name, sidecar, taken, write_sidecar
 from fpsgen.signals import check_stop
 from fpsgen.text import show
-from fpsgen.video import count_frames, read_recipe
+from fpsgen.video import is_whole, read_recipe
 
 MADE, SKIPPED, FAILED = "made", "skipped", "failed"
 
@@ -102,7 +102,7 @@ def complete(job: Job, ledger: Ledger) -> Path | None:
     """
     found = ledger.unfinished(job)
     shared = job.shared
-    if found is None or count_frames(found.path) != shared.video.frames:
+    if found is None or not is_whole(found.path, shared.video.frames, shared.video.fps):
         return None
     recipe = read_recipe(found.path) if shared.output.metadata else None
     if recipe is not None:

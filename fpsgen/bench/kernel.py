@@ -167,8 +167,8 @@ def attend_alone(
 
     batch, length, heads, dim = q.shape
     tables = plan.tables(q.device)
-    config = choose(q, tables, plan.fp8)
-    quantized = quantize(q, k, v, tables, plan.granularity, True) if plan.fp8 else None
+    config = choose(q, tables, plan.fp8, plan.pv_threshold)
+    quantized = quantize(q, k, v, tables, plan.granularity, True, int8_qk=plan.int8_qk) if plan.fp8 else None
     out, lse = torch.empty_like(q), torch.empty(batch, heads, length, device=q.device)
     return partial(launch, config, (q, k, v), quantized, tables, lists or plan.lists(q.device), out, lse, dim**-0.5)
 
@@ -184,8 +184,11 @@ def _parts(plan: AttentionPlan, inputs: Inputs, lists: BlockLists, seconds: floa
     layout = plan.tables("cpu").layout
     row: dict[str, Any] = {}
     if plan.fp8:
+        means = (bool(plan.smooth_k), plan.smooth_v, plan.int8_qk)
         for key, fused in (("prepare_ms", None), ("prepare_norm_rope_ms", norm_rope(q))):
-            prepare = captured(partial(quantize, q, k, v, plan.tables(q.device), plan.granularity, True, fused))
+            if plan.int8_qk and fused is not None:
+                continue  # norms come before it
+            prepare = captured(partial(quantize, q, k, v, plan.tables(q.device), plan.granularity, True, fused, *means))
             row[key] = round(statistics.median(measure(prepare, seconds, q.device).milliseconds), 4)
     times = measure(attend_alone(plan, q, k, v, lists), seconds, q.device).milliseconds
     first = layout.tile_first_block.long()

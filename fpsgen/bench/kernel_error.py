@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 
 from fpsgen.attention.plan import AttentionPlan, BlockLists
-from fpsgen.attention.quantize import fake_quantize
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -22,9 +21,9 @@ def error_to_lists(
 ) -> float:
     """Relative L2 error of `out` [B, L, H, D] against fp64 softmax over the keys in `lists`.
 
-    inputs: q, k, v in the plan's order. quantized: they are rounded as the plan's method does first.
+    inputs: q, k, v in the plan's order. quantized: they are rounded as the plan's kernel does first.
     """
-    q, k, v = _quantized(inputs, plan) if quantized else inputs
+    q, k, v = plan.quantized(*inputs) if quantized else inputs
     layout = plan.layout
     start, length = layout.block_start.tolist(), layout.block_len.tolist()
     index, count = (x.cpu() for x in lists)
@@ -54,13 +53,6 @@ def error_to_dense(out: torch.Tensor, plan: AttentionPlan, inputs: Inputs, tiles
                 pair = _squares(out[b, rows, h], q[b, rows, h], k[b, :, h], v[b, :, h])
                 wrong, size = wrong + pair[0], size + pair[1]
     return (wrong / max(size, 1e-30)) ** 0.5
-
-
-def _quantized(inputs: Inputs, plan: AttentionPlan) -> Inputs:
-    q, k, v = inputs
-    if plan.smooth_k:  # softmax does not see what all keys have in common
-        k = k.float() - k.float().mean(1, keepdim=True)
-    return fake_quantize(q, k, v, plan.tables("cpu").layout, plan.granularity, int8_qk=plan.int8_qk)
 
 
 def _squares(out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[float, float]:

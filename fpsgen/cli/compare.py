@@ -11,7 +11,7 @@ import typer
 
 from fpsgen.cli import console, options
 from fpsgen.cli.options import examples, takes_settings
-from fpsgen.errors import BAD_INPUT, FpsgenError
+from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
 from fpsgen.files import absolute, make_folder
 from fpsgen.settings.gather import Settings, gather
 from fpsgen.text import show
@@ -57,7 +57,7 @@ def compare(a: First, b: Second, given: dict[str, Any]) -> None:
 
     from fpsgen.evaluate.compare import compare_videos, side_by_side
     from fpsgen.evaluate.ffmpeg_metrics import vmaf, xpsnr
-    from fpsgen.video import write_mp4
+    from fpsgen.video import write_video
 
     found = compare_videos(*paths)
     same_files = filecmp.cmp(*paths, shallow=False)
@@ -66,7 +66,7 @@ def compare(a: First, b: Second, given: dict[str, Any]) -> None:
         print("\n".join([*lines(found, same_files), *perceived_lines(perceived)]), flush=True)
     if target is not None:
         make_folder(target.parent)
-        write_mp4(side_by_side(*paths), target, found.fps or 1, None, settings.overwrite)
+        write_video(side_by_side(*paths), target, found.fps or 1, None, settings.overwrite)
     if settings.json:
         result = {"a": a, "b": b, "identical_files": same_files, **as_json(found), **perceived}
         console.print_json("compare", [result | {"path": str(target) if target else None}])
@@ -76,13 +76,15 @@ def compare(a: First, b: Second, given: dict[str, Any]) -> None:
 
 def target_of(a: Path, b: Path, settings: Settings) -> Path:
     """Where the side-by-side video goes: the file of -o, or <a>-vs-<b>.mp4. Raises FpsgenError USAGE, DISK."""
-    from fpsgen.pipeline.output import OUTPUT_FOLDER, VIDEO, free_name, is_folder, resolve_output, slug
+    from fpsgen.pipeline.output import OUTPUT_FOLDER, PNG, VIDEO, free_name, is_folder, resolve_output, slug
 
     name = f"{slug(a.stem)[:20]}-vs-{slug(b.stem)[:20]}"
     output = settings.output
     if output is None or is_folder(output):
         path = Path(output or OUTPUT_FOLDER) / f"{name}{VIDEO}"
         output = str(path if settings.overwrite else free_name(path))
+    if output.lower().endswith(PNG):
+        raise FpsgenError(f"-o {show(output)} is one picture", "name a file ending in .mp4, .gif or .webp", USAGE)
     return resolve_output(output, name, 0, settings.overwrite)[0]
 
 

@@ -9,34 +9,76 @@ import typer
 
 from fpsgen.cli import console, options
 from fpsgen.cli.options import examples, takes_settings
+from fpsgen.errors import USAGE, FpsgenError
+from fpsgen.files import make_folder
 from fpsgen.settings.gather import gather
+from fpsgen.text import show
 
-INFO_EXAMPLES = examples("fpsgen info outputs/a-cat-surfing-7.mp4", "fpsgen info cat.json --json")
+INFO_EXAMPLES = examples(
+    "fpsgen info outputs/a-cat-surfing-7.mp4", "fpsgen info cat.mp4 --sheet cat.png", "fpsgen info cat.json --json"
+)
 REPLAY_EXAMPLES = examples("fpsgen replay outputs/a-cat-surfing-7.mp4", "fpsgen replay cat.mp4 -o again.mp4")
 
 File = Annotated[
     str,
     typer.Argument(
         metavar="FILE",
-        help="An MP4 that fpsgen made, or the JSON beside it.",
+        help="A video that fpsgen made, or the JSON beside it.",
         show_default=False,
         autocompletion=options.complete_files,
     ),
 ]
+Sheet = Annotated[
+    str | None,
+    typer.Option(
+        "--sheet",
+        metavar="PNG",
+        help="Write a contact sheet of the video: 12 of its frames on one picture.",
+        show_default=False,
+        autocompletion=options.complete_files,
+    ),
+]
+SHEET_FRAMES, SHEET_COLUMNS, SHEET_WIDTH = 12, 4, 320  # the last in pixels of a frame
 
 
-def info(file: File, as_json: options.Json = False) -> None:
+def info(file: File, sheet: Sheet = None, overwrite: options.Overwrite = None, as_json: options.Json = False) -> None:
     """Show how a video was made, and where the time went."""
     from fpsgen.pipeline.replay import load_recipe
 
     recipe, report = load_recipe(Path(file))
+    written = None if sheet is None else write_sheet(Path(file), sheet, bool(overwrite))
     if as_json:
-        console.print_json("info", [{"path": file, "recipe": recipe, "report": report}])
+        result = {"path": file, "recipe": recipe, "report": report}
+        console.print_json("info", [result | ({} if written is None else {"sheet": str(written)})])
         return
     rows = recipe_rows(recipe) + (report_rows(report) if isinstance(report, dict) else [])
     wide = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{wide}}  {console.one_line(value, 2000)}".rstrip())
+    if written is not None:
+        print(written)
+
+
+def write_sheet(video: Path, output: str, overwrite: bool) -> Path:
+    """Some frames of a video, evenly spaced, on one picture. Raises FpsgenError USAGE, BAD_INPUT, DISK."""
+    from fpsgen.pictures import PNG, sheet, write_png
+    from fpsgen.pipeline.output import check_writable, taken_by
+    from fpsgen.video import frames_of
+
+    path = Path(output)
+    if path.suffix.lower() != PNG:
+        raise FpsgenError(f"--sheet {show(output)} does not end in {PNG}", "for example --sheet frames.png", USAGE)
+    if video.suffix.lower() == ".json":
+        raise FpsgenError(f"{show(video)} holds no frames", "name the video itself", USAGE)
+    check_writable(path.parent)
+    count = sum(1 for _ in frames_of(video))
+    wanted = {round(index * (count - 1) / (SHEET_FRAMES - 1)) for index in range(SHEET_FRAMES)}
+    frames = [frame for index, frame in enumerate(frames_of(video)) if index in wanted]
+    make_folder(path.parent)
+    try:
+        return write_png(sheet(frames, SHEET_COLUMNS, SHEET_WIDTH), path, None, overwrite)
+    except FileExistsError:
+        raise taken_by(path) from None
 
 
 @takes_settings("replay")

@@ -64,14 +64,14 @@ def prep(
         typer.Option("--clips", metavar="N", rich_help_panel="Video", help="Clips of a video at most, from its start."),
     ] = "1",
     filter: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--filter",
             metavar="NAME=X,...",
             rich_help_panel="Video",
             help="Thresholds of size, fps, bars, colour, flow, duplicate; or off. \\[flow=0.05-2,...]",
         ),
-    ] = "",
+    ] = None,
     held_out: Annotated[
         str,
         typer.Option(
@@ -99,7 +99,7 @@ def prep(
         lines = [f"{found['pairs']} pairs of {found['prompts']} prompts"]
     else:
         settings = gather(flags | {"device": device, "pull": pull or None})
-        found, lines = _videos(Path(data), output, settings, (clips, filter, held_out), quiet)
+        found, lines = _videos(Path(data), output, settings, (clips, filter or "", held_out), quiet)
     if as_json:
         console.print_json("train prep", [found])
         return
@@ -156,6 +156,9 @@ def _pairs(
     from fpsgen.train import config as runs
 
     run = runs.preset(preset) if preset is not None else runs.read_config(Path(str(teacher)))
+    if not run.uses_teacher or run.teacher != runs.STORED:
+        why = "makes its pairs while it goes" if run.uses_teacher else "learns from its data alone"
+        raise FpsgenError(f"run {run.name} {why}: there is nothing to prepare", "start it: fpsgen train", USAGE)
     folder = Path(output) if output else Path("runs") / run.name
     settings = gather({"device": device})
     with _working(quiet) as timing:

@@ -29,10 +29,8 @@ def request_of(config: TrainConfig, choice: ModelChoice, path: Path, device: str
         "frames": str(config.frames),
         "steps": str(config.teacher_steps),
     }
-    values |= {"guidance": str(config.guidance), "shift": str(config.shift), "seed": str(SEED), "linear": config.linear}
+    values |= {"guidance": str(config.guidance), "shift": str(config.shift), "seed": str(SEED)}
     values |= {"model": config.model, "output": str(path), "device": device, "overwrite": True}
-    if not torch.cuda.is_available():
-        values["linear"] = "bf16"
     return plan(config.prompts[-1] if config.prompts else "a cat surfing", gather(values), choice).request
 
 
@@ -84,6 +82,8 @@ def sample_and_measure(
     loaded: tuple[ModelChoice, LoadedModel] | None = None
     for name, (choice, attention) in wanted.items():
         request = request_of(config, choice, out / f"{name}.mp4", device).replace(attention=attention)
+        if name == "dense":
+            request = request.with_settings(linear="bf16")
         if loaded is None or loaded[0] is not choice:
             loaded = (choice, load_model(request, timing))
         with warnings.catch_warnings():

@@ -7,12 +7,14 @@ import os
 import re
 import shutil
 import unicodedata
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpsgen.errors import DISK, USAGE, FpsgenError
 from fpsgen.files import absolute, make_folder, write_text
+from fpsgen.pictures import ANIMATIONS, GIF, GIF_FPS, PNG
 from fpsgen.text import show
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
 OUTPUT_FOLDER = "outputs"
 FIELDS = ("slug", "seed", "n")  # of a name such as {slug}-{seed}-{n}.mp4
-VIDEO, PICTURE = ".mp4", ".png"
+VIDEO = ".mp4"
+KINDS = (VIDEO, *ANIMATIONS, PNG)
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _MAX_NAME = 200  # bytes; file systems allow 255, and a counter has to fit
 
@@ -50,15 +53,20 @@ def fill_fields(name: str, prompt: str, seed: int, number: int) -> str:
 
 
 def resolve_output(
-    output: str | None, prompt: str, seed: int, overwrite: bool, frames: int | None = None
+    output: str | None,
+    prompt: str,
+    seed: int,
+    overwrite: bool,
+    frames: int | None = None,
+    fps: int | None = None,
 ) -> tuple[Path, bool]:
     """(path of the file, whether the name may still be numbered).
 
-    output: a file name ending in .mp4 (for one frame also .png), which may hold the fields {slug}, {seed} and {n}; a
+    output: a file name ending in one of KINDS (.png: one frame), which may hold the fields {slug}, {seed} and {n}; a
     folder; or None for outputs/. In a folder the name is <slug>-<seed>.mp4, and "-2" and so on is put behind it until
     it is free; {n} counts from 1 until the name is free. Another name must be free, unless `overwrite`.
-    frames: how many there will be. Raises FpsgenError: USAGE for a name that no video has, DISK where nothing can be
-    written.
+    frames, fps: how many there will be. Raises FpsgenError: USAGE for a name that no video has, DISK where nothing can
+    be written.
     """
     numbered = False
     if output is not None and has_fields(output):
@@ -71,12 +79,12 @@ def resolve_output(
     if folder:
         path = path / f"{slug(prompt)}-{seed}{VIDEO}"
     else:
-        check_file_name(str(path), output, frames)
+        check_file_name(str(path), output, frames, fps)
     check_writable(path.parent)
     if folder and not overwrite:
         path = free_name(path)
     elif not overwrite and (other := taken(path)):
-        raise FpsgenError(f"{show(other)} exists already", "choose another name, or add --overwrite", DISK)
+        raise taken_by(other)
     return path, folder or numbered
 
 
@@ -97,22 +105,31 @@ def check_name(path: str, output: str | None) -> None:
         raise FpsgenError(f"-o {show(output)} has a name of more than {_MAX_NAME} bytes", "choose a shorter one", USAGE)
 
 
-def check_file_name(path: str, output: str | None, frames: int | None) -> None:
-    """Raise FpsgenError USAGE or DISK for a path that no video, or picture of one frame, can have."""
+def check_file_name(path: str, output: str | None, frames: int | None, fps: int | None = None) -> None:
+    """Raise FpsgenError USAGE or DISK for a path that no video of so many frames, so many a second, can have."""
     stem, kind = os.path.splitext(os.path.basename(path))
+    kind = kind.lower()
     if os.path.lexists(path) and not os.path.isfile(path) and not os.path.islink(path):
         raise FpsgenError(f"-o {show(output)} is a device or pipe", "name a file ending in .mp4, or a folder", DISK)
-    if kind.lower() not in (VIDEO, PICTURE):
+    if kind not in KINDS:
         remedy = f"for example -o {show(stem.strip('.') or 'video')}.mp4, or a folder: -o {show(output)}/"
-        raise FpsgenError(f"-o {show(output)} does not end in .mp4", remedy, USAGE)
-    if kind.lower() == PICTURE and frames not in (None, 1):
+        raise FpsgenError(f"-o {show(output)} does not end in {', '.join(KINDS[:-1])} or {PNG}", remedy, USAGE)
+    if kind == PNG and frames not in (None, 1):
         what = f"-o {show(output)} is one picture, and there are {frames} frames"
-        raise FpsgenError(what, "make one with --frames 1, or name a file ending in .mp4", USAGE)
+        raise FpsgenError(what, "make one with --frames 1, or name a file ending in .mp4, .gif or .webp", USAGE)
+    if kind == GIF and fps is not None and fps > GIF_FPS:
+        what = f"-o {show(output)}: a GIF shows at most {GIF_FPS} frames a second, not {fps}"
+        raise FpsgenError(what, f"give --fps {GIF_FPS}, or name a file ending in .mp4 or .webp", USAGE)
 
 
 def taken(path: Path) -> Path | None:
     """`path` or its sidecar, whichever exists."""
     return next((name for name in (path, sidecar(path)) if os.path.lexists(name)), None)
+
+
+def taken_by(path: Path) -> FpsgenError:
+    """The error for a name that a file has already."""
+    return FpsgenError(f"{show(path)} exists already", "choose another name, or add --overwrite", DISK)
 
 
 def free_name(path: Path) -> Path:
@@ -136,16 +153,19 @@ def check_writable(folder: Path) -> None:
         raise FpsgenError(f"{show(standing)} is not a folder", elsewhere, DISK)
     if not os.access(standing, os.W_OK | os.X_OK):
         raise FpsgenError(f"folder {show(standing)} is not writable", elsewhere, DISK)
-    if shutil.disk_usage(standing).free < 1 << 16:
+    usage = shutil.disk_usage(standing)
+    if not usage.total:
+        raise FpsgenError(f"{show(standing)} is no place for files: its file system holds none", elsewhere, DISK)
+    if usage.free < 1 << 16:
         raise FpsgenError(f"the disk of {show(standing)} is full", f"free some space, or {elsewhere}", DISK)
 
 
-def write_output(frames: np.ndarray, request: GenerateRequest, recipe: dict[str, Any]) -> Path:
-    """Write frames, uint8 [T, H, W, 3], as an MP4, or a single one as PNG if the name ends so.
+def write_output(frames: Iterable[np.ndarray], request: GenerateRequest, recipe: dict[str, Any]) -> Path:
+    """Write frames, each uint8 [H, W, 3], as what the name ends in, see KINDS. They may be read twice.
 
     Returns the path: another number if the name was taken meanwhile and may be numbered. Raises FpsgenError DISK.
     """
-    from fpsgen.video import write_mp4, write_png
+    from fpsgen.video import write_video
 
     output, path = request.output, request.output.path
     make_folder(path.parent)
@@ -154,9 +174,7 @@ def write_output(frames: np.ndarray, request: GenerateRequest, recipe: dict[str,
         try:
             if not output.overwrite and (other := taken(path)):
                 raise FileExistsError(str(other))
-            if path.suffix.lower() == PICTURE:
-                return write_png(frames[0], path, inside, output.overwrite)
-            return write_mp4(frames, path, request.video.fps, inside, output.overwrite, request.video.scaled_to)
+            return write_video(frames, path, request.video.fps, inside, output.overwrite, request.video.scaled_to)
         except FileExistsError as error:
             if not output.numbered:
                 what = f"{show(error)} exists by now"

@@ -58,7 +58,8 @@ def plan(prompt: str, settings: Settings, choice: ModelChoice | None = None) -> 
     impossible = geometry.refuses(values["width"], values["height"], values["frames"])
     if impossible:
         raise FpsgenError(impossible, "choose a smaller --res or fewer --frames", USAGE)
-    path, numbered = resolve_output(settings.output, text, values["seed"], settings.overwrite, values["frames"])
+    size = values["frames"], values["fps"]
+    path, numbered = resolve_output(settings.output, text, values["seed"], settings.overwrite, *size)
     values |= {"path": path, "numbered": numbered, "overwrite": settings.overwrite, "metadata": settings.metadata}
     values["device"] = settings.device
     check_cache(settings.cache, spec.mag_ratios)

@@ -24,16 +24,16 @@ from fpsgen.video import read_recipe
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _MAX_SIDECAR = 16 << 20  # bytes
-_REMEDY = "name an MP4 as fpsgen wrote it"
+_REMEDY = "name a video as fpsgen wrote it"
 
 
 def load_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """(recipe, report or None) of an MP4 or of the JSON file beside one. Raises FpsgenError BAD_INPUT.
+    """(recipe, report or None) of a video or of the JSON file beside one. Raises FpsgenError BAD_INPUT.
 
-    The recipe is the MP4's own; the report is in the JSON file alone, and counts only if the recipes agree.
+    The recipe is the video's own; the report is in the JSON file alone, and counts only if the recipes agree.
     """
     if not os.path.isfile(path):
-        raise FpsgenError(f"{show(path)} is not a file", "name an MP4 that fpsgen made", BAD_INPUT)
+        raise FpsgenError(f"{show(path)} is not a file", "name a video that fpsgen made", BAD_INPUT)
     beside = path if path.suffix.lower() == ".json" else sidecar(path)
     data: dict[str, Any] = {}
     try:
@@ -80,9 +80,8 @@ def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRe
     values["prompt"] = _prompt(recipe)
     values["schedule"] = _schedule(recipe)
     choice, differ = _model(recipe.get("model"))
-    path, numbered = resolve_output(
-        settings.output, values["prompt"], values["seed"], settings.overwrite, values["frames"]
-    )
+    what = values["prompt"], values["seed"]
+    path, numbered = resolve_output(settings.output, *what, settings.overwrite, values["frames"], values["fps"])
     values |= {"path": path, "numbered": numbered, "overwrite": settings.overwrite, "metadata": True, "device": device}
     return request_from_values(values, choice), differ + _other_versions(recipe.get("versions"))
 

@@ -267,8 +267,8 @@ _ENTRIES = (
     ),
     Setting(
         "output",
-        parse.named("a file name ending in .mp4, or a folder"),
-        "A folder, an .mp4, or fields: {slug}-{seed}-{n}.mp4.",
+        parse.named("a folder, or a file name ending in .mp4, .gif, .webp or .png"),
+        "A folder, a file (.mp4 .gif .webp .png), or fields: {slug}-{seed}-{n}.mp4.",
         OUTPUT,
         "cat.mp4",
         metavar="PATH",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fpsgen.attention.presets import PRESETS as SCHEDULES
-from fpsgen.attention.schedule import Schedule
+from fpsgen.attention.schedule import LINEAR_PARTS, Schedule
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
 from fpsgen.fields import Field, Spec, choice, fields, many, raw, real, switch, text, whole
 from fpsgen.files import read_json, read_text, read_toml
@@ -17,9 +17,11 @@ from fpsgen.settings.table import LINEARS
 from fpsgen.text import show, split_lines
 
 _LIMIT = 1 << 20
+AS_SCHEDULED = "as scheduled"
 EXAMPLE = (
     'a run has model = "nano", schedule = "run-schedule.toml", prompts = ["a cat surfing"] and held_out = 0 or more'
 )
+STORED, LIVE = "stored", "live"
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class TrainConfig:
     model: a name of the registry, or a folder. schedule: as TOML text. width, height, frames, shift: of the videos.
     distill, flow: weights of the two losses. prompts: the teacher makes a trajectory of each, by teacher_steps and
     guidance; the last held_out of them are for validation alone. data: a folder of `fpsgen train prep` for flow;
-    without one, flow leads to the ends of the teacher's trajectories. batch: samples a step; micro_batch: samples a
-    forward, 0 for all of the batch. null_share: share of steps (distill) or samples (flow) without a prompt.
-    linear: "fp8" trains with FP8 linear layers. density_ramp: steps from dense attention to the schedule's. lora_rank:
-    0 trains all weights. ema: decay of the averaged weights. save_every, keep: steps between checkpoints, and how many
-    are kept. dense_every: steps between measurements of the loss with dense attention, 0 for none. sample_every: steps
-    between validation videos, 0 for none.
+    without one, flow leads to the ends of the teacher's trajectories. teacher: "stored" makes all pairs before the
+    first step, "live" while the run goes, with a frozen copy of the model beside it. batch: samples a step;
+    micro_batch: samples a forward, 0 for all of the batch. null_share: share of steps (distill) or samples (flow)
+    without a prompt. linear: "fp8" or "bf16" for all linear layers of the blocks, else as the schedule says.
+    density_ramp: steps from dense attention to the schedule's. lora_rank: 0 trains all weights. ema: decay of the
+    averaged weights. save_every, keep: steps between checkpoints, and how many are kept. dense_every: steps between
+    measurements of the loss with dense attention, 0 for none. sample_every: steps between validation videos, 0 for
+    none.
     """
 
     name: str
@@ -49,6 +53,7 @@ class TrainConfig:
     data: str = ""
     distill: float = 1.0
     flow: float = 0.0
+    teacher: str = STORED
     teacher_steps: int = 50
     guidance: float = 5.0
     shift: float = 5.0
@@ -61,7 +66,7 @@ class TrainConfig:
     clip: float = 1.0
     ema: float = 0.99
     null_share: float = 0.1
-    linear: str = "bf16"
+    linear: str = AS_SCHEDULED
     density_ramp: int = 0
     lora_rank: int = 0
     checkpointing: bool = True
@@ -94,11 +99,15 @@ class TrainConfig:
         return bool(self.distill) or not self.data
 
     def parsed_schedule(self) -> Schedule:
+        """What is trained for; `linear` is part of it."""
         try:
-            return Schedule.from_toml(self.schedule)
+            schedule = Schedule.from_toml(self.schedule)
         except ValueError as error:
             what, _, remedy = str(error).partition("\n")
             raise FpsgenError(f"schedule: {what}", remedy or EXAMPLE, BAD_INPUT) from error
+        if self.linear == AS_SCHEDULED:
+            return schedule
+        return replace(schedule, fp8_linear=LINEAR_PARTS if self.linear == "fp8" else ())
 
     def digest(self, names: tuple[str, ...] | None = None) -> str:
         """Of what decides the weights, or of the settings named: equal digests, equal runs."""
@@ -174,6 +183,7 @@ _FIELDS: Spec = {
     "data": text(1000, "", empty=True),
     "distill": real(0, 1e6, _default("distill")),
     "flow": real(0, 1e6, _default("flow")),
+    "teacher": choice((STORED, LIVE), _default("teacher")),
     "teacher_steps": whole(1, 1000, _default("teacher_steps")),
     "guidance": real(0, 100, _default("guidance")),
     "shift": real(0.01, 100, _default("shift")),
@@ -186,7 +196,7 @@ _FIELDS: Spec = {
     "clip": real(0, 1e9, _default("clip")),
     "ema": real(0, 1, _default("ema")),
     "null_share": real(0, 1, _default("null_share")),
-    "linear": choice(LINEARS, _default("linear")),
+    "linear": choice((AS_SCHEDULED, *LINEARS), _default("linear")),
     "density_ramp": whole(0, 10_000_000, _default("density_ramp")),
     "lora_rank": whole(0, 4096, _default("lora_rank")),
     "checkpointing": switch(_default("checkpointing")),

@@ -59,7 +59,7 @@ def measured(config: TrainConfig, model: str, device: str) -> dict[str, Any] | N
         "frames": config.frames,
         "lora_rank": config.lora_rank,
         "objective": "distill" if config.distill else "flow",
-        "linear": config.linear,
+        "fp8_linear": bool(config.parsed_schedule().fp8_linear),
     }
     return next((row for row in cost_rows() if all(row.get(key) == value for key, value in wanted.items())), None)
 

@@ -76,7 +76,7 @@ def export_lora(config: TrainConfig, weights: Tensors, out: Path) -> Path:
         f"transformer.{name.replace('.default', '')}": x.detach().to("cpu", torch.bfloat16).contiguous()
         for name, x in weights.items()
     }
-    about = {"schema": SCHEMA, "model": config.model, "linear": config.linear}
+    about = {"schema": SCHEMA, "model": config.model}
     about |= {"schedule": trained_schedule(config).to_toml(), "run": json.loads(config.to_json())}
     with atomic(out) as part:
         save_file(stored, part, {"format": "pt", KEY: json.dumps(about)})
@@ -175,6 +175,7 @@ def _card(config: TrainConfig, errors: dict[str, Any], row: str) -> str:
     if config.data:
         how.append("videos with captions (flow matching)")
     adapter = f", LoRA of rank {config.lora_rank}" if config.lora_rank else ""
+    linear = "FP8" if config.parsed_schedule().fp8_linear else "16 bit"
     settings = f"{config.steps} optimizer steps of {config.batch}, lr {config.lr}{adapter}"
     return "\n".join(
         [
@@ -183,7 +184,7 @@ def _card(config: TrainConfig, errors: dict[str, Any], row: str) -> str:
             f"{config.model}, trained to expect the attention of its own schedule.toml with fpsgen (an independent "
             "re-implementation of FPSAttention, arXiv 2506.04648).",
             "",
-            f"Trained on {' and '.join(how)}: {settings}, linear layers in {config.linear}.",
+            f"Trained on {' and '.join(how)}: {settings}, linear layers in {linear}.",
             "",
             "Error of the velocity on held-out samples, relative to the mean square of what it should be:",
             "",

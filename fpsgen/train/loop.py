@@ -18,9 +18,8 @@ import torch
 
 from fpsgen.attention.windows import Size3
 from fpsgen.errors import BAD_INPUT, NUMERIC, USAGE, FpsgenError
-from fpsgen.fused.linear import fp8_supported
 from fpsgen.models.patch.apply import Handle, apply
-from fpsgen.models.patch.linear import FP8Linear, LinearPatch
+from fpsgen.models.patch.linear import FP8Linear
 from fpsgen.models.patch.schedule_choice import ScheduleWarning
 from fpsgen.signals import check_stop
 from fpsgen.train import checkpoint
@@ -211,18 +210,10 @@ class Trainer:
                         module.forget()
             return
         self._unpatch()
-        fp8 = self.config.linear == "fp8"
-        emulated = fp8 and not fp8_supported(self.device)
         schedule = ramped(self.config.parsed_schedule(), stage, self.grid)
         with warnings.catch_warnings():  # these weights are about to be trained for this schedule
             warnings.simplefilter("ignore", ScheduleWarning)
-            self._handle = apply(
-                self.transformer,
-                schedule=schedule,
-                patches=[LinearPatch(emulate=True)] * emulated,
-                linear="fp8" if fp8 and not emulated else "bf16",
-                exact=True,
-            )
+            self._handle = apply(self.transformer, schedule=schedule, exact=True)
         self._stage = stage
 
     def _unpatch(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,15 @@ from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.geometry import Geometry
 from fpsgen.models.wan.load import load
 from fpsgen.train.clips import TrajectoryEnds, open_folder
-from fpsgen.train.config import TrainConfig
+from fpsgen.train.config import LIVE, TrainConfig
 from fpsgen.train.data import Pairs
 from fpsgen.train.estimate import estimate
 from fpsgen.train.events import Events, Silent
 from fpsgen.train.export import RUN, export_folder
 from fpsgen.train.loop import Trainer
-from fpsgen.train.objective import DISTILL, FLOW, Objective
+from fpsgen.train.objective import DISTILL, FLOW, Objective, Source
 from fpsgen.train.parallel import Processes, processes
-from fpsgen.train.teacher import make_pairs
+from fpsgen.train.teacher import dense_copy, live_pairs, make_pairs
 
 Sample = Callable[[Any, ModelChoice, Path, bool], None]
 
@@ -134,13 +134,7 @@ def _objectives(
     schedule = config.parsed_schedule()
     found = []
     if config.uses_teacher:
-        shards = []
-        if shared.first:
-            shards = make_pairs(pipe, config, choice.spec.max_sequence_length, folder / "pairs", events)
-        shared.wait()
-        shards = shards or sorted((folder / "pairs").glob("*.safetensors"))
-        kept = len(shards) - config.held_out
-        pairs, held_out = Pairs(shards[:kept], schedule), Pairs(shards[kept:] or shards, schedule)
+        pairs, held_out = _pairs(pipe, config, choice.spec.max_sequence_length, folder / "pairs", shared, events)
         if config.distill:
             found.append(Objective(DISTILL, config.distill, pairs, held_out))
         if config.flow and not config.data:
@@ -149,6 +143,27 @@ def _objectives(
         size = (config.width, config.height, config.frames)
         found.append(Objective(FLOW, config.flow, *open_folder(Path(config.data), size, schedule, config.shift)))
     return sorted(found, key=lambda objective: -objective.weight)
+
+
+def _pairs(
+    pipe: Any, config: TrainConfig, tokens: int, folder: Path, shared: Processes, events: Events
+) -> tuple[Source, Source]:
+    """Pairs of the teacher to train on, and those of the held-out prompts (the same ones where none is held out)."""
+    schedule = config.parsed_schedule()
+    live = config.teacher == LIVE
+    stored = config
+    if live:  # only what is measured is stored
+        stored = replace(config, prompts=config.prompts[len(config.prompts) - config.held_out :], held_out=0)
+    shards = []
+    if shared.first and stored.prompts:
+        shards = make_pairs(pipe, stored, tokens, folder, events)
+    shared.wait()
+    shards = shards or sorted(folder.glob("*.safetensors"))
+    if live:
+        pairs = live_pairs(dense_copy(pipe), config, tokens)
+        return pairs, Pairs(shards, schedule) if shards else pairs
+    kept = len(shards) - config.held_out
+    return Pairs(shards[:kept], schedule), Pairs(shards[kept:] or shards, schedule)
 
 
 def _before(trainer: Trainer, main: Objective, folder: Path) -> dict[str, float]:

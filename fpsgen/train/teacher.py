@@ -7,6 +7,7 @@ sigmas, timesteps fp32 [S], clean fp16 [C, T, H, W] (where the trajectory ends),
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -114,6 +115,12 @@ def make_steps(pipe: Any, config: TrainConfig) -> Any:
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{key: config.shift})
     scheduler.set_timesteps(config.teacher_steps, device=pipe.transformer.device)
     return scheduler
+
+
+def dense_copy(pipe: Any) -> Any:
+    """The same pipeline with a copy of its transformer, for a teacher while `pipe`'s own is trained."""
+    parts = pipe.components | {"transformer": copy.deepcopy(pipe.transformer)}
+    return type(pipe)(**parts, expand_timesteps=pipe.config.expand_timesteps)
 
 
 def live_pairs(pipe: Any, config: TrainConfig, tokens: int) -> LivePairs:

@@ -12,7 +12,7 @@ import pytest
 
 from fpsgen.evaluate.metrics import decibels, mean_squares, psnr
 from fpsgen.ffmpeg import ffmpeg
-from fpsgen.video import count_frames, read_frames, write_mp4, write_png
+from fpsgen.video import count_frames, read_frames, write_mp4, write_video
 
 
 def moving(count: int = 5, height: int = 32, width: int = 48) -> np.ndarray:
@@ -137,8 +137,8 @@ def test_a_working_folder_that_was_removed(fpsgen, clip, tmp_path, monkeypatch):
 
 
 def test_pictures_are_compared_too(fpsgen):
-    write_png(moving()[0], "a.png")
-    write_png(moving()[1], "b.png")
+    write_video(moving(), "a.png", 8)
+    write_video(moving()[1:], "b.png", 8)
     assert fpsgen("compare", "a.png", "b.png", "--no-video", "--json") == 0
     assert fpsgen.json["results"][0]["psnr_db"] == pytest.approx(float(psnr(moving()[:1], moving()[1:2])[0]), abs=1e-3)
 

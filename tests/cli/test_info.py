@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fpsgen.video import read_recipe, write_mp4
 
@@ -41,6 +42,28 @@ def test_info_shows_recipe_and_report(fpsgen, made):
     assert result["recipe"] == read_recipe(made) and result["report"]["stages_s"]["denoise"] > 0
     made.with_suffix(".json").unlink()
     assert fpsgen("info", made) == 0 and not any(line.startswith("took") for line in fpsgen.lines)
+
+
+def test_info_writes_a_contact_sheet(fpsgen, made):
+    assert fpsgen("info", made, "--sheet", "new/frames.png") == 0 and fpsgen.lines[-1] == "new/frames.png"
+    wide, high = Image.open("new/frames.png").size
+    assert (wide, high) == (4 * 36 + 4, 2 * 36 + 4)  # five frames of 32x32, four in a row
+    fpsgen("info", made, "--sheet", "new/frames.png")
+    fpsgen.refused(7, "new/frames.png")
+    assert fpsgen("info", made, "--sheet", "new/frames.png", "--overwrite", "--json") == 0
+    assert fpsgen.json["results"][0]["sheet"] == "new/frames.png"
+    for target, name in ((made, "frames.jpg"), (made.with_suffix(".json"), "frames.png")):
+        fpsgen("info", target, "--sheet", name)
+        fpsgen.refused(2)
+        assert not Path(name).exists()
+
+
+@pytest.mark.parametrize("name", ["cat.gif", "cat.webp"])
+def test_an_animation_holds_its_recipe_and_is_made_again(fpsgen, tiny_dir, name):
+    assert fpsgen("generate", "a cat", "-m", tiny_dir, *SMALL, "-o", name) == 0, fpsgen.err
+    assert fpsgen.lines == [name] and read_recipe(name)["frames"] == 5
+    assert fpsgen("replay", name, "-o", f"again-{name}") == 0, fpsgen.err
+    assert Path(f"again-{name}").read_bytes() == Path(name).read_bytes()
 
 
 def test_info_of_what_has_no_recipe(fpsgen, made):

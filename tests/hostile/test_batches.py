@@ -60,7 +60,8 @@ class Folder:
         """What is not as promised once a run has ended well."""
         found: Counter[str] = Counter()
         entered = set()
-        for line in (self.place / "out" / NAME).read_bytes().split(b"\n"):
+        ledger = self.place / "out" / NAME
+        for line in ledger.read_bytes().split(b"\n") if ledger.exists() else ():
             try:
                 entry = json.loads(line)
                 entered |= {entry["path"]} if "bytes" in entry else set()

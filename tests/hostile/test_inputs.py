@@ -19,7 +19,7 @@ from fpsgen.attention.presets import preset
 from fpsgen.cli.app import run
 from fpsgen.settings.table import SETTINGS
 
-INPUTS = {"l.jsonl", "r.json", "fpsgen.toml", "t.toml", "b.jsonl", "b.html"}
+INPUTS = {"l.jsonl", "r.json", "fpsgen.toml", "t.toml", "b.jsonl", "b.html", "r.png"}
 CODES = {value for name, value in vars(errors).items() if name.isupper() and isinstance(value, int)}
 CODES -= {errors.INTERNAL, errors.INTERRUPTED, errors.TERMINATED}
 WORDS = [
@@ -71,7 +71,12 @@ WORDS += [
     "pipe",
     "none",
     "y" * 300,
+    "\x1b[31m",
 ]
+NAMES = ["{slug}/{n}.mp4", "{n:05d}.mp4", "{0}.mp4", "{}.mp4", "{slug", "{{slug}}.mp4", "../{slug}.mp4", "{seed!r}.mp4"]
+NAMES += ["{slug}/../../x.mp4", "{prompt.__class__}.mp4", "{slug}" * 40 + ".mp4", "~/{slug}.mp4", "con.mp4", ".mp4"]
+NAMES += ["..mp4", "a.mp4/b.mp4", "x.MP4", "x.mp4 ", "http://h/x.mp4", "/dev/null", "folder/", "p.txt/x.mp4", "x.json"]
+WORDS += NAMES
 VALUES: list[Any] = [
     0,
     -1,
@@ -89,7 +94,7 @@ VALUES: list[Any] = [
     "\x00",
     "\ud800",
 ]
-VALUES += ["a\nb", "x" * 9000, [], [1], {}, {"a": 1}, [[[]]], 3.5, "3", "16:9", 10**19, -1e-9, 5000]
+VALUES += ["\x1b[31m", "a\nb", "x" * 9000, [], [1], {}, {"a": 1}, [[[]]], 3.5, "3", "16:9", 10**19, -1e-9, 5000]
 COMMANDS = ["generate", "batch", "bench", "bench kernel", "info", "replay", "compare", "models list", "models show", ""]
 COMMANDS += ["models path", "models verify", "doctor --nonsense", "models pull", "models rm", "report", "train"]
 RECIPE = {
@@ -116,7 +121,10 @@ def command_line(draw: random.Random) -> list[str]:
     """Any command with some options and words, such that nothing can be made: a dry run, or a device that is absent."""
     options = [option for entry in SETTINGS.values() for option in (entry.option, entry.short) if option]
     command = draw.choice(COMMANDS).split()
-    words = list(command)
+    words = [
+        *command,
+        *(["-o", draw.choice(NAMES)] if command in (["generate"], ["batch"]) and draw.random() < 0.3 else []),
+    ]
     for _ in range(draw.randint(0, 4)):
         option = draw.random() < 0.5
         words += [draw.choice([*options, "--no-strict", "--prompts"])] if option else []
@@ -124,8 +132,8 @@ def command_line(draw: random.Random) -> list[str]:
     return words + {"generate": ["--dry-run"], "batch": ["--dry-run"]}.get((command or [""])[0], ["--device", "cuda"])
 
 
-def recipe(draw: random.Random) -> list[str]:
-    """A recipe with one or two values changed, in a JSON file."""
+def changed_recipe(draw: random.Random) -> dict[str, Any]:
+    """A recipe with one or two values changed."""
     changed: dict[str, Any] = copy.deepcopy(RECIPE)
     for _ in range(draw.randint(1, 2)):
         name = draw.choice(list(changed))
@@ -137,6 +145,35 @@ def recipe(draw: random.Random) -> list[str]:
             changed[name] = draw.choice(VALUES)
         if draw.random() < 0.2:
             changed[draw.choice(["scaled_to", "eta", ""])] = draw.choice(VALUES)
+    return changed
+
+
+def picture(draw: random.Random) -> list[str]:
+    """A recipe in a PNG, its text cut or doubled at times."""
+    import imageio.v3 as iio
+    import numpy as np
+    from PIL.PngImagePlugin import PngInfo
+
+    text = json.dumps(changed_recipe(draw))
+    if draw.random() < 0.2:
+        text = draw.choice(
+            [text[: draw.randint(0, len(text))], text + text, "[" * 100_000, "9" * 5000, '{"schema": NaN}']
+        )
+    texts = PngInfo()
+    texts.add_itxt("comment", text)
+    data = iio.imwrite("<bytes>", np.zeros((16, 16, 3), np.uint8), extension=".png", plugin="pillow", pnginfo=texts)
+    if draw.random() < 0.2:
+        place = draw.randint(0, len(data))
+        data = draw.choice([data[:place], data[:place] + bytes([draw.randint(0, 255)]) + data[place + 1 :]])
+    Path("r.png").write_bytes(data)
+    return draw.choice(
+        [["replay", "r.png", "--device", "cuda", "-o", "y.png"], ["info", "r.png"], ["info", "r.png", "--json"]]
+    )
+
+
+def recipe(draw: random.Random) -> list[str]:
+    """A recipe with one or two values changed, in a JSON file."""
+    changed = changed_recipe(draw)
     write("r.json", json.dumps({"recipe": changed, "report": draw.choice([*VALUES, {"stages_s": {"a": 1}}])}))
     return draw.choice([["replay", "r.json", "--device", "cuda"], ["info", "r.json"]])
 
@@ -197,13 +234,13 @@ def wrong(count: int, seed: int, capsys) -> list[str]:
     """Inputs of `count` that did not end as documented."""
     draw = random.Random(seed)
     found = []
-    kinds = [command_line, command_line, recipe, prompt_line, settings_file, training_run, bench_rows]
+    kinds = [command_line, command_line, recipe, picture, prompt_line, settings_file, training_run, bench_rows]
     for _ in range(count):
         words = draw.choice(kinds)(draw)
         code = run(words)
-        said = capsys.readouterr().err
+        shown, said = capsys.readouterr()
         traceback = "Traceback" in said and "--debug" not in words
-        if code not in CODES or "internal error" in said or traceback:
+        if code not in CODES or "internal error" in said or traceback or "\x1b" in shown + said:
             found.append(f"{words}: {code} {said[-200:]}")
         Path("fpsgen.toml").unlink(missing_ok=True)
     return found
@@ -217,7 +254,7 @@ def place(tmp_path, monkeypatch):
     for name, value in (("XDG_CONFIG_HOME", tmp_path / "config"), ("HF_HOME", tmp_path / "hf")):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     work = tmp_path / "work"
     (work / "folder").mkdir(parents=True)
     monkeypatch.chdir(work)

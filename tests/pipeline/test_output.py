@@ -69,6 +69,9 @@ def test_a_folder_or_a_file():
     assert resolve_output("x/y.MP4", "a cat", 7, False) == (Path("x/y.MP4"), False)
 
 
+NO_PROC = pytest.mark.skipif(os.geteuid() != 0 or not os.path.isdir("/proc/self"), reason="needs root, and a /proc")
+
+
 @pytest.mark.parametrize(
     ("output", "code", "said"),
     [
@@ -84,6 +87,7 @@ def test_a_folder_or_a_file():
         ("link.mp4", DISK, "exists already"),
         ("taken.mp4/a.mp4", DISK, "is not a folder"),
         ("/proc/none/a.mp4", DISK, "/proc"),
+        pytest.param("/proc/a.mp4", DISK, "file system", marks=NO_PROC),
     ],
 )
 def test_what_cannot_be_written_is_said_at_once(output, code, said):
@@ -146,3 +150,12 @@ def test_a_working_folder_that_was_removed_is_named(tmp_path, monkeypatch):
     with pytest.raises(FpsgenError, match="working folder") as caught:
         resolve_output(None, "a cat", 7, False)
     assert caught.value.code == DISK
+
+
+def test_how_many_frames_a_kind_of_file_takes():
+    for output, frames, fps in (("a.gif", 9, 50), ("a.webp", 9, 60), ("a.png", 1, 16), ("a.MP4", 9, 120)):
+        assert resolve_output(output, "a cat", 7, False, frames, fps)[0] == Path(output)
+    for output, frames, fps in (("a.gif", 9, 51), ("a.png", 5, 16)):
+        with pytest.raises(FpsgenError) as caught:
+            resolve_output(output, "a cat", 7, False, frames, fps)
+        assert caught.value.code == USAGE and output in caught.value.message

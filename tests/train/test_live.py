@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fpsgen.attention.schedule import Schedule
+from fpsgen.train.events import Silent
 from fpsgen.train.live import LivePairs
+from fpsgen.train.run import train
 
 from .conftest import SCHEDULE
 
@@ -78,3 +81,47 @@ def test_the_teacher_s_own_trajectories_are_drawn(make_config, tiny_dir):
     given = {"hidden_states": batch.latents, "timestep": batch.timesteps, "encoder_hidden_states": batch.text}
     found = pipe.transformer(**given, return_dict=False)[0]
     torch.testing.assert_close(batch.velocity, found, atol=5e-3, rtol=5e-3)
+
+
+class Stop(Silent):
+    """Ends the run when so many steps are done."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def step(self, index: int, total: int, note: str) -> None:
+        if index + 1 == self.after:
+            raise KeyboardInterrupt
+
+
+def test_a_run_with_a_live_teacher_goes_on_to_the_same_bits(make_config, tmp_path):
+    """Pairs are stored for the held-out prompt alone; a killed run makes its block anew."""
+    config = make_config(teacher="live")
+    for folder, stops in ((tmp_path / "whole", []), (tmp_path / "killed", [3, 5])):
+        for after in stops:
+            with pytest.raises(KeyboardInterrupt):
+                train(config, folder, torch.device("cpu"), Silent(), Stop(after))
+        result = train(config, folder, torch.device("cpu"), Silent(), Silent())
+        assert [path.name for path in (folder / "pairs").glob("*.safetensors")] == ["00000.safetensors"]
+    weights = [
+        load_file(next((tmp_path / name / "model" / "transformer").glob("*.safetensors")))
+        for name in ("whole", "killed")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert result.report["held_out_error"]["after"].keys() == {"early", "late"}
+
+
+def test_a_live_teacher_stays_dense_and_as_it_was(make_config, tiny_dir):
+    """Training the student changes no pair that the teacher makes afterwards."""
+    from fpsgen.models.patch.apply import apply
+    from fpsgen.models.wan.load import load
+    from fpsgen.train.teacher import dense_copy, live_pairs
+
+    pipe = load(tiny_dir)
+    plain = live_pairs(pipe, make_config(), 16).draw(0, 0, 1, 0.0)
+    pairs = live_pairs(dense_copy(pipe), make_config(), 16)
+    with apply(pipe.transformer, schedule=Schedule.from_toml(SCHEDULE)), torch.no_grad():
+        for weight in pipe.transformer.parameters():
+            weight.mul_(0.5)
+        found = pairs.draw(0, 0, 1, 0.0)
+    assert torch.equal(found.velocity, plain.velocity)

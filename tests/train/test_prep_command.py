@@ -102,17 +102,40 @@ def test_a_list_gives_the_same_latents(kind, videos, tiny_dir, tmp_path, capsys)
     assert all(bool((found[0][name] == found[1][name]).all()) for name in ("latents", "text"))
 
 
-def test_the_teacher_s_pairs_are_those_of_the_run(tiny_dir, tmp_path, capsys):
-    (tmp_path / "schedule.toml").write_text(SCHEDULE)
+def write_run(folder, tiny_dir, **changes):
+    (folder / "schedule.toml").write_text(SCHEDULE)
     values = {"name": "mine", "model": str(tiny_dir), "schedule": "schedule.toml", "prompts": ["a", "b"], "held_out": 1}
     values |= {"width": 64, "height": 64, "frames": 9, "teacher_steps": 3, "steps": 1}
-    (tmp_path / "run.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
-    folder = tmp_path / "out"
-    words = ["--teacher", tmp_path / "run.toml", "-o", folder, "--device", "cpu"]
+    lines = (f"{key} = {json.dumps(value)}\n" for key, value in (values | changes).items())
+    (folder / "run.toml").write_text("".join(lines))
+    return folder / "run.toml"
+
+
+def test_the_teacher_s_pairs_are_those_of_the_run(tiny_dir, tmp_path, capsys):
+    run_file, folder = write_run(tmp_path, tiny_dir), tmp_path / "out"
+    words = ["--teacher", run_file, "-o", folder, "--device", "cpu"]
     assert prep(*words) == OK
     said = capsys.readouterr()
     assert said.out == f"6 pairs of 2 prompts\n{folder}\n" and "pairs" in said.err
     before = {path: path.stat().st_mtime_ns for path in (folder / "pairs").iterdir()}
     assert prep(*words) == OK
-    assert run(["train", str(tmp_path / "run.toml"), "-o", str(folder), "--device", "cpu"]) == OK
+    assert run(["train", str(run_file), "-o", str(folder), "--device", "cpu"]) == OK
     assert {path: path.stat().st_mtime_ns for path in (folder / "pairs").iterdir()} == before
+
+
+@pytest.mark.parametrize("changes", [{"teacher": "live"}, {"distill": 0, "flow": 1, "data": "d", "prompts": []}])
+def test_a_run_without_stored_pairs_is_told_so(tiny_dir, tmp_path, capsys, changes):
+    assert prep("--teacher", write_run(tmp_path, tiny_dir, **{"held_out": 0} | changes)) == USAGE
+    assert "mine" in capsys.readouterr().err
+
+
+def test_a_run_learns_from_a_prepared_folder(videos, tiny_dir, tmp_path, capsys):
+    """Its loss is that of the shards' latents, and it measures the video that is held out."""
+    assert prep(videos, "-m", tiny_dir, "-o", tmp_path / "data", *SIZE, "--held-out", "0.5") == OK
+    assert json.loads((tmp_path / "data" / "data.json").read_text())["held_out"] == [1]
+    changes = {"distill": 0, "flow": 1.0, "data": "data", "prompts": [], "held_out": 0}
+    run_file = write_run(tmp_path, tiny_dir, **changes)
+    assert run(["train", str(run_file), "-o", str(tmp_path / "out"), "--device", "cpu"]) == OK
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["objective"] == "flow" and report["samples"] == 1
+    assert report["held_out_error"]["before"].keys() == {"early", "late"}

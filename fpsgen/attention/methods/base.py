@@ -55,7 +55,8 @@ class Method:
 
     summary: one line. citation: where it comes from. colour: of its marks on pages, "#rrggbb". qk, pv: precision of the
     two products. smooth_k: whether a profile that does not say takes the mean off the keys. options: the method's own
-    hyper-parameters with their defaults, under the names of its authors.
+    hyper-parameters with their defaults, under the names of its authors. allowed: of options with a name as value all
+    names, of numbers the least and the largest.
     """
 
     name: str
@@ -67,6 +68,24 @@ class Method:
     pv: Precision = Precision.BF16
     smooth_k: bool = False
     options: Mapping[str, Option] = field(default_factory=lambda: MappingProxyType({}))
+    allowed: Mapping[str, tuple] = field(default_factory=lambda: MappingProxyType({}))
+
+    def check_options(self, options: Mapping[str, Option]) -> None:
+        """Raises ValueError (two lines) for an option that the method does not take."""
+        for key, value in options.items():
+            if key not in self.options or type(value) is not type(self.options[key]):
+                known = ", ".join(f"{name} = {default!r}" for name, default in self.options.items()) or "none"
+                raise ValueError(
+                    f"option {key} = {value!r} is none of method {self.name!r}.\nIts options and defaults: {known}."
+                )
+            allowed = self.allowed.get(key)
+            if allowed is None:
+                continue
+            names = isinstance(value, str)
+            if value not in allowed if names else not allowed[0] <= value <= allowed[1]:
+                least, most = allowed[0], allowed[-1]
+                rest = f"one of {', '.join(map(str, allowed))}" if names else f"a number from {least} to {most}"
+                raise ValueError(f"option {key} of method {self.name!r} is {value!r}.\nGive {rest}.")
 
     @property
     def quantized(self) -> bool:

@@ -1,4 +1,11 @@
-"""Dense attention in FP8: the quantized half of FPSAttention alone."""
+"""Dense attention in FP8: the quantized half of FPSAttention alone.
+
+Option `scale` says what shares a scale of Q and K: "tile" (what the GPU kernels do; granularity blocks), and for
+comparisons (figure 3 of the paper) "token", "channel", "group" (as many tokens as a kernel block has, which follow each
+other in raster order) or "tensor" (all tokens of a head). The latter run in plain torch.
+"""
+
+from types import MappingProxyType
 
 from fpsgen.attention.methods.base import Method, Precision
 
@@ -9,4 +16,6 @@ METHOD = Method(
     colour="#2563eb",
     qk=Precision.E4M3,
     pv=Precision.E4M3,
+    options=MappingProxyType({"scale": "tile"}),
+    allowed=MappingProxyType({"scale": ("tile", "token", "channel", "group", "tensor")}),
 )

@@ -91,4 +91,5 @@ METHOD = _Sparge(
     smooth_k=True,
     # of spas_sage2_attn_meansim_cuda, with its defaults
     options=MappingProxyType({"simthreshd1": 0.6, "cdfthreshd": 0.98, "pvthreshd": 50.0}),
+    allowed=MappingProxyType({"simthreshd1": (-1.0, 1.0), "cdfthreshd": (0.0, 1.0), "pvthreshd": (0.0, 1e6)}),
 )

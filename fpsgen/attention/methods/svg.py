@@ -11,7 +11,6 @@ each grid, so that a seed gives the same video again. Steps and layers that the 
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import product
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -32,24 +31,27 @@ class _SpatialOrTemporal(Selection):
 
     def select(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> TileLists:
         """Source: arXiv 2502.01776, section 4.1 (online profiling)."""
-        import torch
-
         from fpsgen.attention.tiles import TileLists
 
-        fixed = both_lists(plan, q.device)
-        rows, masks = sampled_masks(plan, q.device)
-        query = q[:, rows] * q.shape[-1] ** -0.5
-        score = torch.einsum("bnhd,blhd->bhnl", query, k).float()  # n sampled rows
-        share = score.softmax(-1)
-        value = v.float()
-        exact = torch.einsum("bhnl,blhd->bhnd", share, value)
-        errors = []
-        for mask in masks:
-            kept = share * mask
-            out = torch.einsum("bhnl,blhd->bhnd", kept, value) / kept.sum(-1, keepdim=True).clamp(min=1e-30)
-            errors.append((out - exact).square().mean((2, 3)))
-        best = torch.stack(errors).argmin(0).flatten()  # [B*H], 0 spatial, 1 temporal
+        fixed = plan.constant(both_lists, q.device)
+        best = mask_errors(q, k, v, plan).argmin(0).flatten()  # [B*H], 0 spatial, 1 temporal
         return TileLists(fixed.indices[best], fixed.counts[best])
+
+
+def mask_errors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+    """Mean square error of the output of sampled rows as spatial (0) and as temporal (1) heads: fp32 [2, B, H]."""
+    import torch
+
+    rows, masks = plan.constant(sampled_masks, q.device)
+    score = torch.einsum("bnhd,blhd->bhnl", q[:, rows] * q.shape[-1] ** -0.5, k).float()  # n sampled rows
+    share, value = score.softmax(-1), v.float()
+    exact = torch.einsum("bhnl,blhd->bhnd", share, value)
+    errors = []
+    for mask in masks:
+        kept = share * mask
+        out = torch.einsum("bhnl,blhd->bhnd", kept, value) / kept.sum(-1, keepdim=True).clamp(min=1e-30)
+        errors.append((out - exact).square().mean((2, 3)))
+    return torch.stack(errors)
 
 
 def head_windows(tiling: Tiling, sparsity: float) -> tuple[TileLists, TileLists]:
@@ -87,59 +89,31 @@ def _with_first_frame(tiling: Tiling, window: Size3) -> TileLists:
     return lists_from_mask(mask)
 
 
-@lru_cache(maxsize=64)
-def _both(tiling: Tiling, sparsity: float) -> TileLists:
-    import torch
-
-    from fpsgen.attention.tiles import TileLists
-
-    pair = head_windows(tiling, sparsity)
-    longest = max(lists.indices.shape[-1] for lists in pair)
-    pad = torch.nn.functional.pad
-    indices = [pad(lists.indices, (0, longest - lists.indices.shape[-1]), value=-1) for lists in pair]
-    return TileLists(torch.cat(indices), torch.cat([lists.counts for lists in pair]))
-
-
-# constants to torch.compile, which would trace what lies behind a cache
 def both_lists(plan: AttentionPlan, device: torch.device) -> TileLists:
     """The spatial (0) and the temporal (1) lists of a plan's grid on a device, G = 2."""
     import torch
 
-    return torch.compiler.assume_constant_result(_both_on)(plan.tiling, float(plan.option("sparsity")), device)
-
-
-@lru_cache(maxsize=64)
-def _both_on(tiling: Tiling, sparsity: float, device: torch.device) -> TileLists:
     from fpsgen.attention.tiles import TileLists
 
-    both = _both(tiling, sparsity)
-    return TileLists(both.indices.to(device), both.counts.to(device))
+    pair = head_windows(plan.tiling, float(plan.option("sparsity")))
+    longest = max(lists.indices.shape[-1] for lists in pair)
+    pad = torch.nn.functional.pad
+    indices = [pad(lists.indices, (0, longest - lists.indices.shape[-1]), value=-1) for lists in pair]
+    counts = [lists.counts for lists in pair]
+    return TileLists(torch.cat(indices).to(device), torch.cat(counts).to(device))
 
 
 def sampled_masks(plan: AttentionPlan, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Sampled tokens int64 [n], and which keys they see as spatial and as temporal heads: bool [2, n, L]."""
     import torch
 
-    settings = (float(plan.option("sparsity")), int(plan.option("num_sampled_rows")))
-    return torch.compiler.assume_constant_result(_sampled_masks)(plan.tiling, *settings, device)
-
-
-@lru_cache(maxsize=64)
-def _sampled_masks(
-    tiling: Tiling, sparsity: float, number: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
-    from fpsgen.attention.tiles import BlockLayout
-
-    layout, both = BlockLayout(tiling), _both(tiling, sparsity)
-    order = torch.randperm(tiling.num_tokens, generator=torch.Generator().manual_seed(0))
-    rows = order[: max(1, number)].sort().values
-    tile = torch.repeat_interleave(torch.arange(layout.num_tiles), layout.tile_sizes)[rows]
+    layout, both = plan.layout, plan.constant(both_lists, "cpu")
+    order = torch.randperm(plan.num_tokens, generator=torch.Generator().manual_seed(0))
+    rows = order[: max(1, int(plan.option("num_sampled_rows")))].sort().values
+    indices = both.indices[:, layout.block_tile[layout.token_block[rows]]].long()
     units = torch.zeros(2, len(rows), layout.num_units + 1, dtype=torch.bool)
-    indices = both.indices[:, tile].long()
     units.scatter_(-1, torch.where(indices < 0, layout.num_units, indices), True)
-    masks = units[:, :, torch.repeat_interleave(torch.arange(layout.num_units), layout.unit_sizes)]
+    masks = units[:, :, layout.block_unit[layout.token_block]]
     return rows.to(device), masks.to(device)
 
 
@@ -151,4 +125,5 @@ METHOD = Method(
     selection=_SpatialOrTemporal(),
     # of the authors' replace_sparse_forward for Wan, with its defaults; `sparsity` is the share that is kept
     options=MappingProxyType({"num_sampled_rows": 64, "sparsity": 0.25}),
+    allowed=MappingProxyType({"num_sampled_rows": (1, 4096), "sparsity": (0.01, 1.0)}),
 )

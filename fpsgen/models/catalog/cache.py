@@ -10,13 +10,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fpsgen.assets import weights_dir
 from fpsgen.errors import DISK, MODEL, FpsgenError
-from fpsgen.files import lock, write_text
+from fpsgen.files import lock, read_text, write_text
 from fpsgen.models.catalog.folder import INDEX
 from fpsgen.models.catalog.hub import hub_settings, is_digest
 from fpsgen.text import show
@@ -61,8 +61,9 @@ class RepositoryCache:
         blob = self.blob(digest)
         _make(blob.parent)
         own = blob.with_name(f"{digest}.incomplete")
-        if own.is_symlink():
-            own.unlink()
+        if own.is_symlink() or not own.is_file():  # a link leads elsewhere, a pipe never ends
+            with _in_cache(own):
+                own.unlink(missing_ok=True)
         found = self._partials(digest)
         usable = [path for path in found if path.stat().st_size <= size]
         best = max(usable, key=lambda path: path.stat().st_size, default=None)
@@ -87,11 +88,12 @@ class RepositoryCache:
         _make(path.parent)
         relative = os.path.relpath(target, path.parent)
         if not (path.is_symlink() and os.readlink(path) == relative):
-            path.unlink(missing_ok=True)
-            try:
-                os.symlink(relative, path)
-            except OSError:  # a file system without links
-                os.replace(target, path)
+            with _in_cache(path):
+                path.unlink(missing_ok=True)
+                try:
+                    os.symlink(relative, path)
+                except OSError:  # a file system without links
+                    os.replace(target, path)
         return path
 
     def snapshot_path(self, commit: str, name: str) -> Path:
@@ -104,7 +106,8 @@ class RepositoryCache:
         """Note which commit a branch or tag is."""
         path = self.inside(self.folder / "refs" / revision)
         _make(path.parent)
-        write_text(commit, path, overwrite=True)
+        with _in_cache(path):
+            write_text(commit, path, overwrite=True)
 
     def remove(self) -> int:
         """Remove the repository, all its revisions; returns the bytes that this freed. Raises FpsgenError DISK."""
@@ -140,25 +143,39 @@ class RepositoryCache:
         """Hold the lock that huggingface_hub takes as well while it fetches this file. Raises FpsgenError LOCKED."""
         _make(self._locks)
         path = self._locks / f"{self.blob(digest).name}.lock"
-        with lock(path, busy, "wait until it has ended, then pull again"):
+        with ExitStack() as held:
+            with _in_cache(path):
+                held.enter_context(lock(path, busy, "wait until it has ended, then pull again"))
             yield
 
     def _commit_of(self, revision: str) -> str | None:
         if not REVISION.fullmatch(revision):
             return None
-        with suppress(OSError, ValueError):
-            path = self.folder / "refs" / revision
-            text = path.read_text(encoding="ascii").strip() if path.stat().st_size < 100 else ""
+        with suppress(FpsgenError):
+            text = read_text(self.folder / "refs" / revision, 100, "a revision of the cache").strip()
             return text if COMMIT.fullmatch(text) else None
         return None
 
 
 def _make(folder: Path) -> None:
-    try:
+    with _in_cache(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _in_cache(path: Path) -> Iterator[None]:
+    """What cannot be written in the block is FpsgenError DISK about the cache."""
+    try:
+        yield
     except OSError as error:
-        what = f"{folder} cannot be made: {error.strerror or error}"
-        raise FpsgenError(what, "check its permissions, or set HF_HOME to another folder", DISK) from error
+        what = f"{path} cannot be written: {error.strerror or error}"
+        raise FpsgenError(
+            what, "check that place and its permissions, or set HF_HOME to another folder", DISK
+        ) from error
+    except FpsgenError as error:
+        if error.code != DISK:
+            raise
+        raise FpsgenError(error.message, "check that place, or set HF_HOME to another folder", DISK) from error
 
 
 def cached(repository: str, revision: str) -> Path | None:

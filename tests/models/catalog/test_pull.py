@@ -147,6 +147,34 @@ def test_a_linked_partial_file_is_not_written_through(hub, tmp_path):
     assert victim.read_bytes() == b""
 
 
+ODD = {  # where a file belongs, by what is to be known of it: (place, made by)
+    "partial pipe": lambda blob, store: (blob.with_name(f"{blob.name}.incomplete"), os.mkfifo),
+    "partial folder": lambda blob, store: (blob.with_name(f"{blob.name}.incomplete"), os.makedirs),
+    "blob pipe": lambda blob, store: (blob, os.mkfifo),
+    "blob folder": lambda blob, store: (blob, os.makedirs),
+    "name pipe": lambda blob, store: (store.snapshot_path(COMMIT, "model_index.json"), os.mkfifo),
+    "name folder": lambda blob, store: (store.snapshot_path(COMMIT, "model_index.json"), os.makedirs),
+    "ref pipe": lambda blob, store: (store.folder / "refs" / "main", os.mkfifo),
+    "ref folder": lambda blob, store: (store.folder / "refs" / "main", os.makedirs),
+    "lock folder": lambda blob, store: (store._locks / f"{blob.name}.lock", os.makedirs),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("what", ODD)
+def test_pipes_and_folders_where_files_belong(hub, what):
+    """A pipe is put away, a folder of somebody is named: nothing waits, nothing but files is removed."""
+    store = RepositoryCache(hub_settings().cache, NAME)
+    path, make = ODD[what](store.blob(digest_of(hub, WEIGHTS)), store)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make(path)
+    if make is os.makedirs:
+        refused(DISK, path.name[:8] if what != "blob folder" else WEIGHTS, "HF_HOME")
+        assert path.is_dir()
+    else:
+        assert verify_folder(pull(NAME, "main").folder) == [] and store.snapshot("main")
+
+
 @pytest.mark.parametrize("revision", ["../../x", "a/../../b", "", "/x", "a b", "x" * 300])
 def test_revisions_stay_inside(hub, tmp_path, revision):
     before = tree(tmp_path)
@@ -251,6 +279,21 @@ def test_a_crawling_transfer_has_an_end(hub, monkeypatch):
     (hub.repositories[NAME] / WEIGHTS).write_bytes(b"x" * 1_000_000)
     hub.pace = 1e6
     refused(NETWORK, "all but stopped")
+
+
+def test_a_blob_is_on_the_disk_before_it_has_its_name(hub, monkeypatch):
+    from fpsgen.models.catalog import pull as module
+
+    done: list[tuple[str, str]] = []
+    sync, replace = module.sync, os.replace
+    monkeypatch.setattr(module, "sync", lambda path: (done.append(("sync", str(path))), sync(path)))
+    monkeypatch.setattr(module.os, "replace", lambda a, b: (done.append((str(a), str(b))), replace(a, b)))
+    pull(NAME, "main")
+    named = [number for number, (first, _) in enumerate(done) if first.endswith(".incomplete")]
+    assert len(named) >= len({entry["rfilename"] for entry in hub.info(NAME)["siblings"]}) // 2
+    for number in named:
+        partial, blob = done[number]
+        assert done[number - 1] == ("sync", partial) and done[number + 1] == ("sync", str(Path(blob).parent))
 
 
 def test_more_bytes_than_listed_are_not_written(hub):

@@ -12,6 +12,8 @@ from fpsgen.ffmpeg import ffmpeg, raw_input
 from fpsgen.train.prep.frames import Box, Picture, centre, clip_frames, probe
 from fpsgen.video import write_mp4
 
+from .conftest import moving
+
 
 def counted(path, frames: int, fps: float, width: int = 64, height: int = 48):
     """Each frame is one grey, 4 more than the one before; nothing is lost to the codec."""
@@ -74,15 +76,18 @@ def test_a_picture_is_as_players_show_it(tmp_path):
     assert probe(wide) == Picture(128, 48, 25.0)
 
 
-@pytest.mark.parametrize("damage", ["text", "empty", "cut", "audio"])
+@pytest.mark.parametrize("damage", ["text", "empty", "cut", "inside", "audio"])
 def test_what_does_not_decode_is_said(tmp_path, damage):
-    path = counted(tmp_path / "a.mp4", 40, 16, 320, 240)
+    path = write_mp4(moving(0, 40, 320, 240), tmp_path / "a.mp4", 16)
     data = path.read_bytes()
     if damage == "audio":
         command = [ffmpeg(), "-v", "error", "-y", "-f", "lavfi", "-i", "sine=d=1", path]
         subprocess.run(command, check=True)
     else:
-        path.write_bytes({"text": b"hello\n" * 100, "empty": b"", "cut": data[: len(data) * 2 // 3]}[damage])
+        middle = data.index(b"mdat") + 5000  # within a frame
+        inside = data[:middle] + b"\xff" * 300 + data[middle + 300 :]
+        damaged = {"text": b"hello\n" * 100, "empty": b"", "cut": data[: len(data) * 2 // 3], "inside": inside}
+        path.write_bytes(damaged[damage])
     with pytest.raises(FpsgenError) as caught:
         probe(path)
         clip_frames(path, 0, 40, 16, (64, 48), Box())

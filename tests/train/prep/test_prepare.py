@@ -34,12 +34,12 @@ VIDEOS = ["a", "b", "c", "d", "e"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Five good videos, one of them long, and one for each reason to drop it."""
+    """Five good videos, two of them of two clips, and one for each reason to drop it."""
     from .conftest import write_clip
 
     folder = tmp_path_factory.mktemp("data")
     for number, name in enumerate(VIDEOS):
-        write_clip(folder / f"{name}.mp4", number, f"video {name}", frames=30 if name == "b" else 12)
+        write_clip(folder / f"{name}.mp4", number, f"video {name}", frames=20 if name in "be" else 12)
     write_clip(folder / "f-again.mp4", 2)
     write_clip(folder / "f-empty.mp4", 6, caption=" ")
     write_clip(folder / "f-short.mp4", 7, frames=8)
@@ -129,7 +129,7 @@ def test_long_videos_give_several_clips_and_no_video_is_on_both_sides(data, tiny
     rows = lines(tmp_path / "captions.jsonl")
     assert [(row["source"], row["start"]) for row in rows if row["source"] in ("a.mp4", "b.mp4")] == [
         ("a.mp4", 0.0),
-        *(("b.mp4", 9 * clip / 16) for clip in range(3)),
+        *(("b.mp4", 9 * clip / 16) for clip in range(2)),
     ]
     sides = {(row["source"], row["held_out"]) for row in rows}
     assert len(sides) == len({name for name, _ in sides})
@@ -277,6 +277,23 @@ def test_a_full_disk_ends_it_and_leaves_no_half_of_a_shard(data, tiny_choice, tm
     with pytest.raises(FpsgenError) as caught:
         run(data, tiny_choice, tmp_path)
     assert caught.value.code == DISK and not list(tmp_path.glob("0*")) and not list(tmp_path.glob(".fpsgen*"))
+
+
+@pytest.mark.parametrize("file", ["captions.jsonl", "dropped.jsonl", "null.safetensors", "summary.md"])
+def test_data_json_comes_last(data, tiny_choice, tmp_path, monkeypatch, file):
+    """A disk that is full when one of the other files is written leaves a folder that does not count."""
+    for name in ("write_text", "atomic"):
+        true = getattr(shards, name)
+
+        def fails(*given, true=true, **more):
+            if any(Path(value).name == file for value in given[:2] if isinstance(value, Path)):
+                raise OSError(28, "No space left on device")
+            return true(*given, **more)
+
+        monkeypatch.setattr(shards, name, fails)
+    with pytest.raises(OSError):
+        run(data, tiny_choice, tmp_path, filters=Filters(flow=None))
+    assert not (tmp_path / "data.json").exists() and (tmp_path / "00000.safetensors").exists()
 
 
 def test_nothing_kept_is_an_error_that_says_why(tiny_choice, clip, tmp_path):
