@@ -13,12 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fpsgen"
 FLOORS = {"attention": 1, "fused": 1, "settings": 2, "models": 3, "pipeline": 4, "train": 4, "bench": 5, "batch": 5}
 FLOORS |= {"cli": 6, "__main__": 7}
-LEAVES = {"errors", "text", "fields", "files", "ffmpeg", "signals", "assets", "video", "evaluate", "report"}
+LEAVES = {"errors", "text", "fields", "files", "ffmpeg", "signals", "assets", "pictures", "video", "evaluate", "report"}
 MAY_USE = {
     "fields": {"errors", "text"},
     "files": {"errors", "text", "fields"},
     "ffmpeg": {"errors", "text"},
-    "video": {"errors", "text", "files", "ffmpeg"},
+    "pictures": {"errors", "text", "files"},
+    "video": {"errors", "text", "files", "ffmpeg", "pictures"},
     "report": {"errors", "text", "fields", "files", "assets", "attention"},  # the names of methods
     "evaluate": {"errors", "text", "files", "ffmpeg", "video"},
 }
