@@ -16,7 +16,6 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def errors(inputs: Inputs, plan: AttentionPlan, smooth: bool, centre: bool) -> d
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
     """For each kind of data the four combinations; of captures the mean over all, and each layer's."""
     facts = provenance(torch.device("cpu"))
-    settings = list(product((False, True), repeat=2))
+    settings = [(smooth, centre) for smooth in (False, True) for centre in (False, True)]
     found: dict[str, list[dict[tuple[bool, bool], dict[str, float]]]] = {}
 
     def measure(names: tuple[str, ...], inputs: Inputs, plan: AttentionPlan) -> None:

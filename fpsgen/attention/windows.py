@@ -106,8 +106,8 @@ def head_windows(text: str, units: Size3, least: Size3 = (1, 1, 1)) -> tuple[Siz
             raise ValueError(
                 f"head_windows holds {word!r}.\nGive a window such as 3x3x5 or all for each head, with blanks between."
             )
-        window = "all" if word == "all" else tuple(side if side == "all" else int(side) for side in sides)
-        found.append(resolve_window(units, window, least))
+        t, h, w = (side if side == "all" else int(side) for side in (["all"] * 3 if word == "all" else sides))
+        found.append(resolve_window(units, (t, h, w), least))
     return tuple(found)
 
 

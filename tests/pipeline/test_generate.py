@@ -16,6 +16,7 @@ import torch
 from fpsgen.attention import METHODS
 from fpsgen.cli.progress import Quiet
 from fpsgen.errors import ENVIRONMENT, INTERRUPTED, NUMERIC, TERMINATED, USAGE, FpsgenError
+from fpsgen.pipeline import decode
 from fpsgen.pipeline import run as generate
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.plan import plan
@@ -201,23 +202,43 @@ def test_a_prompt_longer_than_the_model_reads_is_said(request_for):
     assert any("prompt has" in text and "tokens" in text for text in events.warnings)
 
 
-def spoil(monkeypatch, stage: str, value: float) -> None:
-    real = getattr(generate, stage)
-
-    def broken(*arguments):
-        tensor = real(*arguments)
-        tensor[:] = value
-        return tensor
-
-    monkeypatch.setattr(generate, stage, broken)
-
-
+@pytest.mark.parametrize("name", ["cat.mp4", "cat.png", "cat.gif"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
-def test_a_bad_picture_is_never_written(request_for, monkeypatch, value):
-    spoil(monkeypatch, "_decode", value)
+def test_a_bad_picture_is_never_written(request_for, monkeypatch, value, name):
+    real = decode.video_parts
+
+    def spoilt(*arguments):
+        for part in real(*arguments):
+            yield part.fill_(value)
+
+    monkeypatch.setattr(decode, "video_parts", spoilt)
     with pytest.raises(FpsgenError) as caught:
-        make(request_for())
+        make(request_for(output=name, frames=1 if name == "cat.png" else 5))
     assert caught.value.code == NUMERIC and not os.listdir()
+
+
+def test_frames_are_encoded_while_others_are_decoded(request_for, monkeypatch):
+    """The first frame is asked for by the writer before the last part is made."""
+    seen: list[str] = []
+    real = decode.video_parts
+
+    def parts(*arguments):
+        for part in real(*arguments):
+            for frame in part.split(1, dim=2):
+                seen.append("made")
+                yield frame
+
+    def write(frames, request, recipe):
+        for _ in frames:
+            seen.append("read")
+        return real_write(frames, request, recipe)
+
+    real_write = generate.write_output
+    monkeypatch.setattr(decode, "video_parts", parts)
+    monkeypatch.setattr(generate, "write_output", write)
+    result, events = make(request_for())
+    assert seen == ["made", "made", "read"] + 3 * ["made", "read"] + ["read"]
+    assert count_frames(result.path) == 5 and events.stages[-2:] == ["vae", "mux"]
 
 
 def test_bad_latents_end_the_run_at_their_step(request_for, monkeypatch):
