@@ -4,7 +4,8 @@
 
 For each case a model of the true shape is made on the GPU, and every profile of the schedule "paper" is trained for a
 warm-up step and `--steps` more; then all with dense bf16 attention and linear layers. One row a case is appended, as
-soon as it is measured; cases that have a row are passed over. Rows go into figures/training.json.
+soon as it is measured; cases that have a row are passed over. `--figures figures/training.json` makes the file that
+docs/training.md and the estimate before a run read.
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ from fpsgen.train.objective import Objective
 from fpsgen.train.parallel import Processes
 from fpsgen.train.run import token_grid
 
+COLUMNS = {  # what docs/training.md shows of a row
+    "case": "Step of one sample",
+    "seconds": "Seconds",
+    "dense_seconds": "Dense attention, seconds",
+    "speedup": "Faster",
+    "peak_gb": "Memory, GB",
+    "dense_peak_gb": "Dense attention, GB",
+}
 TEXT = 512  # tokens of a prompt's embedding
 
 
@@ -158,12 +167,14 @@ def cost_row(name: str, case: Case, device: torch.device, steps: int, folder: Pa
         "batch": 1,
         "steps": steps,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "seconds": sparse["seconds"],
+        "seconds": round(sparse["seconds"], 4),
         "peak_bytes": sparse["peak_bytes"],
         "by_profile": sparse["by_profile"],
-        "dense_seconds": dense["seconds"],
+        "dense_seconds": round(dense["seconds"], 4),
         "dense_peak_bytes": dense["peak_bytes"],
-        "speedup": dense["seconds"] / sparse["seconds"],
+        "speedup": round(dense["seconds"] / sparse["seconds"], 3),
+        "peak_gb": round((sparse["peak_bytes"] or 0) / 1e9, 1),
+        "dense_peak_gb": round((dense["peak_bytes"] or 0) / 1e9, 1),
         "versions": versions(),
         "commit": commit,
     }
@@ -176,7 +187,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cases", default=",".join(name for name in CASES if name != "nano"))
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--commit", default="")
+    parser.add_argument("--figures", type=Path, help="write the rows that there are as a file of figures/; no more")
     chosen = parser.parse_args(arguments)
+    if chosen.figures:
+        rows = [json.loads(line) for line in chosen.out.read_text(encoding="utf-8").splitlines() if line]
+        chosen.figures.write_text(json.dumps({"columns": COLUMNS, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        return 0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lines = chosen.out.read_text(encoding="utf-8").splitlines() if chosen.out.exists() else []
     done = {json.loads(line)["case"] for line in lines if line}

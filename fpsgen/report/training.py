@@ -122,8 +122,8 @@ def _chart(rows: Sequence[Row], title: str, curves: Sequence[Any]) -> tuple[str,
 
 
 def _means(values: Sequence[float | None]) -> list[float]:
-    """Means over at most POINTS equal parts; a part without values has that of the one before."""
-    count = min(POINTS, len(values))
+    """Means over equal parts of five values or more; a part without values has that of the one before."""
+    count = min(POINTS, max(1, len(values) // 5))
     found: list[float | None] = []
     for index in range(count):
         part = [x for x in values[index * len(values) // count : (index + 1) * len(values) // count] if x is not None]

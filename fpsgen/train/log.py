@@ -16,10 +16,12 @@ DIVERGED, SUSPECT = 10.0, 5.0  # times the mean at the beginning
 
 
 class Log:
-    """Of a run in a folder."""
+    """Of a run in a folder. judged_from: losses of the steps up to this one say nothing of those that follow, since the
+    density still changes.
+    """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, judged_from: int = 0) -> None:
+        self.folder, self._judged_from = folder, judged_from
         self._rows: list[dict[str, Any]] = []
         self._losses: dict[str, list[float]] = {}
         self._board: Any = None
@@ -62,6 +64,8 @@ class Log:
 
     def _take(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
+        if row["step"] <= self._judged_from:
+            return
         for name, part in row["objectives"].items():
             self._losses.setdefault(f"{name} in profile {part['profile']}", []).append(part["loss"])
 

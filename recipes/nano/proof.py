@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import statistics
 import sys
 import time
@@ -33,6 +34,9 @@ from fpsgen.assets import weights_dir
 from fpsgen.attention.profile import Profile
 from fpsgen.attention.schedule import Schedule
 from fpsgen.evaluate.metrics import ssim
+from fpsgen.evaluate.nano import captions, world
+from fpsgen.evaluate.nano.meter import Meter, score
+from fpsgen.evaluate.nano.prompts import unseen
 from fpsgen.files import write_text
 from fpsgen.models.catalog.choice import choose
 from fpsgen.models.patch.apply import apply
@@ -52,9 +56,8 @@ from fpsgen.train.prep.encode import Encoder
 from fpsgen.train.prep.shards import DATA, Shards
 from fpsgen.train.run import train
 from fpsgen.train.teacher import prepare_pairs
-from recipes.nano import captions, denoiser, world
-from recipes.nano.evaluate import psnr, unseen
-from recipes.nano.meter import Meter, score
+from recipes.nano import denoiser
+from recipes.nano.evaluate import psnr
 
 STEP_AWARE = preset("nano-demo").parsed_schedule()
 FIXED = Schedule(
@@ -138,6 +141,8 @@ class Proof:
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
         row |= {"size": vars(self.size), "device": name, "versions": versions(), "commit": self.commit}
         write_text(json.dumps(row, indent=1) + "\n", self.row_path(arm, seed), overwrite=True)
+        for path in (self.out / "runs" / self.row_path(arm, seed).stem).glob("step-*"):
+            shutil.rmtree(path)
         return row
 
     @property
@@ -208,7 +213,8 @@ class Proof:
         kept = self.out / f"dense-{seed}.npy"
         if arm == "dense":
             np.save(kept, clips.numpy())
-        readings = [reading for some in clips.split(16) for reading in Meter(self.device)(some.to(self.device))]
+        meter = Meter(self.device)
+        readings = [reading for some in clips.split(16) for reading in meter(some.to(self.device))]
         found: dict[str, Any] = {"score": score(readings, self.scenes), "psnr_db": None, "ssim": None}
         if arm != "dense":
             dense = torch.from_numpy(np.load(kept))
@@ -235,14 +241,8 @@ class Proof:
             transformer = load(folder, self.device, self.dtype).transformer
             with apply(transformer, schedule=chosen.schedule, strict=True) as handle:
                 found.append({"step": step} | self.validation(transformer, handle, chosen.schedule, seed))
-            _remove(folder)
+            shutil.rmtree(folder)
         return found
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 from fpsgen.train import estimate
 from fpsgen.train.config import preset
 from tools import train_costs
+from tools.figures import render
 
 
 @pytest.mark.slow
@@ -23,3 +24,6 @@ def test_a_row_is_what_the_estimate_reads(tmp_path, monkeypatch):
     assert estimate.measured(preset("nano-demo"), "wan2.1-1.3b", "cpu") is None
     assert train_costs.main(["--out", str(out), "--cases", "nano"]) == 0  # has its row
     assert len(out.read_text().splitlines()) == 1
+    assert train_costs.main(["--out", str(out), "--figures", str(tmp_path / "training.json")]) == 0
+    table = json.loads((tmp_path / "training.json").read_text())
+    assert "Dense attention, seconds" in render(table, "training") and table["rows"] == [row]

@@ -40,6 +40,15 @@ def test_losses_that_rise_in_one_profile_end_the_run(tmp_path):
     assert caught.value.code == NUMERIC and "early" in caught.value.message
 
 
+def test_losses_may_rise_while_attention_becomes_sparser(tmp_path):
+    """At first the student is the teacher, and its loss nothing."""
+    log = Log(tmp_path, judged_from=2 * WINDOW)
+    log.begin(0)
+    for step in range(1, 5 * WINDOW):
+        log.add(row(step, 1e-6 if step <= 2 * WINDOW else 1.0))
+    log.check(5 * WINDOW)
+
+
 def test_no_checkpoint_is_written_where_losses_have_risen_already(tmp_path):
     log = Log(tmp_path)
     log.begin(0)

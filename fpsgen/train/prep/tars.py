@@ -23,7 +23,7 @@ def from_tar(path: Path) -> Iterator[Source]:
     try:
         with tarfile.open(path, "r:") as tar:  # members of a compressed one have no place in the file
             for member in tar:
-                tar.members = []  # otherwise it keeps them all
+                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # otherwise it keeps them all
                 folder, _, name = member.name.rpartition("/")
                 stem, _, suffix = name.partition(".")
                 if member.isreg() and stem:

@@ -78,7 +78,7 @@ class Videos:
                 why = verdict if isinstance(verdict, Dropped) else self._duplicate(verdict.hash)
                 if why is not None:
                     self._drop(source, why, clip, len(verdicts))
-                else:
+                elif not isinstance(verdict, Dropped):
                     self._remember(verdict.hash, source.name)
                     rows.append(self._row(source, picture, verdict, clip, len(verdicts)))
                     if rows[-1] not in self.shards.rows.get(source.name, []):
