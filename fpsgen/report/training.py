@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,17 +24,34 @@ Row = dict[str, Any]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Rows of a log; blank lines and those that a kill cut short are passed over."""
+    """Rows of a log; lines that are none, such as those that a kill cut short, are passed over; none of no file."""
     rows = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if os.path.isfile(path) else ""
     for line in text.split("\n"):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and {"step", "loss", "objectives"} <= row.keys():
+        if _is_row(row):
             rows.append(row)
     return rows
+
+
+def _is_row(row: object) -> bool:
+    """Whether a line is one that train/log.py writes: numbers where the page needs them."""
+    if not isinstance(row, dict) or not isinstance(row.get("objectives"), dict) or type(row.get("step")) is not int:
+        return False
+    parts = list(row["objectives"].values())
+    if not parts or any(not isinstance(part, dict) or not isinstance(part.get("profile"), str) for part in parts):
+        return False
+    held = row.get("held_out", {})
+    known = [row.get("loss"), row.get("samples"), row.get("seconds", 0.0), row.get("grad_norm"), row.get("lr")]
+    known += [part.get("loss") for part in parts] + [part.get("dense_loss", 0.0) for part in parts]
+    known += [
+        0 if row.get("density") is None else row["density"],
+        *(held.values() if isinstance(held, dict) else [None]),
+    ]
+    return all(type(x) in (int, float) and math.isfinite(x) for x in known)
 
 
 def page(rows: Sequence[Row], name: str, videos: Sequence[Path] = ()) -> str:

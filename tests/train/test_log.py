@@ -105,3 +105,16 @@ def test_report_shows_a_run(tmp_path, capsys):
     assert run(["report", str(tmp_path / "mine" / LOG), "-o", str(page)]) == 0
     said = capsys.readouterr().out
     assert "distill, late" in said and said.endswith(f"{page}\n") and "fpsgen train: mine" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"loss": "1"}, {"step": 1.5}, {"objectives": []}, {"objectives": {"flow": 3}}, {"seconds": None}, {"held_out": 3}],
+)
+def test_lines_that_are_no_rows_are_passed_over(tmp_path, change):
+    import json
+
+    good = row(1, 1.0, dense_loss=0.5) | {"held_out": {"late": 0.5}}
+    path = tmp_path / LOG
+    path.write_text("\n".join([json.dumps(good), json.dumps(good | change), "[" * 100_000, json.dumps(good)]))
+    assert len(read_log(path)) == 2 and training.page(read_log(path), "x")
