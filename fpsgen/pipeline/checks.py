@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from fpsgen.errors import NUMERIC, FpsgenError
@@ -19,16 +21,26 @@ def check_latents(latents: torch.Tensor, where: str) -> None:
         raise FpsgenError(f"latents are constant after {where}", _REMEDY, NUMERIC)
 
 
-def to_frames(video: torch.Tensor) -> torch.Tensor:
-    """Decoded video [1, 3, T, H, W] in [-1, 1] to frames uint8 [T, H, W, 3] on the CPU, checked.
+def to_frames(video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decoded video [1, 3, T, H, W] in [-1, 1] to (frames uint8 [T, H, W, 3], spread fp32 [T]), on its device.
 
-    Raises FpsgenError NUMERIC when a value is not finite or every frame is one flat colour.
+    spread: the largest deviation of a channel over the pixels of each frame, of 1; NaN where a value is not finite.
     """
-    if not torch.isfinite(video).all():
-        bad = (~torch.isfinite(video)).flatten(3).any(3).any(1)[0].nonzero().flatten().tolist()
-        raise FpsgenError(f"decoded frames are not finite (first: frame {bad[0]})", _REMEDY, NUMERIC)
     picture = (video[0].float() / 2 + 0.5).clamp(0, 1)
-    spread = picture.std(dim=(2, 3)).max().item()  # over the pixels of each frame and channel
-    if spread < FLAT:
-        raise FpsgenError(f"the video is one flat colour (deviation {spread:.5f} of 1)", _REMEDY, NUMERIC)
-    return (picture * 255).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu()
+    spread = picture.std(dim=(2, 3)).amax(0)
+    finite = torch.isfinite(video[0]).flatten(2).all(2).all(0)
+    frames = (picture * 255).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous()
+    return frames, spread.masked_fill(~finite, torch.nan)
+
+
+def check_spread(spread: Sequence[float], first: int = 0) -> None:
+    """Raise FpsgenError NUMERIC for a frame with a value that is not finite. first: number of the first frame."""
+    bad = next((number for number, value in enumerate(spread, first) if value != value), None)
+    if bad is not None:
+        raise FpsgenError(f"decoded frames are not finite (first: frame {bad})", _REMEDY, NUMERIC)
+
+
+def check_flat(largest: float) -> None:
+    """Raise FpsgenError NUMERIC where the largest spread of a video's frames says that all are flat."""
+    if largest < FLAT:
+        raise FpsgenError(f"the video is one flat colour (deviation {largest:.5f} of 1)", _REMEDY, NUMERIC)

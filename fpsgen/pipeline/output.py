@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import unicodedata
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,8 +160,8 @@ def check_writable(folder: Path) -> None:
         raise FpsgenError(f"the disk of {show(standing)} is full", f"free some space, or {elsewhere}", DISK)
 
 
-def write_output(frames: np.ndarray, request: GenerateRequest, recipe: dict[str, Any]) -> Path:
-    """Write frames, uint8 [T, H, W, 3], as what the name ends in, see KINDS.
+def write_output(frames: Iterable[np.ndarray], request: GenerateRequest, recipe: dict[str, Any]) -> Path:
+    """Write frames, each uint8 [H, W, 3], as what the name ends in, see KINDS. They may be read twice.
 
     Returns the path: another number if the name was taken meanwhile and may be numbered. Raises FpsgenError DISK.
     """

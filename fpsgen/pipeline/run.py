@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,15 +17,17 @@ import torch
 
 from fpsgen.ffmpeg import check_ffmpeg
 from fpsgen.models.patch.apply import apply
+from fpsgen.models.patch.backend import dense_backend
 from fpsgen.models.patch.step_cache import cache_config
 from fpsgen.models.wan.random_weights import random_embeds
 from fpsgen.models.wan.scheduler import noise_from
-from fpsgen.models.wan.vae import decode_dtype, fast_decoder
+from fpsgen.models.wan.vae import decode_dtype
 from fpsgen.pipeline.capture import Capture
-from fpsgen.pipeline.checks import check_latents, to_frames
+from fpsgen.pipeline.checks import check_latents
+from fpsgen.pipeline.decode import Frames, decode, frame_shape
 from fpsgen.pipeline.events import Timing, peak_rss
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model, readable_errors, set_shift
-from fpsgen.pipeline.output import write_output, write_sidecar
+from fpsgen.pipeline.output import VIDEO, write_output, write_sidecar
 from fpsgen.pipeline.plan import words_note
 from fpsgen.pipeline.recipe import AS_SCHEDULED, build_recipe
 from fpsgen.pipeline.request import GenerateRequest
@@ -62,6 +66,19 @@ class Rendered:
     recipe: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Denoised:
+    """latents: [1, C, T, h, w]. shape: (frames, height, width) that they become, None with random weights. The others
+    as in Rendered.
+    """
+
+    latents: torch.Tensor
+    shape: tuple[int, int, int] | None
+    attention: dict[str, Any]
+    attention_s: float | None
+    recipe: dict[str, Any]
+
+
 def run(
     request: GenerateRequest, timing: Timing, model: LoadedModel | None = None, capture: Capture | None = None
 ) -> GenerateResult:
@@ -77,11 +94,10 @@ def run(
     if model is None:
         check_ffmpeg()  # before there is work to lose
         model = load_model(request, timing)
-    made = render(model, request, timing, capture)
-    if made.frames is None:
+    made = _denoised(model, request, timing, capture)
+    if made.shape is None:
         raise ValueError("random weights make no video")
-    with timing.stage("mux"):
-        path = write_output(made.frames, request, made.recipe)
+    path = _write(model, request, timing, made)
     report = build_report(request, model, made, timing)
     beside = None
     if request.output.metadata:
@@ -91,6 +107,34 @@ def run(
 
 def render(model: LoadedModel, request: GenerateRequest, timing: Timing, capture: Capture | None = None) -> Rendered:
     """The video as frames, nothing written. The pipeline is unpatched again afterwards. Raises as `run`."""
+    made = _denoised(model, request, timing, capture)
+    frames = None
+    if made.shape is not None:
+        with readable_errors(request, timing), timing.stage("vae"):
+            frames = np.concatenate(list(decode(model.pipe, made.latents, request.values()["exact"])))
+    return Rendered(frames, made.attention, made.attention_s, made.recipe)
+
+
+def _write(model: LoadedModel, request: GenerateRequest, timing: Timing, made: _Denoised) -> Path:
+    """Decode into the file. Stage "vae" lasts until the last frame is decoded, and encoding goes on beside it; "mux" is
+    the rest.
+    """
+    assert made.shape is not None
+    with readable_errors(request, timing), ExitStack() as stages:
+
+        def decoded() -> None:
+            stages.close()
+            stages.enter_context(timing.stage("mux"))
+
+        stages.enter_context(timing.stage("vae"))
+        frames = Frames(decode(model.pipe, made.latents, request.values()["exact"]), made.shape, decoded)
+        if request.output.path.suffix.lower() != VIDEO:  # what may take the first alone: all are checked before
+            deque(frames, 0)
+        return write_output(frames, request, made.recipe)
+
+
+def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capture: Capture | None) -> _Denoised:
+    """Everything up to the latents."""
     pipe, attention, values = model.pipe, request.attention, request.values()
     more = {"linear": values["linear"], "exact": values["exact"], "impl": attention.method_impl}
     more["cache"] = step_cache(request)
@@ -98,7 +142,8 @@ def render(model: LoadedModel, request: GenerateRequest, timing: Timing, capture
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
         set_shift(pipe, request.sampling.shift)
-        with apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
+        chosen = dense_backend(values["bf16_backend"])
+        with chosen, apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
             with timing.stage("text"):
                 embeds = _stand_in(model, request) if model.random else encode(pipe, request, timing)
             observer = None
@@ -109,13 +154,10 @@ def render(model: LoadedModel, request: GenerateRequest, timing: Timing, capture
                 attention_s = timer.seconds()
             if observer is not None:
                 observer.check_complete()
-            frames, held = None, {}
-            if not model.random:
-                with timing.stage("vae"), fast_decoder(pipe.vae, values["exact"]):
-                    frames = to_frames(_decode(pipe, latents)).numpy()
-                held = dict(zip(("frames", "height", "width"), frames.shape[:3], strict=True))
+            shape = None if model.random else frame_shape(pipe, latents)
+            held = dict(zip(("frames", "height", "width"), shape, strict=True)) if shape else {}
             recipe = build_recipe(request, _found_out(model, handle, values["linear"], values["exact"]) | held)
-            return Rendered(frames, handle.report(), attention_s, recipe)
+            return _Denoised(latents, shape, handle.report(), attention_s, recipe)
 
 
 def step_cache(request: GenerateRequest) -> Any:
@@ -124,7 +166,7 @@ def step_cache(request: GenerateRequest) -> Any:
     return None if name == "none" else cache_config(name, request.sampling.steps, request.model.spec.mag_ratios)
 
 
-def build_report(request: GenerateRequest, model: LoadedModel, made: Rendered, timing: Timing) -> dict[str, Any]:
+def build_report(request: GenerateRequest, model: LoadedModel, made: _Denoised, timing: Timing) -> dict[str, Any]:
     """Where time and memory went and what ran where, JSON-ready."""
     on_gpu = model.device.type == "cuda"
     return {
@@ -208,18 +250,6 @@ def denoise(
             callback_on_step_end=after_step,
             max_sequence_length=request.prompt.max_sequence_length,
         ).frames
-
-
-@torch.no_grad()
-def _decode(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Latents [1, C, T, H, W] to video [1, 3, T', H', W'] in [-1, 1], in the VAE's dtype."""
-    vae = pipe.vae
-    latents = latents.to(vae.device, vae.dtype)
-    mean, std = (
-        torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    return vae.decode(latents * std + mean, return_dict=False)[0]
 
 
 def handle_note(handle: Any) -> str:

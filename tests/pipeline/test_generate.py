@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fpsgen.attention import METHODS
 from fpsgen.cli.progress import Quiet
-from fpsgen.errors import INTERRUPTED, NUMERIC, TERMINATED, USAGE, FpsgenError
+from fpsgen.errors import ENVIRONMENT, INTERRUPTED, NUMERIC, TERMINATED, USAGE, FpsgenError
+from fpsgen.pipeline import decode
 from fpsgen.pipeline import run as generate
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.plan import plan
@@ -160,11 +162,11 @@ def read_frames(path: Path) -> bytes:
     return subprocess.run(command, capture_output=True, check=True).stdout
 
 
-@pytest.mark.parametrize("method", ["bf16", "fp8", "sta", "fps"])
+@pytest.mark.parametrize("method", ["bf16", "fp8", "sta", "sage", "sparge", "svg", "fps"])
 def test_every_method_runs(request_for, method):
     result, _ = make(request_for(method=method, schedule="paper"))
     ran = {step["method"] for step in result.report["attention"]["steps"]}
-    assert ran <= {"bf16", "fp8", "sta", "fps"} and (method in ran or method == "sta")
+    assert ran <= set(METHODS) and (method in ran or method == "sta")
 
 
 def test_the_slow_reference_can_be_asked_for(request_for):
@@ -174,6 +176,18 @@ def test_the_slow_reference_can_be_asked_for(request_for):
         kernels[impl] = set(result.report["attention"]["kernels"])
         assert result.recipe["method_impl"] == impl
     assert kernels == {"auto": {"cpu"}, "reference": {"reference"}}
+
+
+def test_dense_attention_runs_on_the_backend_that_was_named(request_for):
+    plain, _ = make(request_for(method="bf16"))
+    result, _ = make(request_for(method="bf16", bf16_backend="math"))
+    assert result.report["attention"]["kernels"].keys() == {"_native_math"}
+    assert result.recipe["bf16_backend"] == "math" and plain.recipe["bf16_backend"] == "auto"
+    again, _ = make(request_for(method="bf16"))
+    assert again.report["attention"]["kernels"] == plain.report["attention"]["kernels"] != {}
+    with pytest.raises(FpsgenError) as caught:
+        make(request_for(method="bf16", bf16_backend="fa3"))
+    assert caught.value.code == ENVIRONMENT and "fa3" in caught.value.message
 
 
 def test_no_metadata(request_for):
@@ -188,23 +202,43 @@ def test_a_prompt_longer_than_the_model_reads_is_said(request_for):
     assert any("prompt has" in text and "tokens" in text for text in events.warnings)
 
 
-def spoil(monkeypatch, stage: str, value: float) -> None:
-    real = getattr(generate, stage)
-
-    def broken(*arguments):
-        tensor = real(*arguments)
-        tensor[:] = value
-        return tensor
-
-    monkeypatch.setattr(generate, stage, broken)
-
-
+@pytest.mark.parametrize("name", ["cat.mp4", "cat.png", "cat.gif"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
-def test_a_bad_picture_is_never_written(request_for, monkeypatch, value):
-    spoil(monkeypatch, "_decode", value)
+def test_a_bad_picture_is_never_written(request_for, monkeypatch, value, name):
+    real = decode.video_parts
+
+    def spoilt(*arguments):
+        for part in real(*arguments):
+            yield part.fill_(value)
+
+    monkeypatch.setattr(decode, "video_parts", spoilt)
     with pytest.raises(FpsgenError) as caught:
-        make(request_for())
+        make(request_for(output=name, frames=1 if name == "cat.png" else 5))
     assert caught.value.code == NUMERIC and not os.listdir()
+
+
+def test_frames_are_encoded_while_others_are_decoded(request_for, monkeypatch):
+    """The first frame is asked for by the writer before the last part is made."""
+    seen: list[str] = []
+    real = decode.video_parts
+
+    def parts(*arguments):
+        for part in real(*arguments):
+            for frame in part.split(1, dim=2):
+                seen.append("made")
+                yield frame
+
+    def write(frames, request, recipe):
+        for _ in frames:
+            seen.append("read")
+        return real_write(frames, request, recipe)
+
+    real_write = generate.write_output
+    monkeypatch.setattr(decode, "video_parts", parts)
+    monkeypatch.setattr(generate, "write_output", write)
+    result, events = make(request_for())
+    assert seen == ["made", "made", "read"] + 3 * ["made", "read"] + ["read"]
+    assert count_frames(result.path) == 5 and events.stages[-2:] == ["vae", "mux"]
 
 
 def test_bad_latents_end_the_run_at_their_step(request_for, monkeypatch):

@@ -53,7 +53,7 @@ def test_memory_that_runs_out_on_a_cpu_is_said_in_two_lines(tmp_path, tiny_dir, 
     from fpsgen.pipeline.events import Timing
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "_decode", lambda pipe, latents: torch.empty(1 << 52, dtype=torch.uint8))
+    monkeypatch.setattr(run, "decode", lambda *asked: iter([torch.empty(1 << 52, dtype=torch.uint8)]))
     settings = Settings({"model": str(tiny_dir), "res": (32, 32), "frames": 5, "steps": 1, "device": "cpu"})
     with pytest.raises(FpsgenError) as caught:
         run.run(plan("a cat", settings).request, Timing(Quiet()))

@@ -7,14 +7,12 @@ before in front of its input, where the pass that norms wrote the rest; its padd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualUpBlock, unpatchify
-from diffusers.models.autoencoders.vae import DecoderOutput
 
 from fpsgen.fused.pixels import Sum, norm_silu, upsample
 
@@ -193,39 +191,19 @@ def decode_dtype(vae: Any, exact: bool) -> torch.dtype:
     return torch.bfloat16 if vae.device.type == "cuda" and not exact else vae.dtype
 
 
-@contextmanager
-def fast_decoder(vae: Any, exact: bool) -> Iterator[None]:
-    """Meanwhile, the VAE decodes by install_decoder, unless `exact`."""
-    undo = None if exact else install_decoder(vae, decode_dtype(vae, exact))
-    try:
-        yield
-    finally:
-        if undo is not None:
-            undo()
+def decode_chunks(
+    vae: Any, latents: torch.Tensor, dtype: torch.dtype | None = None, budget: int = BUDGET
+) -> Iterator[torch.Tensor]:
+    """The frames of an AutoencoderKLWan in order, [B, 3, t, H, W] in [-1, 1], decoded in `dtype` (None: its own).
 
-
-def install_decoder(vae: Any, dtype: torch.dtype | None = None, budget: int = BUDGET) -> Callable[[], None]:
-    """Let an AutoencoderKLWan decode this way, in `dtype` (None: its own). Returns what undoes it.
-
-    The result has the VAE's own dtype. Tiles, where they are enabled, and slices stay as they were.
+    Tiles, where they are enabled, are diffusers' own way, in one piece; so is fp32 on a GPU, for which cuDNN has no
+    fast convolutions with channels last.
     """
-
-    def decode(z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
-        height, width = (vae.tile_sample_min_height, vae.tile_sample_min_width)
-        ratio = vae.spatial_compression_ratio
-        tiled = vae.use_tiling and (z.shape[-1] > width // ratio or z.shape[-2] > height // ratio)
-        if tiled or (z.is_cuda and (dtype or z.dtype) == torch.float32):  # cuDNN has no fast fp32 with channels last
-            return type(vae)._decode(vae, z, return_dict)
-        with torch.no_grad():
-            chunks = decoded_chunks(vae, z, dtype or z.dtype, budget)
-            parts = [part.to(z.dtype, memory_format=torch.contiguous_format) for part in chunks]
-        out = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-        return DecoderOutput(sample=out) if return_dict else (out,)
-
-    vae._decode = decode
-
-    def undo() -> None:
-        if vae.__dict__.get("_decode") is decode:
-            del vae._decode
-
-    return undo
+    dtype = dtype or latents.dtype
+    height, width = vae.tile_sample_min_height, vae.tile_sample_min_width
+    ratio = vae.spatial_compression_ratio
+    tiled = vae.use_tiling and (latents.shape[-1] > width // ratio or latents.shape[-2] > height // ratio)
+    if tiled or (latents.is_cuda and dtype == torch.float32):
+        yield vae.decode(latents, return_dict=False)[0]
+    else:
+        yield from decoded_chunks(vae, latents, dtype, budget)
