@@ -99,15 +99,16 @@ class Drawn(Quiet):
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.table import Column
 
-        one_line = Column(no_wrap=True, overflow="ellipsis")
+        rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # what the other columns leave
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description:<8}"),
             BarColumn(bar_width=10),
-            TextColumn("{task.fields[note]}", markup=False, table_column=one_line),
+            TextColumn("{task.fields[note]}", markup=False, table_column=rest),
             TimeElapsedColumn(),
             console=Console(stderr=True, highlight=False, emoji=False),
             transient=True,
+            expand=True,
         )
         self._task: Any = None
         self._spent = 0.0
@@ -146,7 +147,7 @@ class Drawn(Quiet):
 
     def job(self, place: str, prompt: str, rest: float | None, left: int) -> None:
         super().job(place, prompt, rest, left)
-        self._job = f"{place} {console.one_line(prompt, 40)}" + (f", all {clock(rest)}" if rest else "")
+        self._job = f"{place} " + (f"all {clock(rest)}  " if rest else "") + console.one_line(prompt, 40)
 
     def warn(self, text: str) -> None:
         self._print(f"warning: {text}")
