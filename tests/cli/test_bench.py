@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fpsgen.attention.methods import METHODS
 from fpsgen.bench import ablations, power
 from fpsgen.bench import kernel as kernel_bench
 from fpsgen.bench.plan import methods_to_run
@@ -113,7 +114,7 @@ def test_kernel_rows(fpsgen):
     options = ("--shape", "4x8x8", "--heads", "2", "--density", "0.3", "--seconds", "0.01")
     assert fpsgen("bench", "kernel", *options) == 0, fpsgen.err
     rows = [json.loads(line) for line in Path("outputs/bench/kernel.jsonl").read_text().splitlines()]
-    assert [row["method"] for row in rows] == ["sdpa", "bf16", "fp8", "sta", "fps"]
+    assert [row["method"] for row in rows] == ["sdpa", *METHODS]
     for row in rows:
         assert row["repeats"] >= 3 and row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
         operations = 4 * 128 * 2 * row["density"] * 256**2
