@@ -57,9 +57,14 @@ def latest(folder: Path) -> tuple[int, dict[str, dict[str, torch.Tensor]], dict[
     for path in reversed(_found(folder)):
         with suppress(FpsgenError, OSError, KeyError, TypeError):
             row = read_json(path / STATE, 1 << 24, str(path / STATE))
-            whole = row["schema"] == SCHEMA and all(
-                (path / file["name"]).stat().st_size == file["size"] and sha256(path / file["name"]) == file["sha256"]
-                for file in row["files"]
+            whole = (
+                row["schema"] == SCHEMA
+                and isinstance(row["state"], dict)
+                and all(
+                    (path / file["name"]).stat().st_size == file["size"]
+                    and sha256(path / file["name"]) == file["sha256"]
+                    for file in row["files"]
+                )
             )
             if whole:
                 names = [Path(file["name"]).stem for file in row["files"]]

@@ -3,29 +3,53 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fpsgen.errors import NUMERIC, FpsgenError
-from fpsgen.files import append_line, write_text
+from fpsgen.fields import Field, Spec, fields, mapping, or_null, parse_json, real, text, whole
+from fpsgen.files import append_line, read_bytes, write_text
 from fpsgen.report.training import page
+from fpsgen.text import show
 
 LOG, PAGE, BOARD = "log.jsonl", "page.html", "tensorboard"
+LIMIT = 1 << 30  # bytes of a log
 WINDOW = 20  # losses of a profile in a mean
 DIVERGED, SUSPECT = 10.0, 5.0  # times the mean at the beginning
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Rows of a log; blank lines and those that a kill cut short are passed over."""
+    """Rows of a log; blank lines and those that a kill cut short are passed over. Raises FpsgenError BAD_INPUT."""
     rows = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            rows.append(row)
+    data = read_bytes(path, LIMIT, show(path)) if os.path.lexists(path) else b""
+    for line in data.decode("utf-8", "replace").split("\n"):
+        with suppress(FpsgenError):
+            row = parse_json(line, "a line")
+            rows.append(row | fields(row, _ROW, "a line", more=True))
     return rows
+
+
+def _part(value: Any) -> dict[str, Any]:
+    """What a step did for one objective."""
+    loss = real(-1e30, 1e30)
+    optional = {"dense_loss": loss} if isinstance(value, dict) and "dense_loss" in value else {}
+    try:
+        fields(value, {"profile": text(1000), "loss": loss, **optional}, "", more=True)
+    except FpsgenError as error:
+        raise ValueError from error
+    return value
+
+
+_ROW: Spec = {
+    "step": whole(0, 1 << 40),
+    "samples": whole(0, 1 << 40),
+    "seconds": real(0, 1e9, 0.0),
+    "density": or_null(real(0, 1)),
+    **dict.fromkeys(("loss", "grad_norm", "lr"), real(-1e30, 1e30)),
+    "objectives": mapping(Field(_part, "profile and loss")),
+}
 
 
 class Log:
