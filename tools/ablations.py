@@ -30,6 +30,7 @@ from fpsgen.evaluate.nano.captions import plain
 from fpsgen.evaluate.nano.prompts import unseen
 from fpsgen.models.catalog.choice import choose
 from fpsgen.pipeline.events import Timing
+from fpsgen.pipeline.loaded_model import choose_device
 from fpsgen.pipeline.plan import plan
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.report.evaluate import summarize
@@ -65,13 +66,18 @@ def joint() -> dict[str, Variant]:
 
 
 def granularity() -> dict[str, Variant]:
-    """Dense FP8: how many key blocks of 60 tokens share a scale."""
+    """Dense FP8: how many key blocks of 60 tokens share a scale; and the other ways to share one (CPU and reference
+    alone).
+    """
     blocks = AttentionPlan(GRID, TILE, method="fp8").layout.num_blocks
     found = {}
     for count in (1, 2, 4, 8, blocks):
         text = f"{count} block{'s' * (count > 1)} ({count * 60} tokens)" if count < blocks else "the whole head"
         profile = Profile("all", "fp8", tile=TILE, granularity=count)
         found[text] = Variant(f"granularity-{count}", constant(f"fp8-g{count}", profile))
+    for scale in ("token", "channel", "group", "tensor"):
+        profile = Profile("all", "fp8", tile=TILE, options={"scale": scale})
+        found[f"per {scale}"] = Variant(f"granularity-{scale}", constant(f"fp8-{scale}", profile))
     return found
 
 
@@ -102,6 +108,12 @@ def window() -> dict[str, Variant]:
 ABLATIONS: dict[str, Callable[[], dict[str, Variant]]] = {
     each.__name__: each for each in (joint, granularity, tile, window)
 }
+
+
+def _needs_reference(variant: Variant) -> bool:
+    """Whether no GPU kernel computes it: another scale than one for each group of blocks."""
+    schedule = variant.schedule
+    return isinstance(schedule, Schedule) and any(dict(profile.options) for profile in schedule.profiles)
 
 
 def requests(model: str, captions: Sequence[str], seeds: int, folder: Path, device: str) -> list[GenerateRequest]:
@@ -183,6 +195,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.steps:
         asked = [each.replace(sampling={"steps": options.steps}) for each in asked]
     variants = [variant for name in options.names for variant in ABLATIONS[name]().values()]
+    if choose_device(options.device).type == "cuda":
+        variants = [replace(each, impl="reference") if _needs_reference(each) else each for each in variants]
     counts = f"--prompts {options.prompts} --seeds {options.seeds}" + " --velocities" * options.velocities
     command = f"python -m tools.ablations {' '.join(options.names)} {counts}"
     models = Models(asked[0], asked[0])

@@ -40,7 +40,7 @@ def run(
     command: str = "",
 ) -> list[dict[str, Any]]:
     """Rows of the reference and of every method for each request, see suite.run. fps runs by the request's schedule,
-    else by the model's own. teacher: whose dense videos are the reference; None is the model itself.
+    else by the model's own. teacher: whose dense videos are the reference, without a LoRA; None is the model itself.
     """
     from fpsgen.bench.suite import DENSE, Models, Variant
     from fpsgen.bench.suite import run as run_suite
@@ -56,7 +56,7 @@ def run(
         else Variant(name, first.attention.schedule, None if name == OURS else name, values["linear"], values["exact"])
         for name in names
     ]
-    reference = first if teacher is None else replace(first, model=teacher)
+    reference = first if teacher is None else replace(first, model=teacher).with_settings(lora="")
     return list(run_suite(Models(first, reference), requests, variants, folder, timing, command))
 
 

@@ -7,6 +7,7 @@ is not made again.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -40,8 +41,8 @@ _LIMIT = 1 << 28  # bytes of a file of rows
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to denoise. schedule, method: as `apply` takes them. linear: of its linear layers. exact: diffusers' own
-    rounding everywhere else.
+    """One way to denoise. schedule, method, impl, linear: as `apply` takes them. exact: diffusers' own rounding
+    everywhere else.
     """
 
     name: str
@@ -49,10 +50,11 @@ class Variant:
     method: str | None = None
     linear: str = "bf16"
     exact: bool = False
+    impl: str = "auto"
 
     def of(self, request: GenerateRequest) -> GenerateRequest:
         """The request run this way, strict."""
-        attention = {"schedule": self.schedule, "method": self.method, "strict": True}
+        attention = {"schedule": self.schedule, "method": self.method, "method_impl": self.impl, "strict": True}
         plain = {"cache": "none", "cfg_until": 1.0} if self.method == BASELINE else {}
         return request.replace(attention=attention).with_settings(linear=self.linear, exact=self.exact, **plain)
 
@@ -62,11 +64,25 @@ DENSE = Variant(REFERENCE, method=BASELINE, exact=True)
 
 class Models(NamedTuple):
     """student: what is evaluated. teacher: what makes the reference; may be the same model. Both are requests, of
-    which model, device and dtype count.
+    which model, LoRA, device and dtype count.
     """
 
     student: GenerateRequest
     teacher: GenerateRequest
+
+    @property
+    def one(self) -> bool:
+        """Whether both are the same weights."""
+        return _weights(self.student) == _weights(self.teacher)
+
+    def by_teacher(self, request: GenerateRequest) -> GenerateRequest:
+        """A request for the student, made by the teacher."""
+        changed = request.with_settings(lora=self.teacher.values()["lora"])
+        return dataclasses.replace(changed, model=self.teacher.model)
+
+
+def _weights(request: GenerateRequest) -> tuple[str, str]:
+    return str(request.model.folder), str(request.values()["lora"])
 
 
 class _Made(NamedTuple):
@@ -105,7 +121,7 @@ def run(
                 continue
             facts = {"schema": SCHEMA, **provenance(student.device), "command": command, "every": every}
             facts |= {"dtype": str(student.dtype).removeprefix("torch."), "teacher": models.teacher.model.spec.name}
-            reference = _make(teacher, request, dense, folder, number, progress, True)
+            reference = _make(teacher, models.by_teacher(request), dense, folder, number, progress, True)
             for key, variant in zip(each, (dense, *variants), strict=True):
                 if key not in known:
                     row = {**facts, "key": key, **setting_of(request), "model": models.student.model.spec.name}
@@ -196,7 +212,7 @@ def _velocity(
     """By profile: steps that were compared, and means of cosine, mse and snr_db of the velocity. And what ran."""
     found: dict[str, list[dict[str, float]]] = {}
     wanted = variant.of(request)
-    options = {"strict": True, "linear": variant.linear, "exact": variant.exact}
+    options = {"strict": True, "linear": variant.linear, "exact": variant.exact, "impl": variant.impl}
     with apply(model.pipe, wanted.attention.schedule, wanted.attention.method, **options) as handle:
         for step in step_errors(model.pipe.transformer, handle, forwards, request.sampling.steps, every):
             found.setdefault(step.ran["profile"], []).append(step.error)
@@ -206,12 +222,11 @@ def _velocity(
 
 def _load(models: Models, timing: Timing) -> tuple[LoadedModel, LoadedModel]:
     student = load_model(models.student, timing)
-    same = models.student.model.folder == models.teacher.model.folder
-    return student, student if same else load_model(models.teacher, timing)
+    return student, student if models.one else load_model(models.teacher, timing)
 
 
 def _key(models: Models, request: GenerateRequest, variant: Variant, videos: bool) -> str:
-    """16 hex digits of what decides a row: request, variant, and the folders of both models."""
-    what = [variant.of(request).deciding(), variant.name, videos, *(str(each.model.folder) for each in models)]
+    """16 hex digits of what decides a row: request, variant, and the weights of both models."""
+    what = [variant.of(request).deciding(), variant.name, videos, *map(_weights, models)]
     text = json.dumps(what, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

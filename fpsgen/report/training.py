@@ -5,19 +5,58 @@ fetches nothing: charts and validation videos are inside.
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from fpsgen.errors import FpsgenError
+from fpsgen.fields import Field, Spec, fields, mapping, or_null, parse_json, real, text, whole
+from fpsgen.files import read_bytes
 from fpsgen.report import charts
 from fpsgen.report.lines import clock, columns
+from fpsgen.text import show
 
+LIMIT = 1 << 30  # bytes of a log
 POINTS = 150  # of a curve
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
 DENSE = "#888888"
 Row = dict[str, Any]
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Rows of a log; blank lines and those that a kill cut short are passed over. Raises FpsgenError BAD_INPUT."""
+    rows = []
+    data = read_bytes(path, LIMIT, show(path)) if os.path.lexists(path) else b""
+    for line in data.decode("utf-8", "replace").split("\n"):
+        with suppress(FpsgenError):
+            row = parse_json(line, "a line")
+            rows.append(row | fields(row, _ROW, "a line", more=True))
+    return rows
+
+
+def _part(value: Any) -> dict[str, Any]:
+    """What a step did for one objective."""
+    loss = real(-1e30, 1e30)
+    optional = {"dense_loss": loss} if isinstance(value, dict) and "dense_loss" in value else {}
+    try:
+        fields(value, {"profile": text(1000), "loss": loss, **optional}, "", more=True)
+    except FpsgenError as error:
+        raise ValueError from error
+    return value
+
+
+_ROW: Spec = {
+    "step": whole(0, 1 << 40),
+    "samples": whole(0, 1 << 40),
+    "seconds": real(0, 1e9, 0.0),
+    "density": or_null(real(0, 1)),
+    **dict.fromkeys(("loss", "grad_norm", "lr"), real(-1e30, 1e30)),
+    "objectives": mapping(Field(_part, "profile and loss")),
+}
 
 
 def page(rows: Sequence[Row], name: str, videos: Sequence[Path] = ()) -> str:
@@ -107,8 +146,8 @@ def _chart(rows: Sequence[Row], title: str, curves: Sequence[Any]) -> tuple[str,
 
 
 def _means(values: Sequence[float | None]) -> list[float]:
-    """Means over at most POINTS equal parts; a part without values has that of the one before."""
-    count = min(POINTS, len(values))
+    """Means over equal parts of five values or more; a part without values has that of the one before."""
+    count = min(POINTS, max(1, len(values) // 5))
     found: list[float | None] = []
     for index in range(count):
         part = [x for x in values[index * len(values) // count : (index + 1) * len(values) // count] if x is not None]

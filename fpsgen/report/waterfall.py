@@ -10,7 +10,8 @@ from fpsgen.report.lines import columns
 from fpsgen.report.steps import SIZE
 
 WIDTH, ROW, LEFT, RIGHT = 640, 30, 170, 150
-PARTS = (("self-attention", "#16a34a"), ("rest of denoising", "#86c99b"), ("VAE", "#bbbbbb"))
+ATTENTION, REST, VAE = ("self-attention", "#16a34a"), ("rest of denoising", "#86c99b"), ("VAE", "#bbbbbb")
+UNSEEN = ("denoising, compiled", "#4d9e68")  # attention is not seen apart
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -36,13 +37,17 @@ def chart(rows: Sequence[dict[str, Any]]) -> str:
     """A bar for each stage: attention, the rest of denoising, decoding. An SVG document."""
     longest = max(row["denoise_s"]["median"] + (row["vae_s"] or 0) for row in rows)
     scale = (WIDTH - LEFT - RIGHT) / longest
-    parts = []
+    parts, used = [], [ATTENTION, REST, VAE]
     for number, row in enumerate(rows):
         top, left = 8 + number * ROW, float(LEFT)
-        attention = row["attention_s"]["median"] if row["attention_s"] else 0.0
         denoise = row["denoise_s"]["median"]
+        attention = row["attention_s"]["median"] if row["attention_s"] else 0.0
+        rest = REST if row["attention_s"] else UNSEEN
+        used += [] if rest in used else [rest]
         parts.append(f'<text x="{LEFT - 8}" y="{top + 15}" text-anchor="end">{html.escape(row["stage"])}</text>')
-        for seconds, (name, colour) in zip((attention, denoise - attention, row["vae_s"] or 0.0), PARTS, strict=True):
+        for seconds, (name, colour) in zip(
+            (attention, denoise - attention, row["vae_s"] or 0.0), (ATTENTION, rest, VAE), strict=True
+        ):
             width = max(0.0, seconds * scale)
             title = f"<title>{name}: {seconds:.2f} s</title>"
             parts.append(
@@ -52,8 +57,8 @@ def chart(rows: Sequence[dict[str, Any]]) -> str:
         error = "" if row["error"] is None else f", {row['error']['snr_db']:.0f} dB"
         parts.append(f'<text x="{left + 6:.1f}" y="{top + 15}">{row["faster_total"]:.2f}x{error}</text>')
     foot = 8 + len(rows) * ROW
-    for number, (name, colour) in enumerate(PARTS):
-        x = LEFT + 130 * number
+    for number, (name, colour) in enumerate(used):
+        x = 8 + 155 * number
         parts.append(f'<rect x="{x}" y="{foot + 4}" width="11" height="11" fill="{colour}"/>')
         parts.append(f'<text x="{x + 16}" y="{foot + 14}">{name}</text>')
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {foot + 24}" role="img" style="{SIZE}"'

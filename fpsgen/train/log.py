@@ -3,60 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fpsgen.errors import NUMERIC, FpsgenError
-from fpsgen.fields import Field, Spec, fields, mapping, or_null, parse_json, real, text, whole
-from fpsgen.files import append_line, read_bytes, write_text
-from fpsgen.report.training import page
-from fpsgen.text import show
+from fpsgen.files import append_line, write_text
+from fpsgen.report.training import page, read_log
 
 LOG, PAGE, BOARD = "log.jsonl", "page.html", "tensorboard"
-LIMIT = 1 << 30  # bytes of a log
 WINDOW = 20  # losses of a profile in a mean
 DIVERGED, SUSPECT = 10.0, 5.0  # times the mean at the beginning
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Rows of a log; blank lines and those that a kill cut short are passed over. Raises FpsgenError BAD_INPUT."""
-    rows = []
-    data = read_bytes(path, LIMIT, show(path)) if os.path.lexists(path) else b""
-    for line in data.decode("utf-8", "replace").split("\n"):
-        with suppress(FpsgenError):
-            row = parse_json(line, "a line")
-            rows.append(row | fields(row, _ROW, "a line", more=True))
-    return rows
-
-
-def _part(value: Any) -> dict[str, Any]:
-    """What a step did for one objective."""
-    loss = real(-1e30, 1e30)
-    optional = {"dense_loss": loss} if isinstance(value, dict) and "dense_loss" in value else {}
-    try:
-        fields(value, {"profile": text(1000), "loss": loss, **optional}, "", more=True)
-    except FpsgenError as error:
-        raise ValueError from error
-    return value
-
-
-_ROW: Spec = {
-    "step": whole(0, 1 << 40),
-    "samples": whole(0, 1 << 40),
-    "seconds": real(0, 1e9, 0.0),
-    "density": or_null(real(0, 1)),
-    **dict.fromkeys(("loss", "grad_norm", "lr"), real(-1e30, 1e30)),
-    "objectives": mapping(Field(_part, "profile and loss")),
-}
-
-
 class Log:
-    """Of a run in a folder."""
+    """Of a run in a folder. judged_from: losses of the steps up to this one say nothing of those that follow, since the
+    density still changes.
+    """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, judged_from: int = 0) -> None:
+        self.folder, self._judged_from = folder, judged_from
         self._rows: list[dict[str, Any]] = []
         self._losses: dict[str, list[float]] = {}
         self._board: Any = None
@@ -99,6 +64,8 @@ class Log:
 
     def _take(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
+        if row["step"] <= self._judged_from:
+            return
         for name, part in row["objectives"].items():
             self._losses.setdefault(f"{name} in profile {part['profile']}", []).append(part["loss"])
 

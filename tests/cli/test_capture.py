@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from fpsgen.attention.methods import METHODS
+from fpsgen.models.patch import attention
 from fpsgen.pipeline.capture import read_capture
 
 SMALL = ("--res", "64x32", "--frames", "5", "--steps", "3", "--seed", "3")
@@ -36,10 +37,24 @@ def online(monkeypatch):
     sys.modules.pop("attention.made_up_method", None)
 
 
+def test_what_is_saved_is_what_attention_gets(fpsgen, generate, monkeypatch):
+    got = []
+    real = attention._attention
+    monkeypatch.setattr(attention, "_attention", lambda *given: got.append(given[:3]) or real(*given))
+    assert generate("--method", "bf16", "--capture", "caught", "--capture-steps", "0") == 0, fpsgen.err
+    for layer in (0, 1):
+        found = read_capture(Path("caught") / f"step0000-layer{layer:02d}.safetensors")
+        assert all(map(torch.equal, (found.q, found.k, found.v), got[layer]))
+
+
 def test_the_same_inputs_whatever_order_the_tokens_lie_in(fpsgen, generate):
-    """The first layer of the first step sees the same noise: fps in tile order, bf16 in raster order."""
+    """The first layer of the first step sees the same noise: sta in tile order, bf16 in raster order."""
+    Path("tiles.toml").write_text(
+        'name = "tiles"\n[[windows]]\nlow = 0.0\nhigh = 1.0\nprofile = "all"\n'
+        '[[profiles]]\nname = "all"\nmethod = "sta"\ntile = [1, 2, 2]\nwindow = [1, 1, 1]\n'
+    )
     for method in ("bf16", "sta"):
-        assert generate("--method", method, "--schedule", "paper", "--capture", method) == 0, fpsgen.err
+        assert generate("--method", method, "--schedule", "tiles.toml", "--capture", method) == 0, fpsgen.err
     names = sorted(path.name for path in Path("bf16").iterdir())
     assert names == [f"step{step:04d}-layer{layer:02d}.safetensors" for step in (0, 1, 2) for layer in (0, 1)]
     first = [read_capture(Path(folder) / names[0]) for folder in ("bf16", "sta")]

@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fpsgen.bench import evaluate as evaluation
 from fpsgen.bench import suite
 from fpsgen.evaluate.metrics import psnr
+from fpsgen.models.catalog.choice import choose
+from fpsgen.pipeline.plan import plan
+from fpsgen.settings.gather import Settings
 from fpsgen.video import read_frames, read_recipe
 from tests.tiny import build_tiny_pipeline
 
@@ -84,6 +88,20 @@ def test_another_model_can_be_the_reference(fpsgen, evaluate, tmp_path):
         for row in rows
         if row["variant"] == "bf16"
     )
+
+
+def test_a_teacher_has_no_lora(tmp_path, tiny_dir, monkeypatch):
+    """The same folder with and without a LoRA file are two models, and the reference is the one without."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.safetensors").write_bytes(b"x")
+    choice = choose(str(tiny_dir))
+    base = plan("a cat", Settings({"lora": "a.safetensors", "seed": 1}), choice).request
+    seen = []
+    monkeypatch.setattr(suite, "run", lambda models, *rest: seen.append(models) or iter(()))
+    evaluation.run([base], choice, ("bf16",), tmp_path, None)
+    evaluation.run([base], None, ("bf16",), tmp_path, None)
+    assert not seen[0].one and seen[0].by_teacher(base).values()["lora"] == ""
+    assert seen[1].one and seen[1].by_teacher(base).values()["lora"] == "a.safetensors"
 
 
 def test_usage(fpsgen, tiny_dir):
