@@ -4,20 +4,18 @@ fetches nothing: charts and validation videos are inside.
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from fpsgen.errors import FpsgenError
 from fpsgen.fields import Field, Spec, fields, mapping, or_null, parse_json, real, text, whole
 from fpsgen.files import read_bytes
 from fpsgen.report import charts
 from fpsgen.report.lines import clock, columns
+from fpsgen.report.template import embedded, fill
 from fpsgen.text import show
 
 LIMIT = 1 << 30  # bytes of a log
@@ -61,20 +59,14 @@ _ROW: Spec = {
 
 def page(rows: Sequence[Row], name: str, videos: Sequence[Path] = ()) -> str:
     """rows: of log.jsonl, in order. videos: MP4s to show."""
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
-        Path(__file__).with_name("training.html").read_text(encoding="utf-8")
-    )
     drawn = [(title, _chart(rows, title, curves)) for title, curves in _curves(rows).items()]
-    return template.render(
+    return fill(
+        "training.html",
         name=name,
         facts=_facts(rows),
         table=table(rows),
         charts=[{"title": title, "svg": svg, "keys": keys} for title, (svg, keys) in drawn if svg],
-        videos=[
-            {"name": path.stem, "data": base64.b64encode(path.read_bytes()).decode()}
-            for path in videos
-            if path.is_file()
-        ],
+        videos=[{"name": path.stem, "data": embedded(path)} for path in videos if os.path.isfile(path)],
     )
 
 
