@@ -15,7 +15,7 @@ from fpsgen.text import show
 VIDEO_LIMIT = 256 << 20  # bytes
 
 
-def fill(name: str, **values: Any) -> str:
+def fill(name: str, /, **values: Any) -> str:
     """The page of a template in this folder; values are escaped."""
     loader = FileSystemLoader(Path(__file__).parent)
     return (
