@@ -106,6 +106,11 @@ def _curves(rows: Sequence[Row]) -> dict[str, list[tuple[str, str, Callable[[Row
     for name in dict.fromkeys(name for name, _ in _parts(rows)):
         sparse, dense = _pairwise(name)
         found[f"sparse beside dense, same samples: {name}"] = [("sparse", COLOURS[0], sparse), ("dense", DENSE, dense)]
+    profiles = sorted({name for row in rows for name in row.get("held_out", ())})
+    for number, profile in enumerate(profiles):
+        chart = found.setdefault("held-out error of the averaged weights, relative", [])
+        value = lambda row, profile=profile: row.get("held_out", {}).get(profile)  # noqa: E731
+        chart.append((profile, COLOURS[number % len(COLOURS)], value))
     for key in ("grad_norm", "density"):
         found[key.replace("_", " ")] = [(key.replace("_", " "), COLOURS[0], lambda row, key=key: row.get(key))]
     rate = lambda row: row["samples"] / row["seconds"] if row.get("seconds") else None  # noqa: E731
