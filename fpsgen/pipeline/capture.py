@@ -125,4 +125,5 @@ def read_capture(path: Path) -> Captured:
         what = f"{show(path)} is no capture: {show(error, 120)}"
         raise FpsgenError(what, "make one with fpsgen generate --capture FOLDER", BAD_INPUT) from error
     facts |= {"step": str(step), "layer": str(layer)}
-    return Captured(*(x[None] for x in tensors), (grid[0], grid[1], grid[2]), facts)
+    q, k, v = (x[None] for x in tensors)
+    return Captured(q, k, v, (grid[0], grid[1], grid[2]), facts)
