@@ -38,12 +38,15 @@ def raw_input(width: int, height: int, fps: float) -> list[str]:
     return ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s:v", f"{width}x{height}", "-r", f"{fps:g}", "-i", "pipe:0"]
 
 
-def encode(size: tuple[int, int] | None = None) -> list[str]:
+def encode(size: tuple[int, int] | None = None, picture: tuple[int, int] | None = None) -> list[str]:
     """Arguments for H.264 without a loss that the eye sees, in the colours and the pixel format that players know.
 
-    size: (width, height) to scale to with a Lanczos filter, None to leave it.
+    size: (width, height) to scale to with a Lanczos filter, None to leave it. picture: what the frames take of it, in
+    the middle of black bars; None: all.
     """
-    scale = f"scale={size[0]}:{size[1]}:flags=lanczos+accurate_rnd," if size else ""
+    inner = picture or size
+    scale = f"scale={inner[0]}:{inner[1]}:flags=lanczos+accurate_rnd," if inner else ""
+    scale += f"pad={size[0]}:{size[1]}:-1:-1," if size and picture not in (None, size) else ""
     to_video = "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:flags=bicubic+accurate_rnd,"
     tags = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
     same = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]

@@ -16,6 +16,7 @@ from fpsgen.text import show
 PNG, GIF, WEBP = ".png", ".gif", ".webp"
 ANIMATIONS = (GIF, WEBP)
 GIF_FPS = 50  # players show a GIF's frames of less than 20 ms for 100 ms
+STRETCH = 0.05  # a picture is stretched by so much rather than put between bars
 _COMMENT = "comment"  # the text of a PNG, and what a GIF calls it
 _DESCRIPTION = 0x010E  # ImageDescription, of a WebP's Exif data
 _UNIT_MS = {GIF: 10, WEBP: 1}
@@ -127,12 +128,31 @@ def read_comment(path: str | Path) -> str:
 
 
 def scaled(frame: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """uint8 [H, W, 3] at (width, height) by a Lanczos filter; as it is where `size` is None."""
+    """uint8 [H, W, 3] at (width, height) by a Lanczos filter, between black bars where the shapes differ; as it is
+    where `size` is None.
+    """
     if size is None or size == frame.shape[1::-1]:
         return frame
     from PIL import Image
 
-    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
+    inner = picture_size(frame.shape[1::-1], size)
+    picture = np.asarray(Image.fromarray(frame).resize(inner, Image.Resampling.LANCZOS))
+    page = np.zeros((size[1], size[0], 3), np.uint8)
+    top, left = (size[1] - inner[1]) // 2, (size[0] - inner[0]) // 2
+    page[top : top + inner[1], left : left + inner[0]] = picture
+    return page
+
+
+def picture_size(own: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) that a picture of size `own` takes of a file's `size`: all of it where the shapes differ by no
+    more than the eye forgives, else as much as keeps its shape. Even numbers, as yuv420p needs them.
+    """
+    ratio = (own[0] / own[1]) / (size[0] / size[1])
+    if abs(ratio - 1) <= STRETCH:
+        return size
+    if ratio > 1:
+        return size[0], max(2, round(size[1] / ratio / 2) * 2)
+    return max(2, round(size[0] * ratio / 2) * 2), size[1]
 
 
 def sheet(frames: Sequence[np.ndarray], columns: int, width: int) -> np.ndarray:

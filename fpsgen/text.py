@@ -50,6 +50,11 @@ def show(value: object, limit: int = 120) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def plural(count: int, word: str) -> str:
+    """A number and what it counts: "1 frame", "2 frames"."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
 def _escape(ch: str) -> str:
     code = ord(ch)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -47,10 +47,10 @@ def write_mp4(
     """Write frames as H.264 in MP4 (yuv420p, BT.709, CRF 18, index first).
 
     frames: uint8 [T, H, W, 3] in RGB, or such [H, W, 3] one after the other; H and W even. fps: frames a second.
-    recipe: JSON for the comment tag, or None. size: (width, height) that the frames are scaled to (Lanczos), None to
-    leave them. Raises FileExistsError unless `overwrite`; ValueError for other frames;
-    FpsgenError DISK when the file could not be written, ENVIRONMENT when ffmpeg does not work. On any error, and when
-    interrupted, nothing is left under `path`.
+    recipe: JSON for the comment tag, or None. size: (width, height) that the frames are scaled to (Lanczos), between
+    black bars where the shapes differ; None to leave them. Raises FileExistsError unless `overwrite`; ValueError for
+    other frames; FpsgenError DISK when the file could not be written, ENVIRONMENT when ffmpeg does not work. On any
+    error, and when interrupted, nothing is left under `path`.
     """
     waiting = iter(frames)
     first = next(waiting, None)
@@ -199,7 +199,8 @@ def _encode(
             tags, _ = stack.enter_context(temporary(part))
             tags.write_text(f";FFMETADATA1\n{_COMMENT}={_escaped(_as_json(recipe))}\n", encoding="utf-8")
             command += ["-f", "ffmetadata", "-i", _url(tags), "-map", "0:v", "-map_metadata", "1"]
-        command += [*encode(size), "-movflags", "+faststart", "-f", "mp4", "-y", _url(part)]
+        picture = pictures.picture_size((width, height), size) if size else None
+        command += [*encode(size, picture), "-movflags", "+faststart", "-f", "mp4", "-y", _url(part)]
         process = stack.enter_context(Process(command, 100 * pixels / _PIXELS_PER_SECOND))
         count, taken = 0, True
         frame: np.ndarray | None = first

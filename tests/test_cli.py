@@ -301,6 +301,27 @@ def test_the_first_line_that_people_type_makes_a_plan_without_a_gpu(tmp_path):
     assert any("1280x720" in text for text in made["warnings"])
 
 
+@pytest.mark.parametrize(
+    ("size", "own", "said"),
+    [("480x832", (256, 160), "black bars"), ("250x142", (256, 144), "250x142"), ("720x720", (256, 160), "black bars")],
+)
+def test_nano_is_scaled_to_any_even_size(tmp_path, size, own, said):
+    done = fpsgen("generate", "a cat surfing", "--res", size, "--dry-run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    settings = made["results"][0]["settings"]
+    assert (settings["width"], settings["height"]) == own and settings["scaled_to"] == [*map(int, size.split("x"))]
+    assert said in made["warnings"][0]
+    odd = fpsgen("generate", "a cat surfing", "--res", "251x142", "--dry-run", cwd=tmp_path)
+    assert "even" in two_lines(odd, 2)[0]
+
+
+def test_lengths_that_nano_was_not_trained_on_are_said(tmp_path):
+    for frames, wanted in ((33, 0), (65, 1), (1, 1)):
+        done = fpsgen("generate", "a cat surfing", "--frames", str(frames), "--dry-run", "--json", cwd=tmp_path)
+        assert sum("33 frames" in text for text in json.loads(done.stdout)["warnings"]) == wanted
+
+
 def test_strict_refuses_a_scaled_video(tmp_path):
     done = fpsgen("generate", "a cat surfing", "--res", "720p", "--strict", "--dry-run", cwd=tmp_path)
     assert "1280x720" in two_lines(done, 9)[0]

@@ -81,6 +81,15 @@ def test_pictures_are_scaled_as_videos_are(tmp_path, kind):
         assert picture.size == (96, 64)
 
 
+def test_pictures_keep_their_shape():
+    frame = np.full((32, 48, 3), 200, np.uint8)
+    assert pictures.scaled(frame, (49, 32)).min() == 200  # as good as the same shape
+    upright = pictures.scaled(frame, (48, 128))
+    assert (upright[48:80] == 200).all() and not upright[:48].any() and not upright[80:].any()
+    wide = pictures.scaled(frame, (192, 32))
+    assert (wide[:, 72:120] == 200).all() and not wide[:, :72].any() and not wide[:, 120:].any()
+
+
 def test_a_gif_reads_as_a_video(tmp_path):
     path = write_video(moving(), tmp_path / "a.gif", 10)
     assert next(frames_of(Path(path))).shape == (32, 48, 3)

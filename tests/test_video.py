@@ -254,3 +254,10 @@ def test_frames_are_scaled_to_the_size_asked_for(tmp_path):
     scaled = read_frames(path)[0].astype(int)
     small = scaled.reshape(9, 32, 2, 48, 2, 3).mean((2, 4))
     assert np.abs(small - frames).mean() < 6
+
+
+def test_a_picture_of_another_shape_lies_between_black_bars(tmp_path):
+    frames = make_frames()
+    shown = read_frames(write_mp4(frames, tmp_path / "a.mp4", 8, size=(48, 128)))[0].astype(int)
+    assert np.abs(shown[:, 48:80] - frames).mean() < 6  # 48x32 in the middle
+    assert shown[:, :47].max() < 10 and shown[:, 81:].max() < 10

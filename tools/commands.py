@@ -35,7 +35,7 @@ def render() -> str:
         if own:
             parts.append("\n".join(["| Option | |", "| --- | --- |", *own]) + "\n")
         if len(own) < len(rows):
-            names = [re.findall(r"`--[a-z-]+`", row)[0] for row in rows if row in first]
+            names = [re.findall(r"`--[a-z0-9-]+`", row)[0] for row in rows if row in first]
             parts.append(f"As above: {', '.join(names)}.\n")
         first |= set(rows)
     return "\n".join(parts)

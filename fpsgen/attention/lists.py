@@ -23,8 +23,8 @@ def select_lists(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Attent
         return plan.lists(q.device)
     grid = slice(plan.prefix, plan.num_tokens - plan.suffix)
     with torch.no_grad():
-        inputs = (x.detach()[:, grid] for x in (q, k, v))
-        chosen = plan.rule.selection.select(*inputs, _grid_alone(plan))
+        q, k, v = (x.detach()[:, grid] for x in (q, k, v))
+        chosen = plan.rule.selection.select(q, k, v, _grid_alone(plan))
     return block_lists(plan.layout, with_dense_rows(chosen, plan.layout), q.device)
 
 

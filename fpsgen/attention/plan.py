@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,11 +21,12 @@ from fpsgen.attention.tiles import (
     BlockLayout,
     TileLists,
     Tiling,
+    concatenate,
     make_tiling,
     window_lists,
     with_dense_rows,
 )
-from fpsgen.attention.windows import Size3, Window, resolve_window, window_density
+from fpsgen.attention.windows import Size3, Window, head_windows, resolve_window, window_density
 
 GPU_KERNELS = ("triton", "hopper")
 # of Q.K and P.V
@@ -103,6 +104,7 @@ class AttentionPlan:
     suffix: int = 0
     options: Mapping[str, Option] | tuple[tuple[str, Option], ...] = ()
     tiling: Tiling = field(init=False, repr=False, compare=False)
+    windows: tuple[Size3, ...] = field(init=False, repr=False, compare=False)  # one for all heads, or one for each
     dense: bool = field(init=False, repr=False, compare=False)  # every query sees every key
 
     def __post_init__(self) -> None:
@@ -126,6 +128,9 @@ class AttentionPlan:
             )
         tiling = make_tiling(self.grid, self.tile, self.block)
         window = resolve_window(tiling.unit_grid, self.window, tiling.units_per_tile)
+        windows = head_windows(self._head_windows, tiling.unit_grid, tiling.units_per_tile)
+        if windows and window != tiling.unit_grid:
+            raise ValueError(f"there are windows of heads and the window {self.window!r}.\nGive one of the two.")
         if window != tiling.unit_grid and not method.windowed:
             raise ValueError(
                 f"method {self.method!r} takes no window, but the window is {self.window!r}.\n"
@@ -140,7 +145,8 @@ class AttentionPlan:
                 f'the GPU kernels have one scale per tile, not per {self.scale}.\nGive impl="auto" or "reference".'
             )
         object.__setattr__(self, "tiling", tiling)
-        object.__setattr__(self, "dense", window == tiling.unit_grid and not method.online)
+        object.__setattr__(self, "windows", windows or (window,))
+        object.__setattr__(self, "dense", set(self.windows) == {tiling.unit_grid} and not method.online)
 
     @classmethod
     def of(cls, profile: Profile, grid: Size3, impl: str = "auto", prefix: int = 0, suffix: int = 0) -> AttentionPlan:
@@ -162,7 +168,7 @@ class AttentionPlan:
     @property
     def int8_qk(self) -> bool:
         """Q and K are in INT8."""
-        return self.rule.qk is Precision.INT8
+        return self.rule.qk is Precision.INT8 or ("qk" in self.rule.options and self.option("qk") == "int8")
 
     @property
     def num_tokens(self) -> int:
@@ -180,12 +186,17 @@ class AttentionPlan:
         if self.rule.online:
             return None
         grid, total = self.tiling.num_tokens**2, self.num_tokens**2
-        kept = window_density(self.grid, self.tiling.tile, self.tiling.block, cast(Size3, self.window))
-        return (kept * grid + total - grid) / total
+        tiling = self.tiling
+        kept = [window_density(self.grid, tiling.tile, tiling.block, window) for window in self.windows]
+        return (sum(kept) / len(kept) * grid + total - grid) / total
 
     def option(self, name: str) -> Option:
         """One of the method's hyper-parameters, its default where the plan has none."""
         return dict(self.options).get(name, self.rule.options[name])
+
+    @property
+    def _head_windows(self) -> str:
+        return str(self.option("head_windows")) if "head_windows" in self.rule.options else ""
 
     @property
     def scale(self) -> str:
@@ -253,11 +264,11 @@ class AttentionPlan:
 
     def tile_lists(self) -> TileLists:
         """The window's lists of units, on the CPU."""
-        return _tile_lists(self.layout, self.window)
+        return _tile_lists(self.layout, self.windows)
 
     def token_groups(self) -> TokenGroups:
         """The window's lists as the CPU kernel takes them; built once per window."""
-        return _token_groups(self.layout, self.window)
+        return _token_groups(self.layout, self.windows)
 
 
 # constants to torch.compile, which would trace what lies behind a cache
@@ -273,7 +284,7 @@ def _tables_of(plan: AttentionPlan, device: torch.device) -> DeviceTables:
 
 @torch.compiler.assume_constant_result
 def _lists_of(plan: AttentionPlan, device: torch.device) -> BlockLists:
-    return _lists(_layout_of(plan), plan.window, device)
+    return _lists(_layout_of(plan), plan.windows, device)
 
 
 @torch.compiler.assume_constant_result
@@ -297,18 +308,18 @@ def _tables(layout: BlockLayout, device: torch.device) -> DeviceTables:
 
 
 @lru_cache(maxsize=64)
-def _tile_lists(layout: BlockLayout, window: Window) -> TileLists:
-    return with_dense_rows(window_lists(layout.tiling, window), layout)
+def _tile_lists(layout: BlockLayout, windows: tuple[Size3, ...]) -> TileLists:
+    return with_dense_rows(concatenate([window_lists(layout.tiling, window) for window in windows]), layout)
 
 
 @lru_cache(maxsize=64)
-def _lists(layout: BlockLayout, window: Window, device: torch.device) -> BlockLists:
-    return block_lists(layout, _tile_lists(layout, window), device)
+def _lists(layout: BlockLayout, windows: tuple[Size3, ...], device: torch.device) -> BlockLists:
+    return block_lists(layout, _tile_lists(layout, windows), device)
 
 
 @lru_cache(maxsize=64)
-def _token_groups(layout: BlockLayout, window: Window) -> TokenGroups:
-    return token_groups(layout, *_tile_lists(layout, window).blocks(layout))
+def _token_groups(layout: BlockLayout, windows: tuple[Size3, ...]) -> TokenGroups:
+    return token_groups(layout, *_tile_lists(layout, windows).blocks(layout))
 
 
 def device_tables(layout: BlockLayout, device: torch.device | str) -> DeviceTables:

@@ -14,6 +14,7 @@ from fpsgen.attention.windows import (
     Window,
     count,
     density_window,
+    head_windows,
     resolve_tile,
     resolve_window,
     window_density,
@@ -48,6 +49,9 @@ class Profile:
             method = find_method(self.method)
         except ValueError as error:
             raise ValueError(f"profile {self.name!r}: {error}") from None
+        if not isinstance(self.options, (Mapping, tuple)):
+            self._refuse("options", "Give a table of names and values.")
+        object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
         if self.tile is None:
             object.__setattr__(self, "tile", "fit" if self.density is None and not method.online else "blocks")
         if self.smooth_k is None:
@@ -82,9 +86,6 @@ class Profile:
                 f"profile {self.name!r} has smooth_k {self.smooth_k!r} and method {self.method!r}.\n"
                 f"Give true or false; true goes with {_names(lambda m: m.quantized)}."
             )
-        if not isinstance(self.options, (Mapping, tuple)):
-            self._refuse("options", "Give a table of names and values.")
-        object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
         try:
             method.check_options(dict(self.options))
         except ValueError as error:
@@ -96,7 +97,11 @@ class Profile:
     @property
     def sees_all(self) -> bool:
         """No window: every query sees every key, on any grid."""
-        return self.window == "all" and self.density in (None, 1.0)
+        return self.window == "all" and self.density in (None, 1.0) and not self._head_windows
+
+    @property
+    def _head_windows(self) -> str:
+        return str(dict(self.options).get("head_windows", ""))
 
     def resolve(self, grid: Size3) -> tuple[Size3, Size3 | None, Size3, float]:
         """Tile and 3D block (or None) in tokens, window in units, and the density that is achieved on a grid.
@@ -109,7 +114,10 @@ class Profile:
         else:
             unit = block or tile
             window = resolve_window(count(grid, unit), self.window, count(tile, unit))
-        return tile, block, window, window_density(grid, tile, block, window)
+        unit = block or tile
+        windows = head_windows(self._head_windows, count(grid, unit), count(tile, unit)) or (window,)
+        density = sum(window_density(grid, tile, block, each) for each in windows) / len(windows)
+        return tile, block, window, density
 
 
 def _names(which: Callable[[Any], bool]) -> str:

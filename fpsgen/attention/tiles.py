@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 
 from fpsgen.attention.windows import Size3, Window, count, resolve_tile, resolve_window, size3, window_start
 
@@ -230,6 +231,13 @@ class TileLists:
         if not same:  # close the gaps that smaller units leave
             block = block.gather(-1, torch.argsort((block < 0).int(), dim=-1, stable=True))
         return block.int().contiguous(), per.sum(-1).int()
+
+
+def concatenate(lists: list[TileLists]) -> TileLists:
+    """Groups of several lists one after the other."""
+    longest = max(some.indices.shape[-1] for some in lists)
+    indices = [F.pad(some.indices, (0, longest - some.indices.shape[-1]), value=-1) for some in lists]
+    return TileLists(torch.cat(indices), torch.cat([some.counts for some in lists]))
 
 
 def window_lists(tiling: Tiling, window: Window = "all") -> TileLists:

@@ -96,6 +96,21 @@ def resolve_window(units: Size3, window: Window, least: Size3 = (1, 1, 1)) -> Si
     return out[0], out[1], out[2]
 
 
+def head_windows(text: str, units: Size3, least: Size3 = (1, 1, 1)) -> tuple[Size3, ...]:
+    """A window for each head, resolved: "3x3x5 all 3xallx7" becomes three, an axis may be "all". Raises ValueError."""
+    found = []
+    for word in text.split():
+        sides = word.split("x")
+        good = word == "all" or (len(sides) == 3 and all(side == "all" or side.isdigit() for side in sides))
+        if not good:
+            raise ValueError(
+                f"head_windows holds {word!r}.\nGive a window such as 3x3x5 or all for each head, with blanks between."
+            )
+        t, h, w = (side if side == "all" else int(side) for side in (["all"] * 3 if word == "all" else sides))
+        found.append(resolve_window(units, (t, h, w), least))
+    return tuple(found)
+
+
 @lru_cache(maxsize=256)
 def fit_tile(grid: Size3, rows: int | None = None) -> Size3:
     """The tile of at most `rows` tokens that fills kernel blocks best on this grid, among compact shapes.

@@ -146,6 +146,8 @@ def _videos(
         timing.events.note("data", f"{what}; at most {amount(each * len(sources) * count)} in {folder}")
         with timing.stage("prepare"):
             found = prepare(sources, config, choice, folder, choose_device(settings.device), timing)
+        if share and not found["held_out"]:
+            timing.warn(f"no video is held out: fewer than {round(1 / share)} were kept")
     return found | {"folder": str(folder)}, table(found)
 
 

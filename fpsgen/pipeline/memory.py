@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fpsgen.attention.methods.bf16 import GPU_BACKENDS
 from fpsgen.errors import ENVIRONMENT, FpsgenError
 from fpsgen.models.catalog.machine import Machine, lacks, this_machine
 from fpsgen.models.catalog.registry import ModelSpec
@@ -16,7 +17,7 @@ NO_COMPILER = FpsgenError(
     ENVIRONMENT,
 )
 
-_GPU_ONLY = {"method_impl": "triton"}
+_GPU_ONLY = {"method_impl": ("triton",), "bf16_backend": GPU_BACKENDS}
 
 
 def check_machine(request: GenerateRequest, machine: Machine | None = None) -> None:
@@ -70,7 +71,7 @@ def frames_gb(request: GenerateRequest) -> float:
 def _option_refusal(request: GenerateRequest, machine: Machine | None) -> str:
     """Options that only a GPU can do."""
     values = request.values()
-    asked = [f"--{name.replace('_', '-')} {value}" for name, value in _GPU_ONLY.items() if values.get(name) == value]
+    asked = [f"--{name.replace('_', '-')} {values[name]}" for name, some in _GPU_ONLY.items() if values[name] in some]
     if not asked or (machine or this_machine()).gpu_memory(request.machine.device):
         return ""
     return f"{asked[0]} needs a CUDA GPU"

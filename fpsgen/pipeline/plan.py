@@ -15,13 +15,14 @@ from fpsgen.errors import BAD_INPUT, NUMERIC, USAGE, FpsgenError
 from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.registry import ModelSpec, models, shipped
 from fpsgen.models.patch.step_cache import check_cache
+from fpsgen.pictures import picture_size
 from fpsgen.pipeline.output import resolve_output
 from fpsgen.pipeline.request import GenerateRequest, request_from_values
-from fpsgen.pipeline.size import nearest_trained, resolve_frames, resolve_size
+from fpsgen.pipeline.size import EVEN, nearest_trained, resolve_frames, resolve_size
 from fpsgen.settings.gather import DEFAULT, Settings
 from fpsgen.settings.setting import Setting
 from fpsgen.settings.table import MAX_TEXT, SETTINGS
-from fpsgen.text import clean_text, show
+from fpsgen.text import clean_text, plural, show
 
 DRAWN = "drawn"  # the origin of a seed that nobody set
 
@@ -137,9 +138,16 @@ def notes_of(request: GenerateRequest) -> tuple[str, ...]:
     better = instead_of_embedded(choice)
     pull = f"{better.name} would fit this machine: --pull fetches it" if better is not None else ""
     size = f"{video.width}x{video.height}"
-    return tuple(
-        filter(None, (scaling_note(request), note and f"{spec.name} at {size}: {note}", words_note(request), pull))
-    )
+    at_size = note and f"{spec.name} at {size}: {note}"
+    return tuple(filter(None, (scaling_note(request), length_note(request), at_size, words_note(request), pull)))
+
+
+def length_note(request: GenerateRequest) -> str:
+    """That the model makes this length less well; "" where it was trained on it, or on any."""
+    spec, frames = request.model.spec, request.video.frames
+    if not spec.trained_sizes or frames == spec.frames:
+        return ""
+    return f"{spec.name} was trained on {spec.frames} frames; {plural(frames, 'frame')} may come out worse"
 
 
 def words_note(request: GenerateRequest) -> str:
@@ -158,8 +166,9 @@ def instead_of_embedded(choice: ModelChoice) -> ModelSpec | None:
 def _settle_size(settings: Settings, spec: ModelSpec, side: int) -> dict[str, Any]:
     """width and height that the model makes, and scaled_to where the file's size differs."""
     named = {name: size for known in models() for name, size in known.resolutions.items()} if spec.trained_sizes else {}
+    multiple = EVEN if spec.trained_sizes else side  # what is scaled can have any size that a file can have
     wanted = resolve_size(
-        settings.res, settings.aspect, (spec.width, spec.height), named | spec.resolutions, spec.name, side
+        settings.res, settings.aspect, (spec.width, spec.height), named | spec.resolutions, spec.name, multiple
     )
     width, height = nearest_trained(wanted, spec.trained_sizes)
     scaled_to = wanted if wanted != (width, height) else None
@@ -175,6 +184,8 @@ def scaling_note(request: GenerateRequest) -> str:
     if video.scaled_to is None:
         return ""
     width, height = video.scaled_to
-    text = f"{spec.name} makes {video.width}x{video.height}; the video is scaled to {width}x{height}"
+    own = video.width, video.height
+    bars = "" if picture_size(own, video.scaled_to) == video.scaled_to else ", between black bars"
+    text = f"{spec.name} makes {own[0]}x{own[1]}; the video is scaled to {width}x{height}{bars}"
     real = next((other for other in shipped() if video.scaled_to in other.resolutions.values()), None)
     return f"{text} (for the real size: fpsgen models pull {real.name}, on a GPU)" if real else text

@@ -17,6 +17,7 @@ import torch
 
 from fpsgen.ffmpeg import check_ffmpeg
 from fpsgen.models.patch.apply import apply
+from fpsgen.models.patch.backend import dense_backend
 from fpsgen.models.patch.step_cache import cache_config
 from fpsgen.models.wan.random_weights import random_embeds
 from fpsgen.models.wan.scheduler import noise_from
@@ -141,7 +142,8 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
         set_shift(pipe, request.sampling.shift)
-        with apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
+        chosen = dense_backend(values["bf16_backend"])
+        with chosen, apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
             with timing.stage("text"):
                 embeds = _stand_in(model, request) if model.random else encode(pipe, request, timing)
             observer = None

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from fpsgen.errors import USAGE, FpsgenError
 
 SIDE = 16  # pixels a token in Wan: the VAE halves a side three times, the patches once more
+EVEN = 2  # pixels: what H.264 in yuv420p needs
 TIME = 4  # the VAE keeps the first frame and joins each four that follow
 
 
@@ -27,7 +28,8 @@ def resolve_size(
     if isinstance(res, tuple):
         near = (_nearest(res[0], multiple), _nearest(res[1], multiple))
         if near != res:
-            message = f"size {res[0]}x{res[1]} does not suit the model: both sides must be multiples of {multiple}"
+            must = "even" if multiple == EVEN else f"multiples of {multiple}"
+            message = f"size {res[0]}x{res[1]} does not suit the model: both sides must be {must}"
             raise FpsgenError(message, f"nearest: --res {near[0]}x{near[1]}", USAGE)
         return res
     if res is not None and res not in named:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     """
     first = rows[0]
     shown = [key for key in COLUMNS if any(cells(row)[key] != "-" for row in rows)]
-    videos = [(_label(row, rows), Path(row["video"])) for row in rows if row["video"] and Path(row["video"]).is_file()]
+    videos = [(_label(row, rows), Path(row["video"])) for row in rows if row["video"] and os.path.isfile(row["video"])]
     return fill(
         "page.html",
         title=" / ".join(dict.fromkeys(row["method"] for row in rows)),

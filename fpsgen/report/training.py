@@ -5,6 +5,7 @@ fetches nothing: charts and validation videos are inside.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,20 @@ POINTS = 150  # of a curve
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
 DENSE = "#888888"
 Row = dict[str, Any]
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Rows of a log; blank lines and those that a kill cut short are passed over."""
+    rows = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.split("\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and {"step", "loss", "objectives"} <= row.keys():
+            rows.append(row)
+    return rows
 
 
 def page(rows: Sequence[Row], name: str, videos: Sequence[Path] = ()) -> str:
@@ -107,8 +122,8 @@ def _chart(rows: Sequence[Row], title: str, curves: Sequence[Any]) -> tuple[str,
 
 
 def _means(values: Sequence[float | None]) -> list[float]:
-    """Means over at most POINTS equal parts; a part without values has that of the one before."""
-    count = min(POINTS, len(values))
+    """Means over equal parts of five values or more; a part without values has that of the one before."""
+    count = min(POINTS, max(1, len(values) // 5))
     found: list[float | None] = []
     for index in range(count):
         part = [x for x in values[index * len(values) // count : (index + 1) * len(values) // count] if x is not None]

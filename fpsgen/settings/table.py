@@ -7,6 +7,7 @@ Command-line options, FPSGEN_* variables, fpsgen.toml, lines of prompt files, re
 from __future__ import annotations
 
 from fpsgen.attention.implementations import IMPLEMENTATIONS
+from fpsgen.attention.methods.bf16 import BACKENDS
 from fpsgen.settings import parsers as parse
 from fpsgen.settings.bench_table import BENCH_SETTINGS
 from fpsgen.settings.parsers import method_names
@@ -199,6 +200,18 @@ _ENTRIES = (
         unset="auto",
         complete=lambda: IMPLEMENTATIONS,
         mistaken_for=("impl", "kernel"),
+    ),
+    _video(
+        "bf16_backend",
+        parser=parse.choice(lambda: tuple(BACKENDS)),
+        help="auto, cudnn, flash, fa3, efficient, math: for dense 16-bit attention.",
+        group=SPEED,
+        example="cudnn",
+        metavar="NAME",
+        default="auto",
+        unset="auto",
+        complete=lambda: tuple(BACKENDS),
+        mistaken_for=("backend", "attention-backend"),
     ),
     _video(
         "schedule",

@@ -54,16 +54,20 @@ def save(
 
 def latest(folder: Path) -> tuple[int, dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:
     """Step, tensors by file and state of the newest whole checkpoint; None if there is none."""
-    for path in reversed(_found(folder)):
-        with suppress(FpsgenError, OSError, KeyError, TypeError):
-            row = read_json(path / STATE, 1 << 24, str(path / STATE))
-            whole = row["schema"] == SCHEMA and all(
-                (path / file["name"]).stat().st_size == file["size"] and sha256(path / file["name"]) == file["sha256"]
-                for file in row["files"]
-            )
-            if whole:
-                names = [Path(file["name"]).stem for file in row["files"]]
-                return row["step"], {name: load_file(path / f"{name}.safetensors") for name in names}, row["state"]
+    return next((found for path in reversed(_found(folder)) if (found := read(path)) is not None), None)
+
+
+def read(path: Path) -> tuple[int, dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:
+    """Step, tensors by file and state of one checkpoint; None if it is not whole."""
+    with suppress(FpsgenError, OSError, KeyError, TypeError):
+        row = read_json(path / STATE, 1 << 24, str(path / STATE))
+        whole = row["schema"] == SCHEMA and all(
+            (path / file["name"]).stat().st_size == file["size"] and sha256(path / file["name"]) == file["sha256"]
+            for file in row["files"]
+        )
+        if whole:
+            names = [Path(file["name"]).stem for file in row["files"]]
+            return row["step"], {name: load_file(path / f"{name}.safetensors") for name in names}, row["state"]
     return None
 
 

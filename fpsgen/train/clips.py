@@ -7,7 +7,7 @@ What a step sees follows from (seed, step) alone.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,10 +110,12 @@ def noised(batch: Batch, generator: torch.Generator) -> Batch:
     return replace(batch, latents=latents, velocity=velocity)
 
 
-def open_folder(folder: Path, size: tuple[int, int, int], schedule: Schedule, shift: float) -> tuple[Clips, Clips]:
+def open_folder(
+    folder: Path, size: tuple[int, int, int], model: Mapping[str, Any], schedule: Schedule, shift: float
+) -> tuple[Clips, Clips]:
     """Samples to train on, and those that the folder holds out (all of them, if it holds out none). size: width,
-    height, frames of the run. Digests are compared. Raises FpsgenError BAD_INPUT for a folder that is not whole, or of
-    another size.
+    height, frames of the run. model: config of its transformer. Digests are compared. Raises FpsgenError BAD_INPUT for
+    a folder that is not whole, or of another size.
     """
     what = f"data {show(folder)}"
     row = fields(read_json(folder / "data.json", 1 << 26, what), _FIELDS, what, more=True, example=_REMEDY)
@@ -135,6 +137,10 @@ def open_folder(folder: Path, size: tuple[int, int, int], schedule: Schedule, sh
     if not trained:
         raise FpsgenError(f"{what} has no samples to train on", _REMEDY, BAD_INPUT)
     null = _read(folder / "null.safetensors", "text")[0]
+    widths = (len(_read(places[0][0], "latents", places[0][1])), null.shape[-1])
+    if widths != (model["in_channels"], model["text_dim"]):
+        what = f"{what} was prepared with {show(row['model'])}: {widths[0]} latent channels, text of {widths[1]}"
+        raise FpsgenError(f"{what}; the run's model has another shape", "prepare it with the run's model", BAD_INPUT)
     measured = [place for number, place in enumerate(places) if number in held] or places
     return Clips(trained, null, schedule, shift), Clips(measured, null, schedule, shift)
 
@@ -154,6 +160,7 @@ def _shard(value: object) -> dict[str, Any]:
 
 _FIELDS = {
     "schema": choice([SCHEMA]),
+    "model": text(1000),
     "width": whole(16, 8192),
     "height": whole(16, 8192),
     "frames": whole(1, 1025),

@@ -87,6 +87,9 @@ class TrainConfig:
                 "leave at least one prompt to train on",
                 BAD_INPUT,
             )
+        if self.density_ramp > self.steps:
+            what = f"density_ramp is {self.density_ramp}, more than the {self.steps} steps"
+            raise FpsgenError(what, "shorten the ramp: a run has to end with its schedule", BAD_INPUT)
         if self.micro_batch and self.batch % self.micro_batch:
             raise FpsgenError(
                 f"batch is {self.batch}, not a multiple of micro_batch {self.micro_batch}", "change one", BAD_INPUT

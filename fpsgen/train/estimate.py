@@ -12,7 +12,7 @@ import torch
 
 from fpsgen.assets import figures_dir
 from fpsgen.models.catalog.choice import ModelChoice
-from fpsgen.train.config import TrainConfig
+from fpsgen.train.config import LIVE, TrainConfig
 from fpsgen.train.lora import adapter_size
 from fpsgen.train.parallel import Processes
 
@@ -26,6 +26,8 @@ def estimate(config: TrainConfig, choice: ModelChoice, shared: Processes) -> lis
     total, on_gpu = parameters(model), shared.device.type == "cuda"
     trained = adapter_size(model, config.lora_rank) if config.lora_rank else total
     gb = state_bytes(total, trained, on_gpu) / shared.count / 1e9
+    if config.uses_teacher and config.teacher == LIVE:
+        gb += (2 if on_gpu else 4) * total / 1e9  # a copy that is not trained, in each process
     device = torch.cuda.get_device_name(shared.device) if on_gpu else "cpu"
     row = measured(config, choice.spec.name, device)
     rest = f"{row['peak_bytes'] / 1e9:.1f} GB were measured in all" if row else f"activations: {UNKNOWN}"

@@ -8,31 +8,20 @@ from typing import Any
 
 from fpsgen.errors import NUMERIC, FpsgenError
 from fpsgen.files import append_line, write_text
-from fpsgen.report.training import page
+from fpsgen.report.training import page, read_log
 
 LOG, PAGE, BOARD = "log.jsonl", "page.html", "tensorboard"
 WINDOW = 20  # losses of a profile in a mean
 DIVERGED, SUSPECT = 10.0, 5.0  # times the mean at the beginning
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Rows of a log; blank lines and those that a kill cut short are passed over."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            rows.append(row)
-    return rows
-
-
 class Log:
-    """Of a run in a folder."""
+    """Of a run in a folder. judged_from: losses of the steps up to this one say nothing of those that follow, since the
+    density still changes.
+    """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, judged_from: int = 0) -> None:
+        self.folder, self._judged_from = folder, judged_from
         self._rows: list[dict[str, Any]] = []
         self._losses: dict[str, list[float]] = {}
         self._board: Any = None
@@ -75,6 +64,8 @@ class Log:
 
     def _take(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
+        if row["step"] <= self._judged_from:
+            return
         for name, part in row["objectives"].items():
             self._losses.setdefault(f"{name} in profile {part['profile']}", []).append(part["loss"])
 

@@ -45,7 +45,7 @@ class Trainer:
             what = f"batch {config.batch} cannot be shared by {processes.count} processes"
             raise FpsgenError(what, "change batch or micro_batch, or the number of processes", USAGE)
         self.config, self.folder, self.transformer = config, folder, transformer
-        self.grid, self.processes, self.log = grid, processes, Log(folder)
+        self.grid, self.processes, self.log = grid, processes, Log(folder, config.density_ramp)
         self.device, self.dtype = transformer.device, transformer.dtype
         if config.lora_rank:
             add_lora(transformer, config.lora_rank, config.seed)

@@ -63,7 +63,9 @@ def train(
         dtype = torch.bfloat16 if shared.device.type == "cuda" else torch.float32
         pipe: Any = load(choice, device=shared.device, dtype=dtype)
         objectives = _objectives(pipe, config, choice, folder, shared, prepared)
-        if not config.sample_every:
+        if config.sample_every:
+            _move(pipe, torch.device("cpu"))
+        else:
             pipe.vae, pipe.text_encoder = None, None
         trainer = Trainer(pipe.transformer, config, folder, token_grid(config, choice.geometry), shared)
         main = objectives[0]
@@ -72,7 +74,9 @@ def train(
 
         def show(step: int) -> None:
             assert sample is not None
+            _move(pipe, shared.device)
             sample(pipe, choice, folder / f"step-{step:07d}.mp4", shared.first)
+            _move(pipe, torch.device("cpu"))
 
         trainer.run(objectives, stepped if shared.first else Silent(), show if sample else None)
         errors = {"before": before, "after": trainer.error(main.held_out)}
@@ -105,6 +109,12 @@ def token_grid(config: TrainConfig, geometry: Geometry) -> tuple[int, int, int]:
     )
     t, h, w = (size // side for size, side in zip(latents, geometry.patch, strict=True))
     return t, h, w
+
+
+def _move(pipe: Any, device: torch.device) -> None:
+    """What only videos need goes to this device."""
+    pipe.vae.to(device)
+    pipe.text_encoder.to(device)
 
 
 @contextmanager
@@ -141,7 +151,8 @@ def _objectives(
             found.append(Objective(FLOW, config.flow, TrajectoryEnds(pairs), TrajectoryEnds(held_out)))
     if config.flow and config.data:
         size = (config.width, config.height, config.frames)
-        found.append(Objective(FLOW, config.flow, *open_folder(Path(config.data), size, schedule, config.shift)))
+        opened = open_folder(Path(config.data), size, pipe.transformer.config, schedule, config.shift)
+        found.append(Objective(FLOW, config.flow, *opened))
     return sorted(found, key=lambda objective: -objective.weight)
 
 

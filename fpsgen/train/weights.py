@@ -35,10 +35,13 @@ class Weights:
             for name, p in self.used.items()
         }
         self.average = {name: p.detach().clone() for name, p in self.masters.items()}
+        self._fused = all(p.is_cuda for p in self.masters.values())  # else there are temporaries as large as weights
         decayed = [p for p in self.masters.values() if p.dim() > 1]
         others = [p for p in self.masters.values() if p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self._optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), eps=config.adam_eps)
+        self._optimizer = torch.optim.AdamW(
+            groups, lr=config.lr, betas=(0.9, 0.99), eps=config.adam_eps, fused=self._fused
+        )
 
     def collect(self) -> None:
         """Add the gradients of a backward pass to those of the masters, in fp32."""
@@ -98,7 +101,8 @@ class Weights:
             moments = {key: torch.zeros_like(p.detach()) for key in MOMENTS}
             for key, moment in moments.items():
                 write(moment, tensors[key][name])
-            self._optimizer.state[p] = moments | {"step": torch.tensor(float(step))}
+            place = local(p).device if self._fused else "cpu"
+            self._optimizer.state[p] = moments | {"step": torch.tensor(float(step), device=place)}
         self._use(self.masters)
 
     @torch.no_grad()

@@ -31,6 +31,7 @@ from transformers import UMT5EncoderModel
 from fpsgen.attention.schedule import Schedule
 from fpsgen.evaluate.nano import captions, world
 from fpsgen.evaluate.nano.meter import Meter, score
+from fpsgen.train.sigmas import draw_sigmas, share
 from recipes.nano import autoencoder, denoiser
 from recipes.nano.latents import LatentPool
 from recipes.nano.optim import Optimizers, schedule
@@ -38,21 +39,6 @@ from recipes.nano.sheet import contact_sheet
 
 CAPTION_DROP = 0.1
 CHANCE_DIRECTION = 40.0  # percent; guessing gives 25
-
-
-def draw_sigmas(count: int, device: torch.device, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Stratified logit-normal sigmas under the flow shift, restricted to [low, high]. [count] fp32."""
-
-    def quantile(sigma: float) -> float:
-        if sigma <= 0.0 or sigma >= 1.0:
-            return float(sigma > 0.5)
-        plain = sigma / (denoiser.FLOW_SHIFT - (denoiser.FLOW_SHIFT - 1) * sigma)
-        return 0.5 * (1 + math.erf(math.log(plain / (1 - plain)) / math.sqrt(2)))
-
-    a, b = quantile(low), quantile(high)
-    u = a + (b - a) * (torch.randperm(count, device=device) + torch.rand(count, device=device)) / count
-    t = torch.sigmoid(math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-0.99999, 0.99999)))
-    return denoiser.FLOW_SHIFT * t / (1 + (denoiser.FLOW_SHIFT - 1) * t)
 
 
 def flow_loss(
@@ -77,14 +63,14 @@ class Windows:
     def __init__(self, handle, plan: Schedule | None, rng: random.Random):
         self.handle, self.rng = handle, rng
         self.windows = [(low, high) for low, high, _ in plan.windows] if plan else [(0.0, 1.0)]
-        probe = draw_sigmas(4096, torch.device("cpu"))
-        mass = [float(((probe >= low) & (probe < high)).float().mean()) for low, high in self.windows]
+        shift = denoiser.FLOW_SHIFT
+        mass = [share(high, shift) - share(low, shift) for low, high in self.windows]
         self.mass = [(m + 1 / len(mass)) / 2 for m in mass]  # few sigmas fall into the early window, many steps do
 
     def draw(self, count: int, device: torch.device):
         low, high = self.rng.choices(self.windows, self.mass)[0]
         context = self.handle.fixed_sigma((low + min(high, 1.0)) / 2) if self.handle else nullcontext()
-        return context, draw_sigmas(count, device, low, high)
+        return context, draw_sigmas(count, denoiser.FLOW_SHIFT, low, high).to(device)
 
 
 def measure(

@@ -30,16 +30,13 @@ def needs_hopper(test):
     return test
 
 
-def run(case: Case, fp8: bool, dtype=torch.float32, inputs=None, config=None):
-    """The kernel on outputs that were NaN before."""
+def run(case: Case, fp8: bool, dtype=torch.float32, inputs=None, config=None, **settings):
+    """The kernel on outputs that were NaN before. settings: of attention_kernel."""
     from fpsgen.attention.kernels import attention_kernel
 
     laid = case.lay("cuda")
     q, k, v = inputs or case.inputs(dtype, "cuda")
     out = torch.full(q.shape, math.nan, dtype=q.dtype, device="cuda") if case.dim in (64, 128) else None
     lse = torch.full((q.shape[0], q.shape[2], q.shape[1]), math.nan, device="cuda")
-    return (
-        (q, k, v),
-        laid,
-        attention_kernel(q, k, v, laid.tables, laid.lists, fp8, case.granularity, config=config, out=out, lse=lse),
-    )
+    given = (q, k, v, laid.tables, laid.lists, fp8, case.granularity)
+    return (q, k, v), laid, attention_kernel(*given, config=config, out=out, lse=lse, **settings)

@@ -64,7 +64,7 @@ def test_masks_are_frames_and_places(sparsity):
 def test_both_come_near_to_the_share_on_the_grids_of_wan(grid, off):
     tiling = make_tiling(grid, "blocks")
     plan = AttentionPlan(grid, "blocks", method="svg")
-    for lists in svg.head_windows(tiling, 0.25):
+    for lists in svg.near_windows(tiling, 0.25):
         assert abs(lists.density(plan.layout) / 0.25 - 1) < off
 
 

@@ -94,9 +94,26 @@ VALUES: list[Any] = [
     "\x00",
     "\ud800",
 ]
-VALUES += ["\x1b[31m", "a\nb", "x" * 9000, [], [1], {}, {"a": 1}, [[[]]], 3.5, "3", "16:9", 10**19, -1e-9, 5000]
+VALUES += [
+    "\x1b[31m",
+    "a\nb",
+    "x" * 9000,
+    "x" * 300,
+    [],
+    [1],
+    {},
+    {"a": 1},
+    [[[]]],
+    3.5,
+    "3",
+    "16:9",
+    10**19,
+    -1e-9,
+    5000,
+]
 COMMANDS = ["generate", "batch", "bench", "bench kernel", "info", "replay", "compare", "models list", "models show", ""]
 COMMANDS += ["models path", "models verify", "doctor --nonsense", "models pull", "models rm", "report", "train"]
+COMMANDS += ["train prep", "train export", "evaluate", "bench waterfall", "bench steps"]
 RECIPE = {
     **{"schema": "fpsgen.recipe/1", "prompt": "a cat", "negative": "", "seed": 1, "noise": "cpu", "width": 256},
     **{"model": {"name": "nano", "source": "nano", "revision": "embedded"}, "height": 160, "frames": 33, "fps": 16},

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fpsgen.attention import METHODS
 from fpsgen.cli.progress import Quiet
-from fpsgen.errors import INTERRUPTED, NUMERIC, TERMINATED, USAGE, FpsgenError
+from fpsgen.errors import ENVIRONMENT, INTERRUPTED, NUMERIC, TERMINATED, USAGE, FpsgenError
 from fpsgen.pipeline import decode
 from fpsgen.pipeline import run as generate
 from fpsgen.pipeline.events import Timing
@@ -161,11 +162,11 @@ def read_frames(path: Path) -> bytes:
     return subprocess.run(command, capture_output=True, check=True).stdout
 
 
-@pytest.mark.parametrize("method", ["bf16", "fp8", "sta", "fps"])
+@pytest.mark.parametrize("method", ["bf16", "fp8", "sta", "sage", "sparge", "svg", "fps"])
 def test_every_method_runs(request_for, method):
     result, _ = make(request_for(method=method, schedule="paper"))
     ran = {step["method"] for step in result.report["attention"]["steps"]}
-    assert ran <= {"bf16", "fp8", "sta", "fps"} and (method in ran or method == "sta")
+    assert ran <= set(METHODS) and (method in ran or method == "sta")
 
 
 def test_the_slow_reference_can_be_asked_for(request_for):
@@ -175,6 +176,18 @@ def test_the_slow_reference_can_be_asked_for(request_for):
         kernels[impl] = set(result.report["attention"]["kernels"])
         assert result.recipe["method_impl"] == impl
     assert kernels == {"auto": {"cpu"}, "reference": {"reference"}}
+
+
+def test_dense_attention_runs_on_the_backend_that_was_named(request_for):
+    plain, _ = make(request_for(method="bf16"))
+    result, _ = make(request_for(method="bf16", bf16_backend="math"))
+    assert result.report["attention"]["kernels"].keys() == {"_native_math"}
+    assert result.recipe["bf16_backend"] == "math" and plain.recipe["bf16_backend"] == "auto"
+    again, _ = make(request_for(method="bf16"))
+    assert again.report["attention"]["kernels"] == plain.report["attention"]["kernels"] != {}
+    with pytest.raises(FpsgenError) as caught:
+        make(request_for(method="bf16", bf16_backend="fa3"))
+    assert caught.value.code == ENVIRONMENT and "fa3" in caught.value.message
 
 
 def test_no_metadata(request_for):

@@ -16,12 +16,13 @@ from fpsgen.attention.schedule import Schedule
 from fpsgen.evaluate.nano import captions, world
 from fpsgen.evaluate.nano.meter import Meter, score
 from fpsgen.evaluate.nano.prompts import unseen
+from fpsgen.train.sigmas import draw_sigmas
 from recipes.nano import __main__ as recipe
 from recipes.nano import autoencoder, denoiser
 from recipes.nano.evaluate import psnr
 from recipes.nano.optim import orthogonalize
 from recipes.nano.release import LIMIT
-from recipes.nano.train_denoiser import Windows, draw_sigmas
+from recipes.nano.train_denoiser import Windows
 
 NANO = weights_dir() / "nano"
 
@@ -112,11 +113,11 @@ def test_a_whole_clip_at_once_equals_chunks():
 
 def test_sigmas_stay_in_their_window_and_follow_the_law():
     for low, high in ((0.0, 1.0), (0.2, 0.5), (0.93, 1.0)):
-        sigma = draw_sigmas(4096, torch.device("cpu"), low, high)
+        sigma = draw_sigmas(4096, denoiser.FLOW_SHIFT, low, high)
         assert sigma.min() >= low - 1e-6 and sigma.max() <= high + 1e-6
     t = torch.sigmoid(torch.randn(200_000, generator=torch.Generator().manual_seed(0)))
     law = 3 * t / (1 + 2 * t)
-    drawn = draw_sigmas(200_000, torch.device("cpu"))
+    drawn = draw_sigmas(200_000, denoiser.FLOW_SHIFT)
     for share in (0.1, 0.5, 0.9):
         assert abs(drawn.quantile(share) - law.quantile(share)) < 0.01
 

@@ -103,6 +103,7 @@ OTHER = {  # a value of each setting that differs from what request_for and the 
     "seed": 8,
     "method": "bf16",
     "method_impl": "reference",
+    "bf16_backend": "math",
     "schedule": "balanced",
     "strict": True,
     "linear": "fp8",

@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 
 from fpsgen.models.catalog.manifest import sha256
+from fpsgen.report.training import read_log
 from fpsgen.train.config import TrainConfig
 from fpsgen.train.events import Silent
-from fpsgen.train.log import LOG, read_log
+from fpsgen.train.log import LOG
 from fpsgen.train.run import train
 
 

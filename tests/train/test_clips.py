@@ -20,6 +20,7 @@ from .conftest import SCHEDULE
 
 PLAN = Schedule.from_toml(SCHEDULE)
 SIZE = (64, 64, 9)
+MODEL = {"in_channels": 4, "text_dim": 32}
 
 
 def write_folder(folder: Path, counts=(3, 2), held_out=(4,), **changes) -> Path:
@@ -42,7 +43,7 @@ def write_folder(folder: Path, counts=(3, 2), held_out=(4,), **changes) -> Path:
 
 @pytest.fixture
 def clips(tmp_path) -> tuple[Clips, Clips]:
-    return open_folder(write_folder(tmp_path / "data"), SIZE, PLAN, 5.0)
+    return open_folder(write_folder(tmp_path / "data"), SIZE, MODEL, PLAN, 5.0)
 
 
 def test_noise_levels_are_logit_normal_under_the_shift():
@@ -99,7 +100,7 @@ def test_rare_profiles_are_drawn_often(clips):
     assert found == pytest.approx((0.5 + mass) / 2, abs=0.06)
 
 
-@pytest.mark.parametrize("fault", ["size", "bytes", "missing", "schema", "none"])
+@pytest.mark.parametrize("fault", ["size", "bytes", "missing", "schema", "none", "model"])
 def test_folders_that_are_not_whole_are_refused(tmp_path, fault):
     folder = write_folder(tmp_path / "data", **({"schema": "other"} if fault == "schema" else {}))
     shard = folder / "00001.safetensors"
@@ -112,7 +113,8 @@ def test_folders_that_are_not_whole_are_refused(tmp_path, fault):
     elif fault == "none":
         (folder / "data.json").unlink()
     with pytest.raises(FpsgenError) as caught:
-        open_folder(folder, (128, 64, 9) if fault == "size" else SIZE, PLAN, 5.0)
+        model = MODEL | {"text_dim": 64} if fault == "model" else MODEL
+        open_folder(folder, (128, 64, 9) if fault == "size" else SIZE, model, PLAN, 5.0)
     assert caught.value.code == BAD_INPUT
 
 
@@ -133,8 +135,9 @@ def test_flow_to_the_ends_of_trajectories():
 
 def test_a_run_on_a_folder_of_videos(make_config, tmp_path):
     """No teacher, no prompts: nothing but flow matching."""
+    from fpsgen.report.training import read_log
     from fpsgen.train.events import Silent
-    from fpsgen.train.log import LOG, read_log
+    from fpsgen.train.log import LOG
     from fpsgen.train.run import train
 
     folder = write_folder(tmp_path / "data")

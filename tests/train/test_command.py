@@ -61,3 +61,24 @@ def _command(body):
         body(folder)
 
     return app
+
+
+def test_validation_videos_come_while_it_runs(tiny_dir, tmp_path, monkeypatch):
+    """The schedule's own, of the averaged weights; training goes on as without them."""
+    from fpsgen.report.training import read_log
+
+    (tmp_path / "schedule.toml").write_text(SCHEDULE)
+    values = {"name": "mine", "model": str(tiny_dir), "schedule": "schedule.toml", "prompts": ["a", "b"], "held_out": 1}
+    values |= {"width": 64, "height": 64, "frames": 9, "teacher_steps": 2, "steps": 3, "dense_every": 2}
+    found = {}
+    for every in (0, 1):
+        lines = [f"{key} = {json.dumps(value)}" for key, value in (values | {"sample_every": every}).items()]
+        (tmp_path / "run.toml").write_text("\n".join(lines) + "\n")
+        folder = tmp_path / f"every-{every}"
+        assert run(["train", str(tmp_path / "run.toml"), "-o", str(folder), "--device", "cpu", "-q"]) == OK
+        found[every] = [(row["loss"], row["grad_norm"]) for row in read_log(folder / "log.jsonl")]
+    assert sorted(path.name for path in folder.glob("step-*.mp4")) == ["step-0000001.mp4", "step-0000002.mp4"]
+    recipe = json.loads((folder / "step-0000001.json").read_text())["recipe"]
+    assert recipe["schedule"]["name"] == "tiny" and "trained = false" in recipe["schedule"]["toml"]
+    assert found[0] == found[1]
+    assert (folder / "page.html").read_text().count("<video") >= 2

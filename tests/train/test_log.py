@@ -8,7 +8,8 @@ import pytest
 
 from fpsgen.errors import NUMERIC, FpsgenError
 from fpsgen.report import training
-from fpsgen.train.log import LOG, PAGE, WINDOW, Log, read_log
+from fpsgen.report.training import read_log
+from fpsgen.train.log import LOG, PAGE, WINDOW, Log
 
 
 def row(step: int, loss: float, profile: str = "late", **part) -> dict:
@@ -37,6 +38,15 @@ def test_losses_that_rise_in_one_profile_end_the_run(tmp_path):
         for step in range(1, 6 * WINDOW):
             log.add(row(step, 1.0 if step % 2 else 0.1 * 1.2 ** (step / 4), "late" if step % 2 else "early"))
     assert caught.value.code == NUMERIC and "early" in caught.value.message
+
+
+def test_losses_may_rise_while_attention_becomes_sparser(tmp_path):
+    """At first the student is the teacher, and its loss nothing."""
+    log = Log(tmp_path, judged_from=2 * WINDOW)
+    log.begin(0)
+    for step in range(1, 5 * WINDOW):
+        log.add(row(step, 1e-6 if step <= 2 * WINDOW else 1.0))
+    log.check(5 * WINDOW)
 
 
 def test_no_checkpoint_is_written_where_losses_have_risen_already(tmp_path):
@@ -81,3 +91,17 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("loss/distill/late")] == [(1, 1.0), (2, 0.5)]
     assert events.Scalars("dense_loss/distill/late")[0].value == 0.125
     assert events.Scalars("samples_per_second")[0].value == 4.0
+
+
+def test_report_shows_a_run(tmp_path, capsys):
+    from fpsgen.cli.app import run
+
+    log = Log(tmp_path / "mine")
+    (tmp_path / "mine").mkdir()
+    log.begin(0)
+    for step in range(1, 21):
+        log.add(row(step, 2.0))
+    page = tmp_path / "page.html"
+    assert run(["report", str(tmp_path / "mine" / LOG), "-o", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "distill, late" in said and said.endswith(f"{page}\n") and "fpsgen train: mine" in page.read_text()

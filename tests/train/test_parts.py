@@ -185,3 +185,63 @@ def test_the_student_runs_by_the_profile_of_its_noise_level(make_config, tiny_di
             handle.clear_report()
             velocity_error(pipe.transformer, handle, batch)
             assert {step["profile"] for step in handle.report()["steps"]} == {profile}
+
+
+def test_the_recipes_for_wan_can_be_read():
+    folder = Path(runs.__file__).parents[2] / "recipes" / "wan"
+    if not folder.is_dir():
+        pytest.skip("recipes are in a checkout alone")
+    found = {path.stem: runs.read_config(path) for path in sorted(folder.glob("*.toml"))}
+    assert len(found) == 4 and found["distill-14b-lora"].lora_rank == 32
+    flow = found["flow-1.3b"]
+    paper = (flow.lr, flow.warmup, flow.shift, flow.weight_decay, flow.clip, flow.ema, flow.adam_eps, flow.null_share)
+    assert paper == (5e-6, 200, 5.0, 1e-4, 1.0, 0.99, 1e-15, 0.1) and not flow.uses_teacher
+    assert found["distill-1.3b-full"].parsed_schedule().fp8_linear and len(found["distill-1.3b-full"].prompts) == 50
+
+
+@pytest.mark.parametrize(
+    ("change", "culprit"),
+    [
+        ("distill = 0", "distill"),
+        ("batch = 3\nmicro_batch = 2", "micro_batch"),
+        ("linear = 'fp4'", "linear"),
+        ("prompts = 'none.txt'", "none.txt"),
+        ("density_ramp = 11", "density_ramp"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(tmp_path, change, culprit):
+    text = "\n".join(line for line in RUN.splitlines() if not change.startswith(line.split(" ")[0] or "#"))
+    with pytest.raises(FpsgenError) as caught:
+        runs.read_config(write_run(tmp_path, f"{text}\n{change}\n"))
+    assert caught.value.code == BAD_INPUT and culprit in caught.value.message
+
+
+def test_prompts_may_be_a_file(tmp_path):
+    (tmp_path / "words.txt").write_text("# one a line\n\na red ball\n  a cat surfing \n")
+    config = runs.read_config(write_run(tmp_path, RUN.replace('["a red ball", "a cat surfing"]', '"words.txt"')))
+    assert config.prompts == ("a red ball", "a cat surfing")
+
+
+def test_a_run_is_written_and_read_back(tmp_path, make_config):
+    config = make_config(flow=0.5, lora_rank=3)
+    (tmp_path / "run.json").write_text(config.to_json())
+    assert runs.TrainConfig.from_json(tmp_path / "run.json") == config
+
+
+def test_what_only_watches_a_run_does_not_make_it_another(make_config):
+    assert make_config().digest() == make_config(dense_every=7, save_every=3, sample_every=9, keep=4).digest()
+    assert make_config().digest() != make_config(ema=0.25).digest()
+
+
+def test_what_a_run_takes_is_computed_from_its_weights():
+    """Against the numbers written out: 1,000 weights trained in bf16 take 2 + 4 x 4 + 4 bytes each."""
+    from tiny import tiny_transformer
+
+    from fpsgen.train.estimate import state_bytes
+    from fpsgen.train.lora import adapter_size, add_lora
+
+    assert state_bytes(1000, 1000, True) == 22_000 and state_bytes(1000, 10, True) == 2_200
+    assert state_bytes(1000, 1000, False) == 20_000
+    model = tiny_transformer()
+    add_lora(model, 4, 0)
+    assert adapter_size(model.config, 4) == sum(p.numel() for p in model.parameters() if p.requires_grad)

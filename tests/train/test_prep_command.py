@@ -72,6 +72,7 @@ def test_a_folder_to_shards(videos, tiny_dir, tmp_path, capsys):
     assert prep(videos, "-m", tiny_dir, "-o", folder, *SIZE) == OK
     said = capsys.readouterr()
     assert said.out.endswith(f"\n{folder}\n") and "| dropped: flow |" in said.out
+    assert "held out" in said.err  # none of two is, at one in twenty
     assert prep(videos, "-m", tiny_dir, "-o", folder, *SIZE, "-q") == OK
     assert capsys.readouterr() == (f"{folder}\n", "")
     assert prep(videos, "-m", tiny_dir, "-o", folder, *SIZE, "--fps", "8") == BAD_INPUT

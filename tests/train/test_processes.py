@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fpsgen.train.log import LOG, read_log
+from fpsgen.report.training import read_log
+from fpsgen.train.log import LOG
 
 from .conftest import SCHEDULE
 

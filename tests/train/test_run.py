@@ -138,3 +138,45 @@ def test_flow_and_lora(make_config, tmp_path):
     from fpsgen.models.wan.load import load
 
     load(result.model)
+
+
+def test_a_model_in_bf16_is_trained(make_config, tiny_dir, tmp_path):
+    """As on a GPU: weights in bf16 but for those that diffusers keeps in fp32, masters beside them."""
+    from fpsgen.models.wan.load import load
+    from fpsgen.train.data import Pairs
+    from fpsgen.train.loop import Trainer
+    from fpsgen.train.objective import Objective
+    from fpsgen.train.parallel import Processes
+    from fpsgen.train.teacher import make_pairs
+
+    config = make_config(steps=3, lr=1e-2, warmup=0)
+    pipe = load(tiny_dir, dtype=torch.bfloat16)
+    pairs = Pairs(make_pairs(pipe, config, 16, tmp_path / "pairs", Silent()), config.parsed_schedule())
+    trainer = Trainer(pipe.transformer, config, tmp_path, (3, 4, 4), Processes(0, 1, CPU))
+    assert trainer.dtype == torch.bfloat16
+    assert {p.dtype for p in trainer.weights.used.values()} == {torch.bfloat16, torch.float32}
+    before = trainer.error(pairs)
+    trainer.resume()
+    trainer.run([Objective("distill", 1.0, pairs, pairs)], Silent())
+    trainer.close()
+    assert all(p.dtype == torch.float32 for p in trainer.weights.masters.values())
+    assert trainer.error(pairs) != before
+    again = Trainer(load(tiny_dir, dtype=torch.bfloat16).transformer, config, tmp_path, (3, 4, 4), Processes(0, 1, CPU))
+    assert again.resume() == 3
+    for name, p in again.weights.used.items():
+        assert torch.equal(p.detach(), trainer.weights.masters[name].detach().to(p.dtype))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(make_config, tmp_path, monkeypatch):
+    true = checkpoint.save_file
+
+    def full(tensors, path):
+        if "step-0000004" in str(path) and path.name.startswith("exp"):
+            raise OSError(28, "No space left on device")
+        return true(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(FpsgenError) as caught:
+        run(make_config(), tmp_path)
+    assert caught.value.code == DISK
+    assert checkpoint.latest(tmp_path)[0] == 2 and not list(tmp_path.glob(".step*"))

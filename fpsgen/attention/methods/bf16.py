@@ -2,6 +2,17 @@
 
 from fpsgen.attention.methods.base import Method
 
+# setting bf16_backend: what computes it, and how diffusers calls that; "auto" leaves it to PyTorch
+BACKENDS = {
+    "auto": "native",
+    "cudnn": "_native_cudnn",
+    "flash": "_native_flash",
+    "fa3": "_flash_3",
+    "efficient": "_native_efficient",
+    "math": "_native_math",
+}
+GPU_BACKENDS = ("cudnn", "fa3", "efficient")
+
 METHOD = Method(
     name="bf16",
     summary="dense attention in 16 bits, by PyTorch's scaled_dot_product_attention",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from fpsgen.attention.plan import AttentionPlan
     from fpsgen.attention.profile import Profile
-    from fpsgen.attention.tiles import BlockLayout, TileLists
+    from fpsgen.attention.tiles import TileLists
 
 
 class _PooledMass(Selection):
@@ -39,8 +39,8 @@ class _PooledMass(Selection):
         least = float(plan.option("simthreshd1"))
         if plan.smooth_k:
             k = k - k.mean(1, keepdim=True, dtype=torch.float32)
-        pooled_q, alike_q = _pooled(q, layout, least)
-        pooled_k, alike_k = _pooled(k, layout, least)
+        pooled_q, alike_q = _pooled(q, plan, least)
+        pooled_k, alike_k = _pooled(k, plan, least)
         score = torch.einsum("bqhd,bkhd->bhqk", pooled_q, pooled_k) * q.shape[-1] ** -0.5
         alike_q, alike_k = alike_q.mT[..., None], alike_k.mT[:, :, None]
         share = score.masked_fill(~alike_k, -torch.inf).softmax(-1).sort(-1, descending=True)
@@ -57,21 +57,29 @@ class _PooledMass(Selection):
         return lists_from_mask(tiles > 0, layout.num_units)
 
 
-def _pooled(x: torch.Tensor, layout: BlockLayout, least: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _pooled(x: torch.Tensor, plan: AttentionPlan, least: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean of the tokens of each kernel block, fp32 [B, N, H, D], and whether they are alike, bool [B, N, H]."""
     import torch
 
     def mean(x: torch.Tensor) -> torch.Tensor:
-        if layout.uniform:
-            return x.unflatten(1, (layout.num_blocks, layout.uniform)).mean(2)
-        real = torch.arange(layout.block) < layout.block_len[:, None]
-        share = (real / layout.block_len[:, None]).to(x.device)
-        return (x[:, layout.rows.to(x.device)] * share[..., None, None]).sum(2)
+        if size := plan.layout.uniform:
+            return x.unflatten(1, (-1, size)).mean(2)
+        rows, share = plan.constant(_rows, x.device)
+        return (x[:, rows] * share[..., None, None]).sum(2)
 
     x = x.float()
     # the mean of all pairs' cosines is the squared length of the mean of the tokens' directions
     direction = mean(torch.nn.functional.normalize(x, dim=-1))
     return mean(x), direction.square().sum(-1) > least
+
+
+def _rows(plan: AttentionPlan, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token of each row of each kernel block, int64 [N, rows], and its share in the block's mean, 0 for padding."""
+    import torch
+
+    layout = plan.layout
+    real = torch.arange(layout.block) < layout.block_len[:, None]
+    return layout.rows.to(device), (real / layout.block_len[:, None]).to(device)
 
 
 class _Sparge(Method):

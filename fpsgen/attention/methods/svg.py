@@ -54,7 +54,7 @@ def mask_errors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Attenti
     return torch.stack(errors)
 
 
-def head_windows(tiling: Tiling, sparsity: float) -> tuple[TileLists, TileLists]:
+def near_windows(tiling: Tiling, sparsity: float) -> tuple[TileLists, TileLists]:
     """Spatial and temporal lists (G = 1 each): the windows that, with the first frame's blocks, come nearest to the
     share `sparsity` of all pairs; of equally near ones the most even.
     """
@@ -91,16 +91,10 @@ def _with_first_frame(tiling: Tiling, window: Size3) -> TileLists:
 
 def both_lists(plan: AttentionPlan, device: torch.device) -> TileLists:
     """The spatial (0) and the temporal (1) lists of a plan's grid on a device, G = 2."""
-    import torch
+    from fpsgen.attention.tiles import TileLists, concatenate
 
-    from fpsgen.attention.tiles import TileLists
-
-    pair = head_windows(plan.tiling, float(plan.option("sparsity")))
-    longest = max(lists.indices.shape[-1] for lists in pair)
-    pad = torch.nn.functional.pad
-    indices = [pad(lists.indices, (0, longest - lists.indices.shape[-1]), value=-1) for lists in pair]
-    counts = [lists.counts for lists in pair]
-    return TileLists(torch.cat(indices).to(device), torch.cat(counts).to(device))
+    both = concatenate(list(near_windows(plan.tiling, float(plan.option("sparsity")))))
+    return TileLists(both.indices.to(device), both.counts.to(device))
 
 
 def sampled_masks(plan: AttentionPlan, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from fpsgen.attention.schedule import Schedule
@@ -13,6 +15,7 @@ from fpsgen.fields import choice, fields, parse_json, raw
 from fpsgen.text import show
 
 KEY, SCHEMA = "fpsgen", "fpsgen.lora/1"
+_TENSOR = re.compile(r"transformer\.(.+)\.lora_[AB]\.(?:weight|bias)")
 
 
 def lora_schedule(path: Path) -> Schedule | None:
@@ -39,20 +42,50 @@ def add_lora_file(pipe: Any, path: Path) -> None:
     the checkpoint's own. Raises FpsgenError: BAD_INPUT for a file that does not fit, ENVIRONMENT without peft.
     """
     schedule = lora_schedule(path)
+    place = {"weight_name": path.name, "local_files_only": True, "use_safetensors": True}
+    folder = str(path.resolve().parent)
     try:
-        pipe.load_lora_weights(str(path.resolve().parent), weight_name=path.name, local_files_only=True)
-        adapted = any(hasattr(module, "lora_A") for module in pipe.transformer.modules())
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        wrong = _judge(type(pipe).lora_state_dict(folder, **place), pipe.transformer)
+        if not wrong:
+            pipe.load_lora_weights(folder, **place)
+    except Exception as error:  # whatever the libraries raise for a file that they cannot use
         if "PEFT" in str(error):
             raise FpsgenError(
                 "LoRA needs peft, which is not installed", "pip install 'fpsgen[train]'", ENVIRONMENT
             ) from error
-        raise _unfit(path, show(error, 200)) from error
-    if not adapted:
-        raise _unfit(path, "none of its tensors belong to the transformer")
+        raise _unfit(path, show(error, 200) or type(error).__name__) from error
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise _unfit(path, wrong[0] + more)
     pipe.fuse_lora(components=["transformer"])
     pipe.unload_lora_weights()
     pipe.transformer.fpsgen_schedule = schedule
+
+
+def _judge(tensors: dict[str, torch.Tensor], transformer: Any) -> list[str]:
+    """What is wrong with an adapter in diffusers' names: the libraries pass over what they do not know."""
+    modules = dict(transformer.named_modules())
+    wrong = [] if tensors else ["it holds no tensors"]
+    for key, x in tensors.items():
+        found = _TENSOR.fullmatch(key)
+        layer = modules.get(found[1]) if found else None
+        if found is None or not isinstance(layer, torch.nn.Linear):
+            wrong.append(f"{show(key, 120)} belongs to no linear layer of the transformer")
+            continue
+        pair = [tensors.get(f"transformer.{found[1]}.lora_{name}.weight") for name in "AB"]
+        if pair[0] is None or pair[1] is None:
+            wrong.append(f"{show(key, 120)} is there without its other half")
+        elif any(y.dim() != 2 for y in pair) or not _fits(pair[0], pair[1], layer):
+            sizes = " and ".join(str(list(y.shape)) for y in pair)
+            wrong.append(f"{show(found[1], 120)} is {sizes}, for {layer.in_features} to {layer.out_features} channels")
+        elif not x.is_floating_point() or not bool(x.float().isfinite().all()):
+            wrong.append(f"{show(key, 120)} holds numbers that are not finite, or no such numbers")
+    return wrong
+
+
+def _fits(down: torch.Tensor, up: torch.Tensor, layer: torch.nn.Linear) -> bool:
+    rank = down.shape[0]
+    return rank > 0 and down.shape == (rank, layer.in_features) and up.shape == (layer.out_features, rank)
 
 
 def _unfit(path: Path, why: str) -> FpsgenError:

@@ -64,7 +64,8 @@ def clip_frames(path: Path, start: float, count: int, fps: float, size: tuple[in
     shape = f"fps={fps:g},{_SQUARE},{crop},scale={width}:{height}:flags=lanczos+accurate_rnd"
     seek = ["-ss", f"{start:.6f}"] if start else []
     command = [*seek, *_input(path), "-frames:v", str(count), "-vf", shape, "-pix_fmt", "rgb24"]
-    with Process([*command, "-fps_mode", "passthrough", "-f", "rawvideo", "pipe:1"]) as process:
+    # without an index it decodes all that lies before
+    with Process([*command, "-fps_mode", "passthrough", "-f", "rawvideo", "pipe:1"], work=start) as process:
         data = process.read_exactly(count * width * height * 3)
         code = process.wait()
         if code or process.late:
@@ -88,5 +89,6 @@ def _input(path: Path) -> list[str]:
 
 def _unreadable(path: Path, said: str) -> FpsgenError:
     check_ffmpeg()  # which may be what is wrong
-    said = re.sub(r" @ 0x[0-9a-f]+", "", said)  # an address, another one in each run
+    # an address and the name of a temporary are others in each run
+    said = re.sub(r" @ 0x[0-9a-f]+", "", said).replace(f"file:{absolute(path)}", "the file")
     return FpsgenError(f"{show(path)} does not decode: {said or 'no frame comes'}", "leave it out", BAD_INPUT)

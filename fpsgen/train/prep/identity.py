@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def of_sources(sources: Sequence[Source]) -> dict[str, Any]:
 def _size(source: Source) -> int | None:
     if source.length is not None:
         return source.length
-    return source.path.stat().st_size if source.path.is_file() else None
+    return source.path.stat().st_size if os.path.isfile(source.path) else None
 
 
 def _digest(value: Any) -> str:

@@ -71,13 +71,13 @@ def without_bars(frames: np.ndarray) -> Box:
 
 
 def mean_flow(grey: np.ndarray) -> float:
-    """Mean length of the flow between neighbouring frames, uint8 [T, H, W], in pixels; 0 for one frame."""
+    """Mean length of the flow between neighbouring frames, uint8 [T, H, W], T >= 2, in pixels."""
     cv2 = _opencv()
     estimate = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     lengths = [
         float(np.linalg.norm(estimate.calc(before, after, None), axis=2).mean()) for before, after in pairwise(grey)
     ]
-    return sum(lengths) / max(1, len(lengths))
+    return sum(lengths) / len(lengths)
 
 
 def perceptual_hash(grey: np.ndarray) -> str:
@@ -90,7 +90,6 @@ def perceptual_hash(grey: np.ndarray) -> str:
     bits = []
     for index in np.linspace(0, len(grey) - 1, HASH_FRAMES).round().astype(int):
         low = cosine @ _shrunk(grey[index].astype(np.float32), side) @ cosine.T
-        low[0, 0] = 0  # the mean brightness
         bits.append((low > np.median(low)).flatten())
     return np.packbits(np.concatenate(bits)).tobytes().hex()
 

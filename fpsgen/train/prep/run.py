@@ -110,7 +110,7 @@ class _Run:
             else:
                 rows = self._one(source)
                 done += 1
-                self.events.step(done - 1, todo, f"{source.name}: {f'{len(rows)} kept' if rows else 'dropped'}")
+                self.events.step(done - 1, todo, f"{show(source.name)}: {f'{len(rows)} kept' if rows else 'dropped'}")
             self.kept_videos += bool(rows)
         self.shards.flush()
 
@@ -151,7 +151,8 @@ class _Run:
                     if not clip:
                         verdicts.append(Dropped("duration", len(frames) / config.fps, config.frames / config.fps))
                     break
-                found = measure(frames, filters.bars is not None, filters.flow is not None)
+                motion = filters.flow is not None and config.frames > 1
+                found = measure(frames, filters.bars is not None, motion)
                 verdicts.append(judge_clip(picture, found, self.size, filters) or found)
         except FpsgenError as error:
             if error.code != BAD_INPUT:

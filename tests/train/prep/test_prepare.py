@@ -137,6 +137,13 @@ def test_long_videos_give_several_clips_and_no_video_is_on_both_sides(data, tiny
     assert [number for number, row in enumerate(rows) if row["held_out"]] == table["held_out"]
 
 
+def test_one_frame_has_no_motion_and_is_kept(tiny_choice, clip, tmp_path):
+    clip(tmp_path / "in" / "a.mp4")
+    run(tmp_path / "in", tiny_choice, tmp_path / "out", frames=1)
+    assert lines(tmp_path / "out" / "captions.jsonl")[0]["flow"] is None
+    assert load_file(tmp_path / "out" / "00000.safetensors")["latents"].shape == (1, 4, 1, 8, 8)
+
+
 def test_black_bars_are_cropped(tiny_choice, tmp_path):
     from fpsgen.video import write_mp4
 

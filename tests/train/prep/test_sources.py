@@ -74,8 +74,6 @@ def test_a_path_outside_of_the_list_s_folder_is_refused(tmp_path, video, kind):
     folder = tmp_path / "data"
     put(tmp_path, "out.mp4")
     put(folder, "v/1.mp4")
-    if kind == "csv" and "\0" in video:
-        pytest.skip("the csv module refuses it already")
     text = f"video,caption\n{video},a\n" if kind == "csv" else json.dumps({"video": video, "caption": "a"})
     (folder / f"l.{kind}").write_text(text)
     refused(folder / f"l.{kind}")
@@ -151,13 +149,8 @@ def test_tar_files_are_read_in_place(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "b.tar"]
 
 
-def test_a_tar_that_was_cut_short_is_refused_or_its_video_is_dropped(tmp_path):
+def test_a_tar_that_was_cut_short_is_refused(tmp_path):
     write_tar(tmp_path / "a.tar", {"1.txt": b"a", "1.mp4": b"x" * 5000})
     whole = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[: whole.index(b"xxxx") + 700])
-    try:
-        [source] = find_sources(tmp_path / "a.tar")
-    except FpsgenError as error:
-        assert error.code == BAD_INPUT
-    else:
-        assert source.problem[0] == "missing"
+    assert "a.tar" in refused(tmp_path / "a.tar")
