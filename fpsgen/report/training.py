@@ -4,16 +4,14 @@ fetches nothing: charts and validation videos are inside.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from fpsgen.report import charts
 from fpsgen.report.lines import clock, columns
+from fpsgen.report.template import embedded, fill
 
 POINTS = 150  # of a curve
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
@@ -28,7 +26,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     for line in text.split("\n"):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and {"step", "loss", "objectives"} <= row.keys():
             rows.append(row)
@@ -37,20 +35,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def page(rows: Sequence[Row], name: str, videos: Sequence[Path] = ()) -> str:
     """rows: of log.jsonl, in order. videos: MP4s to show."""
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
-        Path(__file__).with_name("training.html").read_text(encoding="utf-8")
-    )
     drawn = [(title, _chart(rows, title, curves)) for title, curves in _curves(rows).items()]
-    return template.render(
+    return fill(
+        "training.html",
         name=name,
         facts=_facts(rows),
         table=table(rows),
         charts=[{"title": title, "svg": svg, "keys": keys} for title, (svg, keys) in drawn if svg],
-        videos=[
-            {"name": path.stem, "data": base64.b64encode(path.read_bytes()).decode()}
-            for path in videos
-            if path.is_file()
-        ],
+        videos=[{"name": path.stem, "data": embedded(path)} for path in videos if path.is_file()],
     )
 
 
