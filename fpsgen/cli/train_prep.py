@@ -139,7 +139,8 @@ def _videos(
     with _working(quiet) as timing:
         with timing.stage("import"):
             from fpsgen.pipeline.loaded_model import choose_device
-            from fpsgen.train.prep.run import PrepConfig, prepare, sample_bytes
+            from fpsgen.train.prep.run import prepare, sample_bytes
+            from fpsgen.train.prep.videos import PrepConfig
         config = PrepConfig(width, height, frames, fps, count, share, thresholds)
         each = sample_bytes(choice, config)
         what = f"{len(sources)} videos, {frames} frames of {width}x{height} at {fps} fps, for {spec.name}"

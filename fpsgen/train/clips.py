@@ -21,7 +21,8 @@ from fpsgen.fields import Field, choice, fields, many, text, whole
 from fpsgen.files import read_json
 from fpsgen.models.catalog.manifest import sha256
 from fpsgen.text import show
-from fpsgen.train.data import Batch, Pairs
+from fpsgen.train.data import Batch
+from fpsgen.train.objective import Source
 from fpsgen.train.sigmas import draw_sigmas, share
 
 SCHEMA = "fpsgen.data/1"
@@ -84,7 +85,7 @@ class Clips:
 class TrajectoryEnds:
     """The same from the latents that a teacher's trajectories end in, at the noise levels of its pairs."""
 
-    def __init__(self, pairs: Pairs) -> None:
+    def __init__(self, pairs: Source) -> None:
         self._pairs = pairs
 
     @property

@@ -129,7 +129,7 @@ class TrainConfig:
     def from_json(cls, path: Path) -> TrainConfig:
         """Raises FpsgenError BAD_INPUT."""
         what = f"run {show(path)}"
-        spec = _FIELDS | {"schedule": raw(_LIMIT), "prompts": many(text(10_000), 0, 100_000)}
+        spec = {**_FIELDS, "schedule": raw(_LIMIT), "prompts": many(text(10_000), 0, 100_000)}
         return cls(
             **fields(read_json(path, _LIMIT, what), spec, what, example=f"{show(path)} is no run of this version")
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,7 +106,7 @@ class Weights:
         self._use(self.masters)
 
     @torch.no_grad()
-    def _use(self, values: dict[str, torch.Tensor]) -> None:
+    def _use(self, values: Mapping[str, torch.Tensor]) -> None:
         for name, p in self.used.items():
             if values[name] is not p:
                 local(p.detach()).copy_(local(values[name].detach()))

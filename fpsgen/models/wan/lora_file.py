@@ -72,11 +72,11 @@ def _judge(tensors: dict[str, torch.Tensor], transformer: Any) -> list[str]:
         if found is None or not isinstance(layer, torch.nn.Linear):
             wrong.append(f"{show(key, 120)} belongs to no linear layer of the transformer")
             continue
-        pair = [tensors.get(f"transformer.{found[1]}.lora_{name}.weight") for name in "AB"]
-        if pair[0] is None or pair[1] is None:
+        down, up = (tensors.get(f"transformer.{found[1]}.lora_{name}.weight") for name in "AB")
+        if down is None or up is None:
             wrong.append(f"{show(key, 120)} is there without its other half")
-        elif any(y.dim() != 2 for y in pair) or not _fits(pair[0], pair[1], layer):
-            sizes = " and ".join(str(list(y.shape)) for y in pair)
+        elif down.dim() != 2 or up.dim() != 2 or not _fits(down, up, layer):
+            sizes = f"{list(down.shape)} and {list(up.shape)}"
             wrong.append(f"{show(found[1], 120)} is {sizes}, for {layer.in_features} to {layer.out_features} channels")
         elif not x.is_floating_point() or not bool(x.float().isfinite().all()):
             wrong.append(f"{show(key, 120)} holds numbers that are not finite, or no such numbers")

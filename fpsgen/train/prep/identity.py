@@ -15,7 +15,7 @@ from fpsgen.models.catalog.choice import ModelChoice
 from fpsgen.models.catalog.folder import MANIFEST, model_files
 from fpsgen.models.catalog.manifest import sha256
 from fpsgen.text import show
-from fpsgen.train.prep.sources import Source
+from fpsgen.train.prep.source import Source
 
 IDENTITY = "prep.json"
 SCHEMA = "fpsgen.prep/1"

@@ -23,8 +23,9 @@ from fpsgen.train.events import Silent
 from fpsgen.train.prep import shards
 from fpsgen.train.prep.filters import Filters
 from fpsgen.train.prep.frames import Box, clip_frames
-from fpsgen.train.prep.run import PrepConfig, prepare, sample_bytes
+from fpsgen.train.prep.run import prepare, sample_bytes
 from fpsgen.train.prep.sources import find_sources
+from fpsgen.train.prep.videos import PrepConfig
 
 pytest.importorskip("cv2")
 CPU = torch.device("cpu")

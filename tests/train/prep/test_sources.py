@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from fpsgen.errors import BAD_INPUT, FpsgenError
-from fpsgen.train.prep.sources import MAX_CAPTION, find_sources, video_file
+from fpsgen.train.prep.source import MAX_CAPTION
+from fpsgen.train.prep.sources import find_sources, video_file
 
 
 def put(folder: Path, *names: str) -> None:
@@ -112,6 +113,20 @@ def test_lists_that_cannot_be_read_are_refused(tmp_path, name, data, culprit):
 def test_nothing_there_and_an_empty_folder_are_refused(tmp_path):
     assert "not there" in refused(tmp_path / "none")
     assert "holds no video" in refused(tmp_path)
+    assert "not there" in refused(tmp_path / ("x" * 300))
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    put(tmp_path, "a.mp4", "b/c.mp4")
+    true = os.scandir
+
+    def scandir(place):
+        if str(place).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return true(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert str(tmp_path / "b") in refused(tmp_path)
 
 
 def test_a_pipe_is_no_video(tmp_path):
