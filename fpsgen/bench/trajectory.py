@@ -20,7 +20,9 @@ class Forward(NamedTuple):
 
 
 class StepError(NamedTuple):
-    """One denoising step: its index, what ran (Handle.latest_step, density as it was), and cosine, mse, snr_db of the velocity."""
+    """One denoising step: its index, what ran (Handle.latest_step, with the density that it had), and cosine, mse and
+    snr_db of the velocity.
+    """
 
     index: int
     ran: dict[str, Any]
