@@ -119,7 +119,8 @@ def test_kernel_rows(fpsgen):
         assert row["repeats"] >= 3 and row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
         operations = 4 * 128 * 2 * row["density"] * 256**2
         assert row["tflops"] == pytest.approx(operations / row["median_ms"] / 1e9, abs=0.06)
-    assert rows[0]["relative_error"] < 1e-2 and 1e-3 < rows[4]["relative_error"] < 4e-2 and rows[4]["density"] < 0.6
+    fps = rows[-1]
+    assert rows[0]["relative_error"] < 1e-2 and 1e-3 < fps["relative_error"] < 4e-2 and fps["density"] < 0.6
 
 
 def test_keys_without_their_mean_do_not_mind_a_bias():
