@@ -20,6 +20,11 @@ class _RunOrCommand(options.Group):
         ctx.allow_interspersed_args = True
         return super().parse_args(ctx, args)
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Usage lines of its commands (whose context asks) have no run's file."""
+        params = super().get_params(ctx)
+        return params if ctx.command is self else [param for param in params if param.param_type_name != "argument"]
+
 
 app = typer.Typer(
     name="train",

@@ -4,17 +4,21 @@ fetches nothing: charts and validation videos are inside.
 
 from __future__ import annotations
 
-import base64
-import json
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
+from fpsgen.errors import FpsgenError
+from fpsgen.fields import Field, Spec, fields, mapping, or_null, parse_json, real, text, whole
+from fpsgen.files import read_bytes
 from fpsgen.report import charts
 from fpsgen.report.lines import clock, columns
+from fpsgen.report.template import embedded, fill
+from fpsgen.text import show
 
+LIMIT = 1 << 30  # bytes of a log
 POINTS = 150  # of a curve
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
 DENSE = "#888888"
@@ -22,35 +26,47 @@ Row = dict[str, Any]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Rows of a log; blank lines and those that a kill cut short are passed over."""
+    """Rows of a log; blank lines and those that a kill cut short are passed over. Raises FpsgenError BAD_INPUT."""
     rows = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    for line in text.split("\n"):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and {"step", "loss", "objectives"} <= row.keys():
-            rows.append(row)
+    data = read_bytes(path, LIMIT, show(path)) if os.path.lexists(path) else b""
+    for line in data.decode("utf-8", "replace").split("\n"):
+        with suppress(FpsgenError):
+            row = parse_json(line, "a line")
+            rows.append(row | fields(row, _ROW, "a line", more=True))
     return rows
+
+
+def _part(value: Any) -> dict[str, Any]:
+    """What a step did for one objective."""
+    loss = real(-1e30, 1e30)
+    optional = {"dense_loss": loss} if isinstance(value, dict) and "dense_loss" in value else {}
+    try:
+        fields(value, {"profile": text(1000), "loss": loss, **optional}, "", more=True)
+    except FpsgenError as error:
+        raise ValueError from error
+    return value
+
+
+_ROW: Spec = {
+    "step": whole(0, 1 << 40),
+    "samples": whole(0, 1 << 40),
+    "seconds": real(0, 1e9, 0.0),
+    "density": or_null(real(0, 1)),
+    **dict.fromkeys(("loss", "grad_norm", "lr"), real(-1e30, 1e30)),
+    "objectives": mapping(Field(_part, "profile and loss")),
+}
 
 
 def page(rows: Sequence[Row], name: str, videos: Sequence[Path] = ()) -> str:
     """rows: of log.jsonl, in order. videos: MP4s to show."""
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
-        Path(__file__).with_name("training.html").read_text(encoding="utf-8")
-    )
     drawn = [(title, _chart(rows, title, curves)) for title, curves in _curves(rows).items()]
-    return template.render(
+    return fill(
+        "training.html",
         name=name,
         facts=_facts(rows),
         table=table(rows),
         charts=[{"title": title, "svg": svg, "keys": keys} for title, (svg, keys) in drawn if svg],
-        videos=[
-            {"name": path.stem, "data": base64.b64encode(path.read_bytes()).decode()}
-            for path in videos
-            if path.is_file()
-        ],
+        videos=[{"name": path.stem, "data": embedded(path)} for path in videos if os.path.isfile(path)],
     )
 
 
@@ -90,6 +106,11 @@ def _curves(rows: Sequence[Row]) -> dict[str, list[tuple[str, str, Callable[[Row
     for name in dict.fromkeys(name for name, _ in _parts(rows)):
         sparse, dense = _pairwise(name)
         found[f"sparse beside dense, same samples: {name}"] = [("sparse", COLOURS[0], sparse), ("dense", DENSE, dense)]
+    profiles = sorted({name for row in rows for name in row.get("held_out", ())})
+    for number, profile in enumerate(profiles):
+        chart = found.setdefault("held-out error of the averaged weights, relative", [])
+        value = lambda row, profile=profile: row.get("held_out", {}).get(profile)  # noqa: E731
+        chart.append((profile, COLOURS[number % len(COLOURS)], value))
     for key in ("grad_norm", "density"):
         found[key.replace("_", " ")] = [(key.replace("_", " "), COLOURS[0], lambda row, key=key: row.get(key))]
     rate = lambda row: row["samples"] / row["seconds"] if row.get("seconds") else None  # noqa: E731

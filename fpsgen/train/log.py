@@ -97,6 +97,7 @@ def _scalars(row: dict[str, Any]) -> dict[str, float]:
         found["density"] = row["density"]
     if row.get("seconds"):
         found["samples_per_second"] = row["samples"] / row["seconds"]
+    found |= {f"held_out/{profile}": error for profile, error in row.get("held_out", {}).items()}
     for name, part in row["objectives"].items():
         found[f"loss/{name}/{part['profile']}"] = part["loss"]
         if "dense_loss" in part:

@@ -32,6 +32,8 @@ from fpsgen.train.parallel import Processes
 from fpsgen.train.ramp import ramp_stage, ramped
 from fpsgen.train.weights import Weights, learning_rate
 
+FEW = 4  # held-out samples of a profile that are measured at each checkpoint
+
 
 class Trainer:
     """One run in a folder. transformer: a WanTransformer3DModel, unpatched, on its device; it is patched with the run's
@@ -67,7 +69,7 @@ class Trainer:
         found = checkpoint.latest(self.folder)
         if found is not None:
             step, tensors, state = found
-            if state["config"] != self.config.digest():
+            if state.get("config") != self.config.digest():
                 raise FpsgenError(
                     f"{self.folder} holds a run with other settings", "name another folder with -o", BAD_INPUT
                 )
@@ -90,11 +92,14 @@ class Trainer:
             began = time.monotonic()
             row = self._one(objectives)
             row["seconds"] = round(time.monotonic() - began, 4)
+            ended = self.step == config.steps
+            to_save = self.step % config.save_every == 0 or ended
+            if to_save:
+                row["held_out"] = self.error(objectives[0].held_out, FEW)
             if self.processes.first:
                 self.log.add(row)
             events.step(self.step - 1, config.steps, f"loss {row['loss']:.4g}, {row['profile']}")
-            ended = self.step == config.steps
-            if self.step % config.save_every == 0 or ended:
+            if to_save:
                 self.log.check(self.step)
                 self.save()
             if sample and config.sample_every and self.step % config.sample_every == 0 and not ended:

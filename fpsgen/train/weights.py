@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fpsgen.train.config import TrainConfig
-from fpsgen.train.parallel import local, whole, write
+from fpsgen.train.parallel import gather_anew, local, whole, write
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -28,7 +28,7 @@ class Weights:
     """
 
     def __init__(self, transformer: Any, config: TrainConfig) -> None:
-        self._config = config
+        self._config, self._transformer = config, transformer
         self.used = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
         self.masters = {
             name: p if p.dtype == torch.float32 else torch.nn.Parameter(p.detach().float())
@@ -110,3 +110,4 @@ class Weights:
         for name, p in self.used.items():
             if values[name] is not p:
                 local(p.detach()).copy_(local(values[name].detach()))
+        gather_anew(self._transformer)

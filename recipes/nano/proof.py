@@ -116,6 +116,13 @@ class Proof:
     def row_path(self, arm: str, seed: int) -> Path:
         return self.out / "rows" / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}.json"
 
+    def done(self, arm: str, seed: int) -> bool:
+        """Whether a piece has its row, and the dense one its clips, with which others are compared."""
+        return self.row_path(arm, seed).exists() and (arm != "dense" or self.clips_path(seed).exists())
+
+    def clips_path(self, seed: int) -> Path:
+        return self.out / f"dense-{seed}.npy"
+
     def piece(self, arm: str, seed: int) -> dict[str, Any]:
         """Train, if the arm is trained, measure, and write the row."""
         chosen, config = ARMS[arm], self.config(arm, seed)
@@ -210,7 +217,7 @@ class Proof:
 
     def quality(self, clips: torch.Tensor, seed: int, arm: str) -> dict[str, Any]:
         """PSNR, SSIM to the dense clips of the same noise, and what the meter reads, in percent."""
-        kept = self.out / f"dense-{seed}.npy"
+        kept = self.clips_path(seed)
         if arm == "dense":
             np.save(kept, clips.numpy())
         meter = Meter(self.device)
@@ -292,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     proof = Proof(chosen.out, chosen.base, TINY if chosen.tiny else FULL, chosen.commit)
     arms = chosen.arms.split("; ") if chosen.arms else list(ARMS)
-    todo = [(arm, seed) for seed in range(chosen.seeds) for arm in arms if not proof.row_path(arm, seed).exists()]
+    todo = [(arm, seed) for seed in range(chosen.seeds) for arm in arms if not proof.done(arm, seed)]
     for number, (arm, seed) in enumerate(todo):
         if time.monotonic() - started + longest > 60 * chosen.minutes:
             print(f"{len(todo) - number} pieces are left", flush=True)

@@ -51,14 +51,20 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in read_log(folder / LOG)]
 
 
+LORA = {"lora_rank": 4, "flow": 0.5, "checkpointing": False}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"lora_rank": 4, "flow": 0.5, "checkpointing": False}], ids=["full", "lora"])
+@pytest.mark.parametrize("changes", [{"sample_every": 2}, LORA], ids=["full", "lora"])
 def test_two_processes_train_what_one_does(tiny_dir, tmp_path, changes):
     run = write_run(tmp_path / "run", tiny_dir, **changes)
     for count in (1, 2):
         train(run, tmp_path / f"of-{count}", count)
     one, two = (losses(tmp_path / f"of-{count}") for count in (1, 2))
     assert len(one) == 4 and two == pytest.approx(one, rel=1e-4)
+    for count in (1, 2):
+        videos = [path.name for path in (tmp_path / f"of-{count}").glob("step-*.mp4")]
+        assert videos == (["step-0000002.mp4"] if "sample_every" in changes else [])
     from safetensors.torch import load_file
 
     for kind in ("weights", "average", "exp_avg"):

@@ -66,6 +66,14 @@ def test_a_killed_run_goes_on_to_the_same_bits(unbroken, make_config, tmp_path, 
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_the_held_out_error_is_measured_with_each_checkpoint(unbroken):
+    folder, result = unbroken
+    found = {row["step"]: row["held_out"] for row in losses(folder) if "held_out" in row}
+    assert set(found) == {2, 4, 6}
+    assert found[6] == pytest.approx(result.report["held_out_error"]["after"])  # one prompt, four steps: all of them
+    assert found[2] != found[4]
+
+
 def test_a_torn_checkpoint_is_skipped(unbroken, make_config, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(make_config(), tmp_path, 5)

@@ -158,3 +158,20 @@ def test_the_dense_loss_is_that_of_the_same_weights_without_windows(make_config,
     part = row["objectives"]["distill"]
     assert part["dense_loss"] == pytest.approx(wanted, rel=1e-5)
     assert part["loss"] != pytest.approx(wanted, rel=1e-5)
+
+
+def test_an_adapter_is_trained_around_fp8_linears(make_config, tmp_path):
+    """The frozen layers multiply in FP8, the adapter beside them does not; both reach the loss."""
+    model = transformer(16)
+    config = make_config(batch=4, steps=3, lr=1e-2, warmup=0, lora_rank=4, linear="fp8", dense_every=2)
+    trainer = Trainer(model, config, tmp_path, GRID, ALONE)
+    trainer.resume()
+    source = Fixed(model)
+    frozen = model.blocks[0].attn1.to_q.base_layer.weight.detach().clone()
+    trainer.run([Objective("distill", 1.0, source, source)], Silent())
+    layer = model.blocks[0].attn1.to_q
+    assert type(layer.base_layer) is FP8Linear and torch.equal(layer.base_layer.weight, frozen)
+    assert set(trainer.weights.used) and all("lora" in name for name in trainer.weights.used)
+    assert all(bool(p.detach().any()) for name, p in trainer.weights.used.items() if "lora_B" in name)
+    losses = [row["loss"] for row in trainer.log._rows]
+    assert losses[-1] < losses[0]
