@@ -6,7 +6,6 @@ values = fields(parse_json(raw, "the recipe"), RECIPE, "the recipe")
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fpsgen.errors import BAD_INPUT, FpsgenError
-from fpsgen.text import clean_text, show
+from fpsgen.text import clean_text, nearest, show
 
 _ODD_ESCAPE = re.compile(r"\\[uU](0{4,8}|(0{4})?[dD][89a-fA-F])")  # NUL or half of a surrogate pair
 REQUIRED = object()  # the default of a field that has to be there
@@ -125,8 +124,8 @@ def fields(
         raise FpsgenError(f"{what} is not a table of values", example or f"keys are {', '.join(spec)}", code)
     for key in table if not more else ():
         if key not in spec:
-            near = difflib.get_close_matches(str(key)[:80], spec, 1, 0.6)
-            guess = f"; did you mean {near[0]}?" if near else ""
+            near = nearest(str(key), spec)
+            guess = f"; did you mean {near}?" if near else ""
             raise FpsgenError(
                 f"{what} has an unknown key {show(key, 60)!r}{guess}", example or f"keys are {', '.join(spec)}", code
             )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 _LINE_END = re.compile("\r\n|[\n\r\x0b\x0c\x85\u2028\u2029]")
 _REFUSED = re.compile(
@@ -48,6 +50,13 @@ def show(value: object, limit: int = 120) -> str:
     if not text.isprintable():
         text = "".join(ch if ch.isprintable() else _escape(ch) for ch in _LINE_END.sub(" ", text))
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def nearest(word: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """The name that a mistyped word comes nearest to, in whatever case, "" if none comes near."""
+    lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(word.lower()[:80], lower, 1, cutoff)
+    return lower[near[0]] if near else ""
 
 
 def plural(count: int, word: str) -> str:

@@ -20,7 +20,7 @@ from fpsgen import pictures
 from fpsgen.errors import BAD_INPUT, DISK, FpsgenError
 from fpsgen.ffmpeg import Process, check_ffmpeg, encode, raw_input, run
 from fpsgen.files import absolute, atomic, sweep, temporary
-from fpsgen.text import show
+from fpsgen.text import plural, show
 
 _SCHEMA_KEY = "schema"
 _COMMENT = "comment"  # the tag of an MP4
@@ -68,7 +68,9 @@ def write_mp4(
         if found != count:
             check_ffmpeg()
             raise FpsgenError(
-                f"{show(path)} came out with {found} of {count} frames", "check the disk and run it again", DISK
+                f"{show(path)} came out with {found} of {plural(count, 'frame')}",
+                "check the disk and run it again",
+                DISK,
             )
     return path
 

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 API = "API"
 NAME = "someone/wan-tiny"  # the repository that tests serve
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 CHUNK = 1 << 16
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -158,3 +159,23 @@ def serving(hub: Hub):
         hub.ended.set()
         server.shutdown()
         server.server_close()
+
+
+def digest_of(hub: Hub, name: str) -> str:
+    """The digest that the listing gives for a large file."""
+    return next(e["lfs"]["sha256"] for e in hub.info(NAME)["siblings"] if e["rfilename"] == name)
+
+
+def refused(code: int, *words: str, revision: str = "main"):
+    """The error that a pull of NAME ends with, of this code, with these words in its two lines."""
+    import pytest
+
+    from fpsgen.errors import FpsgenError
+    from fpsgen.models.catalog.pull import pull
+
+    with pytest.raises(FpsgenError) as caught:
+        pull(NAME, revision)
+    error = caught.value
+    assert error.code == code, error
+    assert "\n" not in error.message + error.remedy and all(word in str(error) for word in words), error
+    return error

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fpsgen.text import clean_text, show, split_lines
+from fpsgen.text import clean_text, nearest, plural, show, split_lines
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,13 @@ def test_cleaning_twice_is_cleaning_once(text):
 @given(st.text(alphabet=st.characters(exclude_categories=())), st.integers(3, 200))
 def test_shown_text_moves_no_terminal(text, limit):
     assert show(text, limit).isprintable() and len(show(text, limit)) <= limit
+
+
+def test_one_has_no_s():
+    assert [plural(count, "frame") for count in (0, 1, 2)] == ["0 frames", "1 frame", "2 frames"]
+
+
+def test_the_nearest_name_in_whatever_case():
+    names = ("FPSGEN_STEPS", "safe", "paper")
+    assert nearest("fpsgen_stepz", names) == "FPSGEN_STEPS" and nearest("SAEF", names) == "safe"
+    assert nearest("zebra", names) == "" and nearest("x" * 10_000, names) == ""

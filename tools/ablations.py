@@ -46,7 +46,7 @@ COLUMNS = {
     "ssim": "SSIM",
     "snr": "Velocity, dB",
     "right": "All right, %",
-    "videos": "Videos",
+    "videos": "Prompts",
 }
 PAPER = {"paper": "Paper, PSNR, dB"}
 # arXiv 2506.04648: table 1 (Wan2.1-1.3B, 480p), tables 3 and 4; by the choice that stands for it here

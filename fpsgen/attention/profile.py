@@ -20,6 +20,8 @@ from fpsgen.attention.windows import (
     window_density,
 )
 
+_MANY = 1 << 20  # units of an axis, when the grid is not known
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -88,6 +90,7 @@ class Profile:
             )
         try:
             method.check_options(dict(self.options))
+            head_windows(self._head_windows, (_MANY, _MANY, _MANY))
         except ValueError as error:
             raise ValueError(f"profile {self.name!r}: {error}") from None
 

@@ -4,7 +4,6 @@ them. What a line says is understood or refused by its number, never taken for w
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from fpsgen.files import decode, read_bytes
 from fpsgen.settings.gather import names_of
 from fpsgen.settings.setting import LINE
 from fpsgen.settings.table import SETTINGS
-from fpsgen.text import clean_text, show, split_lines
+from fpsgen.text import clean_text, nearest, show, split_lines
 
 STDIN = "-"
 LINES, OBJECTS = ".txt", ".jsonl"
@@ -119,8 +118,8 @@ def _switch(word: str, value: str, known: dict[str, str], where: str) -> tuple[A
     if word.startswith("no-") and name is not None and SETTINGS[name].is_switch and not value:
         return False, name
     names = [*known, *SHORT, WIDTH, HEIGHT]
-    near = difflib.get_close_matches(word.lower()[:40], names, 1, 0.6)
-    guess = f"; did you mean --{near[0]}?" if near else ""
+    near = nearest(word, names)
+    guess = f"; did you mean --{near}?" if near else ""
     known_ones = ", ".join(f"--{name}" for name in names)
     raise FpsgenError(f"{where}: --{show(word, 40)} is not an option{guess}", f"options are {known_ones}", BAD_INPUT)
 

@@ -141,7 +141,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     for text in read_text(path, _LIMIT, str(path)).splitlines():
         try:
             row = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and row.get("schema") == SCHEMA:
             rows.append(row)

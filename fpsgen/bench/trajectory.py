@@ -20,7 +20,9 @@ class Forward(NamedTuple):
 
 
 class StepError(NamedTuple):
-    """One denoising step: its index, what ran (Handle.latest_step), and cosine, mse, snr_db of the velocity."""
+    """One denoising step: its index, what ran (Handle.latest_step, with the density that it had), and cosine, mse and
+    snr_db of the velocity.
+    """
 
     index: int
     ran: dict[str, Any]
@@ -57,6 +59,8 @@ def step_errors(
         errors = [velocity_error(transformer(**each.inputs)[0], each.velocity) for each in group]
         ran = handle.latest_step()
         assert ran is not None
+        if ran["density"] is None:  # chosen at each call: known once it has run
+            ran = ran | {"density": handle.report()["steps"][-1]["density"]}
         yield StepError(index, ran, mean_errors(errors))
 
 

@@ -13,6 +13,7 @@ from fpsgen.cli.options import complete_files, examples, takes_settings
 from fpsgen.errors import PARTIAL
 from fpsgen.report.lines import clock
 from fpsgen.settings.gather import gather
+from fpsgen.text import plural
 
 if TYPE_CHECKING:
     from fpsgen.batch.jobs import Batch, Job
@@ -75,7 +76,7 @@ def make_batch(file: str, given: dict[str, Any], command: str) -> None:
         timing = Timing(events)
         for text in jobs.warnings:
             timing.warn(text)
-        events.note("batch", f"{len(jobs.jobs)} videos into {jobs.folder}, model {models_of(jobs)}")
+        events.note("batch", f"{plural(len(jobs.jobs), 'video')} into {jobs.folder}, model {models_of(jobs)}")
         try:
             with console.library_warnings(timing.warn, settings.debug):
                 for outcome in run(jobs, shown, timing):
@@ -84,7 +85,8 @@ def make_batch(file: str, given: dict[str, Any], command: str) -> None:
                         print(outcome.path, flush=True)
         except BaseException:
             left = len(jobs.jobs) - sum(outcome.path is not None for outcome in outcomes)
-            events.note("batch", f"stopped with {left} of {len(jobs.jobs)} videos to go; the same command goes on")
+            count = plural(len(jobs.jobs), "video")
+            events.note("batch", f"stopped with {left} of {count} to go; the same command goes on")
             raise
         events.note("batch", summary(outcomes, timing.total))
     if settings.json:
@@ -119,7 +121,7 @@ class ShownProgress:
 
     def job_start(self, job: Job, index: int, total: int) -> Quiet:
         self._place, self._left = f"[{index}/{total}]", total - index
-        self._events.job(self._place, job.prompt, self._rest(self._left + 1))
+        self._events.job(self._place, job.prompt, self._rest(self._left + 1), self._left + 1)
         return self._events
 
     def job_end(self, outcome: Outcome) -> None:
@@ -161,7 +163,7 @@ def show(jobs: Batch, as_json: bool, command: str) -> None:
     for text in jobs.warnings:
         console.warning(text)
     for row in rows:
-        print(f"{row['line']:>4}  {row['status']:<7}  {row['size']}, {row['steps']} steps  {row['path']}")
+        print(f"{row['line']:>4}  {row['status']:<7}  {row['size']}, {plural(row['steps'], 'step')}  {row['path']}")
     sys.stdout.flush()
 
 

@@ -12,7 +12,7 @@ from fpsgen.cli.options import examples, takes_settings
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.files import make_folder
 from fpsgen.settings.gather import gather
-from fpsgen.text import show
+from fpsgen.text import plural, show
 
 INFO_EXAMPLES = examples(
     "fpsgen info outputs/a-cat-surfing-7.mp4", "fpsgen info cat.mp4 --sheet cat.png", "fpsgen info cat.json --json"
@@ -106,7 +106,8 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("model", f"{model.get('name')} ({model.get('source')}, {model.get('revision')})"))
     frames, fps = number(recipe, "frames"), number(recipe, "fps")
     seconds = f" ({frames / fps:.2f} s at {get('fps')} fps)" if frames and fps else ""
-    rows.append(("size", f"{get('width')}x{get('height')}, {get('frames')} frames{seconds}"))
+    count = plural(get("frames"), "frame")
+    rows.append(("size", f"{get('width')}x{get('height')}, {count}{seconds}"))
     size = get("scaled_to")
     rows += [("scaled to", "x".join(map(str, size)))] if isinstance(size, list) else []
     rows += [(name, str(get(name))) for name in ("steps", "guidance", "shift", "seed", "method")]

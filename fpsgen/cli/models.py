@@ -220,6 +220,7 @@ def rm(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.", show_default=False)] = False,
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Remove a model from the Hugging Face cache, all its revisions."""
     from fpsgen.models.catalog.cache import RepositoryCache, missing
@@ -234,7 +235,8 @@ def rm(
     if not os.path.lexists(store.folder):
         raise missing(name, spec)
     size = store.size()
-    console.note(f"{store.folder}: {amount(size)}")
+    if not (quiet and yes):
+        console.note(f"{store.folder}: {amount(size)}")
     if not yes:
         if not sys.stdin.isatty():
             raise FpsgenError("nobody is there to be asked", "add --yes", USAGE)

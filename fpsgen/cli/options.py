@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from fpsgen.settings.setting import Setting
 from fpsgen.settings.table import SETTINGS, preset_names
@@ -17,21 +17,30 @@ from fpsgen.settings.table import SETTINGS, preset_names
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
-class _NoTypes:
-    """Switches have no type column in help: a switch says what it is."""
+class _Help:
+    """Help as people read it: paragraphs are wrapped to the terminal alone, and switches and arguments, which say
+    themselves what they are, have no type beside them.
+    """
+
+    def __init__(self, *args: Any, help: str | None = None, **more: Any) -> None:
+        paragraphs = inspect.cleandoc(help or "").split("\n\n")
+        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        super().__init__(*args, help=text or None, **more)
 
     def get_params(self, ctx: Any) -> list[Any]:
         params = super().get_params(ctx)  # pyright: ignore[reportAttributeAccessIssue]
         for param in params:
             if getattr(param, "is_flag", False):
                 param.metavar = ""
+            if isinstance(param, TyperArgument):
+                param.display_type_rich = lambda ctx: None
         return params
 
 
-class Command(_NoTypes, TyperCommand): ...
+class Command(_Help, TyperCommand): ...
 
 
-class Group(_NoTypes, TyperGroup): ...
+class Group(_Help, TyperGroup): ...
 
 
 def takes_settings(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -50,7 +59,7 @@ def takes_settings(command: str) -> Callable[[Callable[..., None]], Callable[...
             function(**values, given={name: value for name, value in given.items() if value is not None})
 
         kind = inspect.Parameter.KEYWORD_ONLY
-        added = [inspect.Parameter(e.name, kind, default=None, annotation=annotation(e)) for e in entries]
+        added = [inspect.Parameter(e.name, kind, default=None, annotation=annotation(e, command)) for e in entries]
         wrapper.__signature__ = inspect.Signature(  # pyright: ignore[reportAttributeAccessIssue]
             [parameter.replace(kind=kind) for parameter in own] + added
         )
@@ -60,14 +69,15 @@ def takes_settings(command: str) -> Callable[[Callable[..., None]], Callable[...
     return decorate
 
 
-def annotation(entry: Setting) -> Any:
+def annotation(entry: Setting, command: str = "") -> Any:
     """The type of a command's parameter that is this setting's option."""
     names = [entry.option]
     if entry.is_switch and (entry.layers or entry.default):  # set elsewhere, or on by itself: it can be unset
         names = [f"{entry.option}/{entry.option.replace('--', '--no-', 1)}"]
     if entry.short:
         names.append(entry.short)
-    text = entry.help + (f" [{entry.unset}]" if entry.unset else "")
+    unset = entry.unset_in.get(command, entry.unset)
+    text = entry.help + (f" [{unset}]" if unset else "")
     option = typer.Option(
         *names,
         rich_help_panel=entry.group,

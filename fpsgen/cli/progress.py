@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from fpsgen.cli import console
 from fpsgen.report.lines import clock
+from fpsgen.text import plural
 
 
 class Quiet:
@@ -17,6 +18,7 @@ class Quiet:
 
     def __init__(self) -> None:
         self.brief = False
+        self._unknown = 0  # jobs of which nothing but the steps of the first tells how long they take
 
     def __enter__(self) -> Self:
         return self
@@ -38,9 +40,12 @@ class Quiet:
     def note(self, name: str, text: str) -> None:
         pass
 
-    def job(self, place: str, prompt: str, rest: float | None) -> None:
-        """A job of several begins; from here on its stages leave no line behind. rest: seconds that all still take."""
+    def job(self, place: str, prompt: str, rest: float | None, left: int) -> None:
+        """A job of several begins; from here on its stages leave no line behind. rest: seconds that all still take,
+        None while none has ended. left: how many are to be made, with this one.
+        """
         self.brief = True
+        self._unknown = 0 if rest else left
 
     def warn(self, text: str) -> None:
         pass
@@ -66,16 +71,19 @@ class Plain(Quiet):
     def step(self, index: int, total: int, seconds: float, note: str) -> None:
         self._spent += seconds
         done = index + 1
-        self._pace = f", {total} steps, {self._spent / done:.2f} s/it"
+        self._pace = f", {plural(total, 'step')}, {self._spent / done:.2f} s/it"
         if done * 10 // total > self._tenth and done < total and not self.brief:
             self._tenth = done * 10 // total
             self.note(self._stage, f"{done}/{total} {pace(done, total, self._spent)}  {note}")
+        if self._unknown and 1 < done < total:  # the first step warms up
+            self.note("batch", f"ETA of all about {clock(self._spent / done * total * self._unknown)}")
+            self._unknown = 0
 
     def note(self, name: str, text: str) -> None:
         console.note(f"{name:<8} {text}")
 
-    def job(self, place: str, prompt: str, rest: float | None) -> None:
-        super().job(place, prompt, rest)
+    def job(self, place: str, prompt: str, rest: float | None, left: int) -> None:
+        super().job(place, prompt, rest, left)
         self.note(place, console.one_line(prompt, 60) + (f", ETA of all {clock(rest)}" if rest else ""))
 
     def warn(self, text: str) -> None:
@@ -91,15 +99,16 @@ class Drawn(Quiet):
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.table import Column
 
-        one_line = Column(no_wrap=True, overflow="ellipsis")
+        rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # what the other columns leave
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description:<8}"),
             BarColumn(bar_width=10),
-            TextColumn("{task.fields[note]}", markup=False, table_column=one_line),
+            TextColumn("{task.fields[note]}", markup=False, table_column=rest),
             TimeElapsedColumn(),
             console=Console(stderr=True, highlight=False, emoji=False),
             transient=True,
+            expand=True,
         )
         self._task: Any = None
         self._spent = 0.0
@@ -127,16 +136,18 @@ class Drawn(Quiet):
     def step(self, index: int, total: int, seconds: float, note: str) -> None:
         self._spent += seconds
         done = index + 1
-        self._pace = f", {total} steps, {self._spent / done:.2f} s/it"
-        text = f"{done}/{total} {pace(done, total, self._spent)}  {self._job or note}"
+        self._pace = f", {plural(total, 'step')}, {self._spent / done:.2f} s/it"
+        rest = self._spent / done * total * self._unknown - self._spent
+        every = f"all about {clock(rest)}  " if self._unknown else ""
+        text = f"{done}/{total} {pace(done, total, self._spent)}  {every}{self._job or note}"
         self._progress.update(self._task, total=total, completed=done, note=text)
 
     def note(self, name: str, text: str) -> None:
         self._print(f"{name:<8} {text}")
 
-    def job(self, place: str, prompt: str, rest: float | None) -> None:
-        super().job(place, prompt, rest)
-        self._job = f"{place} {console.one_line(prompt, 40)}" + (f", all {clock(rest)}" if rest else "")
+    def job(self, place: str, prompt: str, rest: float | None, left: int) -> None:
+        super().job(place, prompt, rest, left)
+        self._job = f"{place} " + (f"all {clock(rest)}  " if rest else "") + console.one_line(prompt, 40)
 
     def warn(self, text: str) -> None:
         self._print(f"warning: {text}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import re
+import shlex
 from typing import Any
 
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.settings.setting import Setting
 from fpsgen.settings.table import SETTINGS
-from fpsgen.text import show
+from fpsgen.text import nearest, show
+
+WIDTHS, HEIGHTS = ("width", "w"), ("height", "h")
+SIDES = (*WIDTHS, *HEIGHTS)
 
 
 def explain_usage(error: Any, arguments: list[str], command: str) -> FpsgenError:
@@ -21,7 +24,9 @@ def explain_usage(error: Any, arguments: list[str], command: str) -> FpsgenError
     line = " ".join(filter(None, ("fpsgen", command)))
     option = re.match(r"no such option: (-+[^\s]+)", message)
     if option:
-        return FpsgenError(f"{line} has no option {option[1]}", meant(option[1], command) or _list(line), USAGE)
+        return FpsgenError(
+            f"{line} has no option {option[1]}", meant(option[1], command, arguments) or _list(line), USAGE
+        )
     if "no such command" in message:
         return FpsgenError(message, _for_command(arguments, guess), USAGE)
     if guess:
@@ -35,21 +40,47 @@ def explain_usage(error: Any, arguments: list[str], command: str) -> FpsgenError
     return FpsgenError(message, _list(line), USAGE)
 
 
-def meant(option: str, command: str) -> str:
-    """The remedy for an option that `command` does not have, "" if nothing comes near."""
-    word = option.lstrip("-").split("=", 1)[0].lower().replace("_", "-")
+def meant(option: str, command: str, arguments: list[str]) -> str:
+    """The remedy for an option that `command` does not have, with the value that was typed; "" if none comes near."""
+    word = _word(option)
     entries = [entry for entry in SETTINGS.values() if command in entry.commands]
-    for entry in entries:
-        if word in entry.mistaken_for:
-            return f"did you mean {_example(entry)}?"
-    names = {entry.option.lstrip("-"): _example(entry) for entry in entries}
-    names |= {"help": "--help", "prompts": "--prompts FILE"} if command == "generate" else {"help": "--help"}
-    near = difflib.get_close_matches(word[:80], names, 1, 0.6)
-    return f"did you mean {names[near[0]]}?" if near else ""
+    names = {entry.option.lstrip("-"): entry for entry in entries}
+    mistaken = next((entry for entry in entries if word in entry.mistaken_for), None)
+    entry = mistaken or names.get(nearest(word, names))
+    others = {"help": "--help"} | ({"prompts": "--prompts FILE"} if command == "generate" else {})
+    other = "" if mistaken else nearest(word, (*others, *names))
+    if other in others:
+        return f"did you mean {others[other]}?"
+    return f"did you mean {_with_value(entry, word, arguments)}?" if entry else ""
 
 
-def _example(entry: Setting) -> str:
-    return entry.option if entry.is_switch else f"{entry.option} {entry.example}"
+def _word(option: str) -> str:
+    return option.lstrip("-").split("=", 1)[0].lower().replace("_", "-")
+
+
+def _value(word: str, arguments: list[str]) -> str:
+    """What the command line gives to the option `word`, "" if nothing."""
+    for place, argument in enumerate(arguments):
+        if argument.startswith("-") and _word(argument) == word:
+            after = arguments[place + 1] if place + 1 < len(arguments) else ""
+            return argument.partition("=")[2] or ("" if after.startswith("-") else after)
+    return ""
+
+
+def _with_value(entry: Setting, word: str, arguments: list[str]) -> str:
+    """The option that was meant, with the value that was typed where it suits, else with an example."""
+    if entry.is_switch:
+        return entry.option
+    value = _value(word, arguments)
+    if entry.name == "res" and word in SIDES:
+        sides = (next(filter(None, (_value(name, arguments) for name in names)), "") for names in (WIDTHS, HEIGHTS))
+        value = "x".join(side or name for side, name in zip(sides, ("WIDTH", "HEIGHT"), strict=True))
+        return f"{entry.option} {show(value, 40)}"
+    try:
+        entry.read(value)
+    except ValueError:
+        value = entry.example
+    return f"{entry.option} {shlex.quote(show(value, 80))}" if value != entry.example else f"{entry.option} {value}"
 
 
 def _for_command(arguments: list[str], guess: str) -> str:

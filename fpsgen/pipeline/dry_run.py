@@ -79,7 +79,7 @@ class Outlook:
                 rows.append((entry.name, *shown[entry.name]))
             elif "generate" in entry.commands and entry.layers and entry.name in values:
                 value = values[entry.name]
-                text = ("yes" if value else "no") if entry.is_switch else str(value)
+                text = ("yes" if value else "no") if entry.is_switch else str(value or entry.unset or "none")
                 rows.append((entry.name, text, origins[entry.name]))
         rows += [("steps by profile", "; ".join(map(_described, self.profiles)), "schedule")]
         if self.schedule.dense_layers:

@@ -7,6 +7,7 @@ from fpsgen.errors import ENVIRONMENT, FpsgenError
 from fpsgen.models.catalog.machine import Machine, lacks, this_machine
 from fpsgen.models.catalog.registry import ModelSpec
 from fpsgen.pipeline.request import GenerateRequest
+from fpsgen.text import plural
 
 _DECODED = 24  # bytes for each pixel and frame: the decoded video and its copy in [0, 1], three channels of fp32 each
 _SMALL_GB = 1.0  # what is smaller than this fits any machine
@@ -87,5 +88,5 @@ def _video_refusal(request: GenerateRequest, machine: Machine | None) -> str:
     if not has or needed <= has:
         return ""
     video = request.video
-    size = f"{video.frames} frames of {video.width}x{video.height}"
+    size = f"{plural(video.frames, 'frame')} of {video.width}x{video.height}"
     return f"{size} take {needed:.0f} GB once they are decoded, and this machine has {has:.0f} GB of {where}"

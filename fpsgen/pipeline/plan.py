@@ -22,7 +22,7 @@ from fpsgen.pipeline.size import EVEN, nearest_trained, resolve_frames, resolve_
 from fpsgen.settings.gather import DEFAULT, Settings
 from fpsgen.settings.setting import Setting
 from fpsgen.settings.table import MAX_TEXT, SETTINGS
-from fpsgen.text import clean_text, plural, show
+from fpsgen.text import clean_text, nearest, plural, show
 
 DRAWN = "drawn"  # the origin of a seed that nobody set
 
@@ -110,7 +110,9 @@ def check_schedule(name: str | None) -> str | Schedule | None:
     if path.suffix == ".toml" or os.path.exists(path):
         what = "is not a TOML file" if os.path.exists(path) else "does not exist"
         raise FpsgenError(f"schedule {show(name)} {what}", f"or take a preset: {presets}", BAD_INPUT)
-    raise FpsgenError(f"no schedule is named {show(name)}", f"choose from {presets}, or name a file", USAGE)
+    near = nearest(name, PRESETS)
+    guess = f"did you mean {near}? Or " if near else ""
+    raise FpsgenError(f"no schedule is named {show(name)}", f"{guess}choose from {presets}, or name a file", USAGE)
 
 
 def origins_of(settings: Settings, spec: ModelSpec) -> dict[str, str]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fpsgen.errors import USAGE, FpsgenError
+from fpsgen.text import plural
 
 SIDE = 16  # pixels a token in Wan: the VAE halves a side three times, the patches once more
 EVEN = 2  # pixels: what H.264 in yuv420p needs
@@ -74,7 +75,7 @@ def resolve_frames(frames: int | None, seconds: float | None, fps: int, default:
         below = (frames - 1) // period * period + 1
         near = [n for n in sorted((below, below + period), key=lambda n: abs(n - frames)) if n >= 1]
         remedy = f"nearest: --frames {near[0]}" + (f" (or {near[1]})" if len(near) > 1 else "")
-        raise FpsgenError(f"{frames} frames do not suit the model: it makes {period}n+1 of them", remedy, USAGE)
+        raise FpsgenError(f"{plural(frames, 'frame')} will not do: the model makes {period}n+1 of them", remedy, USAGE)
     return frames
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fpsgen.report.lines import columns
+from fpsgen.text import plural
 
 COLUMNS = {
     "method": "Method",
@@ -95,8 +96,9 @@ def is_baseline(row: dict[str, Any]) -> bool:
 def setting(row: dict[str, Any]) -> str:
     """What was measured, on one line."""
     weights = ", random weights" if row["random_weights"] else ""
-    size = f"{row['width']}x{row['height']}, {row['frames']} frames, {row['tokens']} tokens"
-    return f"{row['model']}{weights}, {size}, {row['steps']} steps, guidance {row['guidance']:g}, seed {row['seed']}"
+    size = f"{row['width']}x{row['height']}, {plural(row['frames'], 'frame')}, {row['tokens']} tokens"
+    steps = plural(row["steps"], "step")
+    return f"{row['model']}{weights}, {size}, {steps}, guidance {row['guidance']:g}, seed {row['seed']}"
 
 
 def where(row: dict[str, Any]) -> str:

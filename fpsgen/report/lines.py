@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from fpsgen.text import plural
+
 
 def describe(request: Any) -> str:
     """What is being made. request: a GenerateRequest."""
     video, sampling = request.video, request.sampling
     scaled = f" scaled to {video.scaled_to[0]}x{video.scaled_to[1]}" if video.scaled_to else ""
-    size = f"{video.width}x{video.height}{scaled}, {video.frames} frames ({video.seconds:.1f} s)"
-    how = f"{sampling.steps} steps, guidance {sampling.guidance:g}, shift {sampling.shift:g}, seed {sampling.seed}"
-    return f"{size}, {how}"
+    size = f"{video.width}x{video.height}{scaled}, {plural(video.frames, 'frame')} ({video.seconds:.1f} s)"
+    steps = plural(sampling.steps, "step")
+    return f"{size}, {steps}, guidance {sampling.guidance:g}, shift {sampling.shift:g}, seed {sampling.seed}"
 
 
 def summary(report: dict[str, Any]) -> str:

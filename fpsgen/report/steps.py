@@ -1,29 +1,54 @@
-"""Rows of `fpsgen bench steps` as text and as a chart."""
+"""Rows of `fpsgen bench steps` as text, as a chart, and as a table of the documents:
+`python -m fpsgen.report.steps steps.jsonl > figures/steps-nano.json`.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 from fpsgen.attention.methods import METHODS
 from fpsgen.report import charts
 from fpsgen.report.lines import columns
 
+COLUMNS = {
+    "method": "Method",
+    "profile": "Profile",
+    "steps": "Steps",
+    "density": "Density",
+    "snr": "SNR, dB, mean",
+    "cosine": "Cosine, least",
+}
 SIZE = "max-width:640px;font:13px system-ui,sans-serif;background:#fff;--line:#bbb"
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """One line per method and profile: mean SNR, least cosine, steps."""
-    shown = [["", "profile", "steps", "density", "SNR, dB", "cosine, least"]]
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for each method and profile: its steps, density, mean SNR and least cosine, as texts."""
+    found = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
         for profile in dict.fromkeys(row["profile"] for row in own):
             part = [row for row in own if row["profile"] == profile]
             density = part[0]["density"]
-            snr = sum(row["snr_db"] for row in part) / len(part)
-            cosine = min(row["cosine"] for row in part)
-            kept = "-" if density is None else f"{density:.0%}"
-            shown.append([method, profile, str(len(part)), kept, f"{snr:.1f}", f"{cosine:.4f}"])
-    return columns(shown)
+            entry = {"method": method, "profile": profile, "steps": str(len(part))}
+            entry["density"] = "-" if density is None else f"{density:.0%}"
+            entry["snr"] = f"{sum(row['snr_db'] for row in part) / len(part):.1f}"
+            found.append(entry | {"cosine": f"{min(row['cosine'] for row in part):.4f}"})
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """One line for each method and profile."""
+    head = ["", "profile", "steps", "density", "SNR, dB", "cosine, least"]
+    return columns([head, *([entry[key] for key in COLUMNS] for entry in summary(rows))])
+
+
+def figure(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What tools.figures takes: the same, each line with its origin, and the rows of all steps."""
+    origin = {key: rows[0][key] for key in ("commit", "device", "versions", "model", "command")}
+    return {"columns": COLUMNS, "rows": [entry | origin for entry in summary(rows)], "steps": rows}
 
 
 def chart(rows: list[dict[str, Any]]) -> str:
@@ -36,3 +61,8 @@ def chart(rows: list[dict[str, Any]]) -> str:
     )
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" style="{SIZE}"'
     return body.replace("<svg", opening, 1).replace("</svg>", f"{names}</svg>", 1) + "\n"
+
+
+if __name__ == "__main__":
+    lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
+    print(json.dumps(figure([json.loads(line) for line in lines]), indent=1))

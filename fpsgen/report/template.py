@@ -15,14 +15,11 @@ from fpsgen.text import show
 VIDEO_LIMIT = 256 << 20  # bytes
 
 
-def fill(name: str, **values: Any) -> str:
+def fill(template: str, /, **values: Any) -> str:
     """The page of a template in this folder; values are escaped."""
     loader = FileSystemLoader(Path(__file__).parent)
-    return (
-        Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, loader=loader)
-        .get_template(name)
-        .render(**values)
-    )
+    pages = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, loader=loader)
+    return pages.get_template(template).render(**values)
 
 
 def embedded(path: Path) -> str:

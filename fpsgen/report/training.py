@@ -4,19 +4,21 @@ fetches nothing: charts and validation videos are inside.
 
 from __future__ import annotations
 
-import base64
-import json
-import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
+from fpsgen.errors import FpsgenError
+from fpsgen.fields import Field, Spec, fields, mapping, or_null, parse_json, real, text, whole
+from fpsgen.files import read_bytes
 from fpsgen.report import charts
 from fpsgen.report.lines import clock, columns
+from fpsgen.report.template import embedded, fill
+from fpsgen.text import show
 
+LIMIT = 1 << 30  # bytes of a log
 POINTS = 150  # of a curve
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
 DENSE = "#888888"
@@ -24,52 +26,48 @@ Row = dict[str, Any]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Rows of a log; lines that are none, such as those that a kill cut short, are passed over; none of no file."""
+    """Rows of a log; blank lines and those that a kill cut short are passed over. Raises FpsgenError BAD_INPUT."""
     rows = []
-    text = path.read_text(encoding="utf-8", errors="replace") if os.path.isfile(path) else ""
-    for line in text.split("\n"):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if _is_row(row):
-            rows.append(row)
+    data = read_bytes(path, LIMIT, show(path)) if os.path.lexists(path) else b""
+    for line in data.decode("utf-8", "replace").split("\n"):
+        with suppress(FpsgenError):
+            row = parse_json(line, "a line")
+            spec = _ROW | ({"held_out": mapping(real(0, 1e30))} if "held_out" in row else {})
+            rows.append(row | fields(row, spec, "a line", more=True))
     return rows
 
 
-def _is_row(row: object) -> bool:
-    """Whether a line is one that train/log.py writes: numbers where the page needs them."""
-    if not isinstance(row, dict) or not isinstance(row.get("objectives"), dict) or type(row.get("step")) is not int:
-        return False
-    parts = list(row["objectives"].values())
-    if not parts or any(not isinstance(part, dict) or not isinstance(part.get("profile"), str) for part in parts):
-        return False
-    held = row.get("held_out", {})
-    known = [row.get("loss"), row.get("samples"), row.get("seconds", 0.0), row.get("grad_norm"), row.get("lr")]
-    known += [part.get("loss") for part in parts] + [part.get("dense_loss", 0.0) for part in parts]
-    known += [
-        0 if row.get("density") is None else row["density"],
-        *(held.values() if isinstance(held, dict) else [None]),
-    ]
-    return all(type(x) in (int, float) and math.isfinite(x) for x in known)
+def _part(value: Any) -> dict[str, Any]:
+    """What a step did for one objective."""
+    loss = real(-1e30, 1e30)
+    optional = {"dense_loss": loss} if isinstance(value, dict) and "dense_loss" in value else {}
+    try:
+        fields(value, {"profile": text(1000), "loss": loss, **optional}, "", more=True)
+    except FpsgenError as error:
+        raise ValueError from error
+    return value
+
+
+_ROW: Spec = {
+    "step": whole(0, 1 << 40),
+    "samples": whole(0, 1 << 40),
+    "seconds": real(0, 1e9, 0.0),
+    "density": or_null(real(0, 1)),
+    **dict.fromkeys(("loss", "grad_norm", "lr"), real(-1e30, 1e30)),
+    "objectives": mapping(Field(_part, "profile and loss")),
+}
 
 
 def page(rows: Sequence[Row], name: str, videos: Sequence[Path] = ()) -> str:
     """rows: of log.jsonl, in order. videos: MP4s to show."""
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
-        Path(__file__).with_name("training.html").read_text(encoding="utf-8")
-    )
     drawn = [(title, _chart(rows, title, curves)) for title, curves in _curves(rows).items()]
-    return template.render(
+    return fill(
+        "training.html",
         name=name,
         facts=_facts(rows),
         table=table(rows),
         charts=[{"title": title, "svg": svg, "keys": keys} for title, (svg, keys) in drawn if svg],
-        videos=[
-            {"name": path.stem, "data": base64.b64encode(path.read_bytes()).decode()}
-            for path in videos
-            if path.is_file()
-        ],
+        videos=[{"name": path.stem, "data": embedded(path)} for path in videos if os.path.isfile(path)],
     )
 
 

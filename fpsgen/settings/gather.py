@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
 from fpsgen.files import read_toml
 from fpsgen.settings.setting import ENVIRONMENT, FILE, LINE, Setting
 from fpsgen.settings.table import SETTINGS
-from fpsgen.text import show
+from fpsgen.text import nearest, show
 
 CONFIG_NAME = "fpsgen.toml"
 CONFIG_VARIABLE = "FPSGEN_CONFIG"  # names the user's own config file
@@ -119,8 +118,7 @@ def refusal(entry: Setting, value: object, label: str, code: int) -> FpsgenError
     """The error for a value that a setting does not take. label: the setting as it was written there."""
     text = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else _written(value)
     said = f"{label} {show(text)!r}" if text else f"{label} (empty)"
-    near = difflib.get_close_matches(text.lower()[:80], entry.parser.names(), 1, 0.5)
-    remedy = f"for example {label} {near[0] if near else entry.example}"
+    remedy = f"for example {label} {nearest(text, entry.parser.names(), 0.5) or entry.example}"
     return FpsgenError(f"{said} is not {entry.parser.wanted()}", remedy, code)
 
 
@@ -202,5 +200,5 @@ def _checked(values: Mapping[str, Any], origin: str, layer: str) -> _Layer:
 
 
 def _guess(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name[:80], list(known), 1, 0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = nearest(name, known)
+    return f"; did you mean {near}?" if near else ""

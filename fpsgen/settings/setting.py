@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fpsgen.settings.parsers import Parser, switch
@@ -17,7 +17,8 @@ class Setting:
     """One setting: everything that options, files, variables, recipes, job keys, help and --dry-run know of it.
 
     name: key of files and lines, FPSGEN_<NAME>, and --<name> unless `flag` says otherwise.
-    help: one short line. unset: what it is where nobody sets it, for people ("drawn"). example: a value that parses.
+    help: one short line. unset: what it is where nobody sets it, for people ("drawn"); unset_in: in a
+    command where that differs. example: a value that parses.
     default: the value where nobody sets it; None with model_default takes that attribute of the ModelSpec.
     commands: those that take the option. layers: where else it may be set.
     recipe: written into recipes and read back by replay. key: part of a job's key, so that another value is another
@@ -37,6 +38,7 @@ class Setting:
     default: Any = None
     model_default: str = ""
     unset: str = ""
+    unset_in: Mapping[str, str] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     recipe: bool = False

@@ -175,7 +175,8 @@ _ENTRIES = (
         group=QUALITY,
         example="42",
         metavar="N",
-        unset="drawn; bench: 0",
+        unset="drawn",
+        unset_in={"bench": "0", "bench steps": "0", "batch": "from the prompt"},
     ),
     _video(
         "method",
@@ -281,7 +282,7 @@ _ENTRIES = (
     Setting(
         "output",
         parse.named("a folder, or a file name ending in .mp4, .gif, .webp or .png"),
-        "A folder, a file (.mp4 .gif .webp .png), or fields: {slug}-{seed}-{n}.mp4.",
+        "Folder, or file: .mp4 .gif .webp .png, {slug}-{n}.mp4",
         OUTPUT,
         "cat.mp4",
         metavar="PATH",
@@ -308,7 +309,7 @@ _ENTRIES = (
     ),
     _switch("video", "The side-by-side video.", default=True, unset="on", commands=("compare",)),
     _switch("json", "One JSON object on stdout.", commands=_ALL),
-    _switch("quiet", "Only the path.", short="-q", commands=_ALL, mistaken_for=("silent",)),
+    _switch("quiet", "Results alone, no progress.", short="-q", commands=_ALL, mistaken_for=("silent",)),
     _switch(
         "dry_run",
         "Show every setting and what it would take; make nothing.",

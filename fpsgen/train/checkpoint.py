@@ -65,7 +65,7 @@ def read(path: Path) -> tuple[int, dict[str, dict[str, torch.Tensor]], dict[str,
             (path / file["name"]).stat().st_size == file["size"] and sha256(path / file["name"]) == file["sha256"]
             for file in row["files"]
         )
-        if whole:
+        if whole and type(row["step"]) is int and isinstance(row["state"], dict):
             names = [Path(file["name"]).stem for file in row["files"]]
             return row["step"], {name: load_file(path / f"{name}.safetensors") for name in names}, row["state"]
     return None

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, FpsgenError
+from fpsgen.files import open_tensors
 from fpsgen.text import show
 
 
@@ -93,7 +94,7 @@ def _read(shard: Shard, names: Sequence[str], row: int | None = None) -> dict[st
     if not isinstance(shard, Path):
         return {name: shard[name] if row is None else shard[name][row] for name in names}
     try:
-        with safe_open(shard, framework="pt") as file:
+        with open_tensors(shard) as file:
             return {name: file.get_tensor(name) if row is None else file.get_slice(name)[row] for name in names}
     except (OSError, SafetensorError, IndexError) as error:
         raise FpsgenError(

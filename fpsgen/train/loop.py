@@ -69,7 +69,7 @@ class Trainer:
         found = checkpoint.latest(self.folder)
         if found is not None:
             step, tensors, state = found
-            if state["config"] != self.config.digest():
+            if state.get("config") != self.config.digest():
                 raise FpsgenError(
                     f"{self.folder} holds a run with other settings", "name another folder with -o", BAD_INPUT
                 )

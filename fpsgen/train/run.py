@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from fpsgen.errors import BAD_INPUT, FpsgenError
-from fpsgen.files import lock, make_folder, write_text
+from fpsgen.fields import fields, real
+from fpsgen.files import lock, make_folder, read_json, write_text
 from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.geometry import Geometry
 from fpsgen.models.wan.load import load
+from fpsgen.text import show
 from fpsgen.train.clips import TrajectoryEnds, open_folder
 from fpsgen.train.config import LIVE, TrainConfig
 from fpsgen.train.data import Pairs
@@ -185,4 +187,6 @@ def _before(trainer: Trainer, main: Objective, folder: Path) -> dict[str, float]
         if trainer.processes.first:
             write_text(json.dumps(measured) + "\n", path)
         trainer.processes.wait()
-    return json.loads(path.read_text(encoding="utf-8"))
+    what = show(path)
+    spec = dict.fromkeys(main.held_out.profiles, real(0, 1e30))
+    return fields(read_json(path, 1 << 20, what), spec, what, example="remove it, and run again")

@@ -67,3 +67,8 @@ def test_what_is_no_window_is_refused(text):
         AttentionPlan.of(profile(text), GRID)
     with pytest.raises(ValueError):
         AttentionPlan.of(profile(window=(1, 3, 3)), GRID)
+
+
+def test_what_is_no_window_is_refused_before_there_is_a_grid():
+    with pytest.raises(ValueError, match="1xbx3"):
+        profile("1xbx3 all all")

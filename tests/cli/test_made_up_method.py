@@ -30,6 +30,12 @@ def test_generate_and_its_report_know_a_new_method(fpsgen, tiny_dir, method):
     assert all(0 < step["density"] <= 1 for step in attention["steps"])  # what the lists held
 
 
+def test_bench_steps_reads_the_density_of_a_new_method(fpsgen, tiny_dir, method):
+    assert fpsgen("bench", "steps", "-m", tiny_dir, *SMALL, "--compare", method.name, "--json") == 0, fpsgen.err
+    rows = [row for row in fpsgen.json["results"] if row["method"] == method.name]
+    assert len(rows) == 2 and all(0 < row["density"] <= 1 for row in rows)
+
+
 def test_a_schedule_names_a_new_method(fpsgen, tiny_dir, method):
     Path("mine.toml").write_text(
         'name = "mine"\n[[windows]]\nlow = 0.0\nhigh = 1.0\nprofile = "all"\n'

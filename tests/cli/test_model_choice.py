@@ -117,7 +117,7 @@ def test_each_job_of_a_batch_names_the_words_that_are_unknown(fpsgen, monkeypatc
     def stop(*anything):
         raise FpsgenError("planted", "nothing", ENVIRONMENT)
 
-    monkeypatch.setattr(run, "render", stop)  # the words are judged before there is work
+    monkeypatch.setattr(run, "encode", stop)  # the words are judged before there is work
     Path("p.txt").write_text("a red ball\na zebra\na blue walrus\n")
     assert fpsgen("batch", "p.txt", "-m", "nano", "--steps", "1") == 3
     assert "'zebra'" in fpsgen.err and "'walrus'" in fpsgen.err and fpsgen.err.count("does not know") == 2

@@ -36,6 +36,29 @@ def test_any_number_of_steps(capsys, total):
     assert len(capsys.readouterr().err.splitlines()) == 3 + min(9, total - 1)
 
 
+def run_job(shown: progress.Quiet, rest: float | None, left: int) -> None:
+    shown.job("[1/3]", "a cat", rest, left)
+    shown.stage_start("denoise")
+    for index in range(20):
+        shown.step(index, 20, 3.0, "")
+    shown.stage_end("denoise", 60.0)
+
+
+def test_a_batch_says_how_long_it_will_take_before_the_first_job_ends(capsys):
+    run_job(progress.Plain(), None, 3)
+    assert capsys.readouterr().err.splitlines() == ["[1/3]    a cat", "batch    ETA of all about 03:00"]
+    run_job(progress.Plain(), 120.0, 2)
+    assert capsys.readouterr().err.splitlines() == ["[1/3]    a cat, ETA of all 02:00"]
+
+
+def test_the_moving_line_of_a_first_job_says_it_too(monkeypatch):
+    shown = progress.Drawn()
+    shown.job("[1/3]", "a cat", None, 3)
+    shown.stage_start("denoise")
+    shown.step(0, 20, 3.0, "")
+    assert "all about 02:57" in shown._progress.tasks[0].fields["note"]
+
+
 def test_quiet(capsys):
     drive(progress.Quiet())
     assert capsys.readouterr() == ("", "")

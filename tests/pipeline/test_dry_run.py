@@ -57,6 +57,10 @@ def test_a_disk_that_is_too_small_is_told(outlook, monkeypatch):
     assert "does not fit: 400.0 MB short" in rows["to fetch"]
 
 
+def test_every_row_says_something(outlook):
+    assert all(text.strip() for _, text, _ in outlook(None, model="nano").rows())
+
+
 def test_origins_are_of_this_command_alone(outlook):
     origins = outlook(None, model="nano").as_json()["origins"]
     assert {"res", "width", "seconds", "steps"} <= set(origins)

@@ -15,7 +15,7 @@ from fpsgen.models.catalog.machine import Machine, lacks, this_machine
 from fpsgen.models.catalog.registry import ModelSpec, find_spec, models, shipped
 from fpsgen.models.catalog.user_rows import AUTO
 from fpsgen.models.catalog.vocabulary import Vocabulary, read_vocabulary
-from fpsgen.text import show
+from fpsgen.text import nearest, show
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,11 @@ def choose(
         spec = replace(_describe(pipeline), name=name, source=name, revision=folder.name)
         return ModelChoice(spec, pipeline, "chosen by repository")
     what = "is a file, not a model folder" if os.path.lexists(path) else "is not known, and no such folder exists"
-    known = ", ".join([AUTO, *(spec.name for spec in models())])
-    raise FpsgenError(f"model {show(name)!r} {what}", f"choose from {known}, a folder, or OWNER/REPOSITORY", MODEL)
+    known = [AUTO, *(spec.name for spec in models())]
+    near = nearest(name, known)
+    guess = f"did you mean {near}? Or " if near else ""
+    remedy = f"{guess}choose from {', '.join(known)}, a folder, or OWNER/REPOSITORY"
+    raise FpsgenError(f"model {show(name)!r} {what}", remedy, MODEL)
 
 
 def _best(res: str | Size | None, device: str, machine: Machine | None) -> ModelChoice:

@@ -9,6 +9,7 @@ from pathlib import Path
 from fpsgen.errors import MODEL
 from fpsgen.fields import fields, many, text
 from fpsgen.files import read_json
+from fpsgen.text import plural
 
 VOCABULARY = "vocabulary.json"
 _SHOWN = 5  # unknown words in a warning
@@ -38,8 +39,9 @@ class Vocabulary:
         unknown = unknown_words(prompt, self)
         if not unknown:
             return ""
-        more = f" and {len(unknown) - _SHOWN} more words" if len(unknown) > _SHOWN else ""
-        return f"{name} does not know {', '.join(map(repr, unknown[:_SHOWN]))}{more}; {self.summary()}"
+        more = f" and {plural(len(unknown) - _SHOWN, 'more word')}" if len(unknown) > _SHOWN else ""
+        draws = f"it draws {', '.join(self.subjects)} (fpsgen models show {name}: colours, motions, places)"
+        return f"{name} does not know {', '.join(map(repr, unknown[:_SHOWN]))}{more}; {draws}"
 
 
 def unknown_words(prompt: str, vocabulary: Vocabulary) -> list[str]:

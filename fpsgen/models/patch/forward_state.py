@@ -154,13 +154,24 @@ class ForwardHook(ModelHook):
         """(plan, dense plan, plan of the token order)."""
         key = (profile.name, grid)
         if key not in self._plans:
-            plan = AttentionPlan.of(profile, grid, self.run.impl)
+            plan = self._plan_of(profile, grid)
             self._plans[key] = (
                 plan,
                 AttentionPlan(grid, profile.tile or "fit", method="bf16"),
                 self._order(profile, plan, grid),
             )
         return self._plans[key]
+
+    def _plan_of(self, profile: Profile, grid: Size3) -> AttentionPlan:
+        heads = self._module.config.num_attention_heads
+        try:
+            plan = AttentionPlan.of(profile, grid, self.run.impl)
+            if len(plan.windows) not in (1, heads):
+                raise ValueError(f"head_windows has {len(plan.windows)} windows for {heads} heads.\nGive one for each.")
+        except ValueError as error:
+            what, _, remedy = str(error).partition("\n")
+            raise FpsgenError(f"profile {profile.name!r} cannot run on {grid} tokens: {what}", remedy, USAGE) from error
+        return plan
 
     def _order(self, profile: Profile, plan: AttentionPlan, grid: Size3) -> AttentionPlan | None:
         """Which tiles the tokens lie in. Dense 16-bit attention does not care: it takes the order of the other steps,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fpsgen.models.patch.run_record import ATTENTION, DENSE_LAYER, LayerRun, RunRecord, Step
+from fpsgen.text import plural
 
 
 def report(record: RunRecord) -> dict[str, Any]:
@@ -123,14 +124,16 @@ def summary(report: dict[str, Any]) -> str:
         return "\n".join([*lines, "nothing has run yet"])
     grid = " x ".join(map(str, report["grid"]))
     density = "unknown" if report["density"] is None else f"{report['density']:.2f}"
-    lines.append(f"{len(report['steps'])} steps on a grid of {grid} tokens, mean density of attention {density}")
+    lines.append(
+        f"{plural(len(report['steps']), 'step')} on a grid of {grid} tokens, mean density of attention {density}"
+    )
     profiles: dict[str, list[dict[str, Any]]] = {}
     for step in report["steps"]:
         profiles.setdefault(step["profile"], []).append(step)
     for name, steps in profiles.items():
         share = "" if steps[0]["density"] is None else f", density {steps[0]['density']:.2f}"
         sigmas = f"sigma {steps[0]['sigma']:.3f} to {steps[-1]['sigma']:.3f}"
-        lines.append(f"  {name}: {len(steps)} steps, {sigmas}, {steps[0]['method']}{share}")
+        lines.append(f"  {name}: {plural(len(steps), 'step')}, {sigmas}, {steps[0]['method']}{share}")
     for component, kernels in report["components"].items():
         lines.append(f"{component}: " + ", ".join(f"{calls} calls of {name}" for name, calls in kernels.items()))
     if skipped := report["skipped_by_cache"]:

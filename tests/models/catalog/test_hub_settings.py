@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hub import API, NAME
+from hub import API, refused
 
 from fpsgen.errors import NETWORK, USAGE, FpsgenError
 from fpsgen.models.catalog.cache import hub_settings
 from fpsgen.models.catalog.hub import without_credentials
-from fpsgen.models.catalog.pull import pull
-
-
-def refused(code: int, *words: str) -> FpsgenError:
-    with pytest.raises(FpsgenError) as caught:
-        pull(NAME, "main")
-    assert caught.value.code == code and all(word in str(caught.value) for word in words), caught.value
-    return caught.value
 
 
 @pytest.mark.parametrize(

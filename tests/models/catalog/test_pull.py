@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from hub import API, COMMIT, NAME
+from hub import API, COMMIT, NAME, WEIGHTS, digest_of, refused
 
 from fpsgen.errors import DISK, LOCKED, MODEL, NETWORK, USAGE, FpsgenError
 from fpsgen.models.catalog.cache import RepositoryCache, hub_settings
 from fpsgen.models.catalog.pull import pull
 from fpsgen.models.catalog.verify import verify_folder
-
-WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
-
-
-def refused(code: int, *words: str, revision: str = "main") -> FpsgenError:
-    with pytest.raises(FpsgenError) as caught:
-        pull(NAME, revision)
-    error = caught.value
-    assert error.code == code, error
-    assert "\n" not in error.message + error.remedy and all(word in str(error) for word in words), error
-    return error
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -146,34 +134,6 @@ def test_a_linked_partial_file_is_not_written_through(hub, tmp_path):
     assert victim.read_bytes() == b""
 
 
-ODD = {  # where a file belongs, by what is to be known of it: (place, made by)
-    "partial pipe": lambda blob, store: (blob.with_name(f"{blob.name}.incomplete"), os.mkfifo),
-    "partial folder": lambda blob, store: (blob.with_name(f"{blob.name}.incomplete"), os.makedirs),
-    "blob pipe": lambda blob, store: (blob, os.mkfifo),
-    "blob folder": lambda blob, store: (blob, os.makedirs),
-    "name pipe": lambda blob, store: (store.snapshot_path(COMMIT, "model_index.json"), os.mkfifo),
-    "name folder": lambda blob, store: (store.snapshot_path(COMMIT, "model_index.json"), os.makedirs),
-    "ref pipe": lambda blob, store: (store.folder / "refs" / "main", os.mkfifo),
-    "ref folder": lambda blob, store: (store.folder / "refs" / "main", os.makedirs),
-    "lock folder": lambda blob, store: (store._locks / f"{blob.name}.lock", os.makedirs),
-}
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("what", ODD)
-def test_pipes_and_folders_where_files_belong(hub, what):
-    """A pipe is put away, a folder of somebody is named: nothing waits, nothing but files is removed."""
-    store = RepositoryCache(hub_settings().cache, NAME)
-    path, make = ODD[what](store.blob(digest_of(hub, WEIGHTS)), store)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    make(path)
-    if make is os.makedirs:
-        refused(DISK, path.name[:8] if what != "blob folder" else WEIGHTS, "HF_HOME")
-        assert path.is_dir()
-    else:
-        assert verify_folder(pull(NAME, "main").folder) == [] and store.snapshot("main")
-
-
 @pytest.mark.parametrize("revision", ["../../x", "a/../../b", "", "/x", "a b", "x" * 300])
 def test_revisions_stay_inside(hub, tmp_path, revision):
     before = tree(tmp_path)
@@ -199,42 +159,6 @@ def test_pickles_and_other_kinds_are_refused_before_weights_are_fetched(hub):
     (folder / "model_index.json").write_text(index.replace("UMT5EncoderModel", "EvilModel"))
     refused(MODEL, "EvilModel")
     assert not [line for line in hub.asked if "safetensors" in line]
-
-
-def edit(folder: Path, name: str, **values) -> None:
-    path = folder / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-SMALL = {
-    "code": lambda f: edit(f, "text_encoder/config.json", auto_map={"AutoModel": "evil.Model"}),
-    "latents_mean": lambda f: edit(f, "vae/config.json", latents_mean=[0.0] * 3),
-    "num_layers": lambda f: edit(f, "transformer/config.json", num_layers=0),
-    "text_dim": lambda f: edit(f, "transformer/config.json", text_dim=33),
-    "num_train_timesteps": lambda f: edit(f, "scheduler/scheduler_config.json", num_train_timesteps=-1),
-    "quantized": lambda f: edit(f, "transformer/config.json", quantization_config={"quant_method": "bitsandbytes"}),
-    "not JSON": lambda f: (f / "vae/config.json").write_text("{"),
-    "vae/config.json is missing": lambda f: (f / "vae/config.json").unlink(),
-    "tokenizer's files": lambda f: (f / "tokenizer/tokenizer.json").unlink(),
-    "2 of 3 weight files": lambda f: (f / f"{WEIGHTS}.index.json").write_text(
-        json.dumps({"weight_map": {"a": Path(WEIGHTS).name, "b": "x.safetensors", "c": "y.safetensors"}})
-    ),
-}
-
-
-@pytest.mark.parametrize("word", SMALL)
-def test_small_files_are_judged_before_weights_are_fetched(hub, word):
-    """Weights are many GB; these say beforehand that they could not be used."""
-    SMALL[word](hub.repositories[NAME])
-    refused(MODEL, word)
-    assert hub.asked and not [line for line in hub.asked if ".safetensors" in line and not line.endswith(".json")]
-
-
-def test_small_files_come_first(hub):
-    pull(NAME, "main")
-    fetched = [line for line in hub.asked if "/resolve/" in line]
-    first = next(number for number, line in enumerate(fetched) if line.endswith(".safetensors"))
-    assert all(line.endswith(".safetensors") for line in fetched[first:]) and first > 5
 
 
 @pytest.mark.parametrize(
@@ -304,10 +228,6 @@ def test_more_bytes_than_listed_are_not_written(hub):
 def _pull_again(hub) -> Path:
     hub.more.clear()
     return pull(NAME, "main").folder
-
-
-def digest_of(hub, name: str) -> str:
-    return next(e["lfs"]["sha256"] for e in hub.info(NAME)["siblings"] if e["rfilename"] == name)
 
 
 @pytest.mark.parametrize("left", ["own", "hub's", "two", "three", "wrong", "too long", "whole", "no ranges"])

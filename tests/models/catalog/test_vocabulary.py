@@ -22,7 +22,7 @@ def test_unknown_words_are_named_once_in_their_order():
     assert unknown_words("The kitten swims to the LEFT, at sea.", vocabulary) == []  # synonyms count
     warning = vocabulary.warning("nano", "a dog surfing")
     assert warning.startswith("nano does not know 'dog'; it draws ball, ")
-    assert all(word in warning for word in ("cat", "red", "moving left", "over grass"))
+    assert all(word in warning for word in ("cat", "boat", "models show nano")) and len(warning) < 160
     assert "and 3 more words" in vocabulary.warning("nano", "one two three four five six seven eight nine")
     assert vocabulary.warning("nano", "a cat surfing") == ""
 

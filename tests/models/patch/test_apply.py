@@ -131,6 +131,13 @@ def test_smooth_keys_come_through_the_profile(transformer):
     assert (outs[0] - outs[1]).norm() / outs[0].norm() < 0.1
 
 
+def test_windows_for_another_number_of_heads_are_refused(transformer):
+    profile = Profile("p", "sta", options={"head_windows": "all " * 7})
+    with apply(transformer, case.one(profile)), pytest.raises(FpsgenError) as caught:
+        case.forward(transformer)
+    assert "7 windows" in caught.value.message and caught.value.code == 2
+
+
 def test_positional_arguments_and_output_objects(transformer):
     stock = case.forward(transformer)
     with apply(transformer, case.one(case.TILED)), torch.no_grad():

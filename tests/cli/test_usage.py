@@ -1,0 +1,53 @@
+"""A usage error says what was meant, with the value that was typed."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from fpsgen.cli import options
+from fpsgen.settings.table import SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        ("--step 3", "--steps 3"),
+        ("--step=3", "--steps 3"),
+        ("--step many", f"--steps {SETTINGS['steps'].example}"),
+        ("--step", f"--steps {SETTINGS['steps'].example}"),
+        ("--width 100", "--res 100xHEIGHT"),
+        ("--height 48 --width 64", "--res 64x48"),
+        ("--resolution 640x480", "--res 640x480"),
+        ("--negative-prompt 'too dark'", "--negative 'too dark'"),
+        ("--methud fps", "--method fps"),
+        ("--force", "--overwrite"),
+        ("--hlep", "--help"),
+        ("-m nanoo", "nano"),
+        ("--schedule saef", "safe"),
+        ("--method fsp", "--method fps"),
+    ],
+)
+def test_the_remedy_repeats_what_was_typed(fpsgen, typed, wanted):
+    assert fpsgen("generate", "a cat", *shlex.split(typed)) in (2, 5)
+    remedy = fpsgen.err.splitlines()[-1].rstrip("?")
+    assert remedy.endswith(wanted) if wanted.startswith("--") else f"did you mean {wanted}?" in remedy, remedy
+
+
+def test_help_shows_no_types_and_wraps_paragraphs_to_the_terminal(fpsgen, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in ("generate", "batch", "info", "models rm"):
+        assert fpsgen(*command.split(), "--help") == 0
+        assert "<str>" not in fpsgen.out
+    command = options.Command("made-up", help="One line\n    and its rest.\n\n    Another\n    one.")
+    assert command.help == "One line and its rest.\n\nAnother one."
+
+
+def test_help_says_what_a_setting_is_in_that_command(fpsgen, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = {}
+    for command in ("generate", "bench"):
+        fpsgen(command, "--help")
+        shown[command] = next(line for line in fpsgen.out.splitlines() if "--seed " in line)
+    assert "[drawn]" in shown["generate"] and "[0]" in shown["bench"]
