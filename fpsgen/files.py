@@ -259,6 +259,20 @@ def read_toml(path: str | Path, limit: int, what: str, code: int = BAD_INPUT) ->
     return parse_toml(read_text(path, limit, what, code), what, code)
 
 
+@contextmanager
+def open_tensors(path: str | Path) -> Iterator[Any]:
+    """A safetensors file as safetensors.safe_open gives it, for torch.
+
+    Raises SafetensorError, and OSError for what is no regular file: safe_open would wait for a pipe.
+    """
+    from safetensors import safe_open
+
+    if not os.path.isfile(path):
+        raise OSError("it is no file")
+    with safe_open(path, framework="pt") as file:
+        yield file
+
+
 def decode(data: bytes, what: str, code: int = BAD_INPUT) -> str:
     """UTF-8 bytes as text without a byte order mark. Raises FpsgenError `code` with line and byte of what is not."""
     try:

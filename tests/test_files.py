@@ -203,3 +203,17 @@ def test_a_library_that_replaces_the_temporary_does_not_change_who_may_read_it(t
         other.rename(part)
     assert (tmp_path / "replaced").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert (tmp_path / "replaced").read_bytes() == b"y"
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_of_tensors_is_not_waited_for(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    from fpsgen.pipeline.capture import read_capture
+
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    refused(lambda: read_capture(tmp_path / "pipe.safetensors"), BAD_INPUT, "pipe.safetensors", "no file")
+    save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    with files.open_tensors(tmp_path / "a.safetensors") as file:
+        assert file.get_tensor("a").tolist() == [1.0, 1.0]

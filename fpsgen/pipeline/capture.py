@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from fpsgen.attention.windows import Size3
 from fpsgen.errors import BAD_INPUT, DISK, ENVIRONMENT, USAGE, FpsgenError
-from fpsgen.files import atomic, make_folder
+from fpsgen.files import atomic, make_folder, open_tensors
 from fpsgen.text import show
 
 SCHEMA = "fpsgen.capture/1"
@@ -112,7 +112,7 @@ def captured_files(folder: Path) -> list[Path]:
 def read_capture(path: Path) -> Captured:
     """Raises FpsgenError BAD_INPUT for what is no whole capture."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             facts = dict(file.metadata() or {})
             tensors = [file.get_tensor(name) for name in NAMES]
         grid = tuple(int(side) for side in facts["grid"].split(","))

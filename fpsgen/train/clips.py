@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.fields import Field, choice, fields, many, text, whole
-from fpsgen.files import read_json
+from fpsgen.files import open_tensors, read_json
 from fpsgen.models.catalog.manifest import sha256
 from fpsgen.text import show
 from fpsgen.train.data import Batch
@@ -148,7 +148,7 @@ def open_folder(
 
 def _read(path: Path, name: str, row: int | None = None) -> torch.Tensor:
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             return file.get_tensor(name) if row is None else file.get_slice(name)[row]
     except (OSError, SafetensorError, IndexError) as error:
         raise FpsgenError(f"{show(path)} is not a whole shard: {show(error, 120)}", _REMEDY, BAD_INPUT) from error

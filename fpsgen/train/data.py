@@ -6,17 +6,17 @@ lie in its windows, as inference visits them, half evenly, since few steps of in
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, FpsgenError
+from fpsgen.files import open_tensors
 from fpsgen.text import show
 
 
@@ -93,10 +93,8 @@ def _read(shard: Shard, names: Sequence[str], row: int | None = None) -> dict[st
     """Tensors of a shard, or one row of each."""
     if not isinstance(shard, Path):
         return {name: shard[name] if row is None else shard[name][row] for name in names}
-    if not os.path.isfile(shard):  # a pipe would be waited for
-        raise FpsgenError(f"{show(shard)} is no file", "remove it, and run again", BAD_INPUT)
     try:
-        with safe_open(shard, framework="pt") as file:
+        with open_tensors(shard) as file:
             return {name: file.get_tensor(name) if row is None else file.get_slice(name)[row] for name in names}
     except (OSError, SafetensorError, IndexError) as error:
         raise FpsgenError(

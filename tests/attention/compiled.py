@@ -142,9 +142,13 @@ QUANTIZE = [  # kernel, norm, smooth_k and center_v
 ]
 
 
-def build_quantize(name: str, dim: int, block: int, norm: bool, means: bool = False, capability: int = 90) -> Usage:
+def build_quantize(
+    name: str, dim: int, block: int, norm: bool, means: bool = False, capability: int = 90, int8_qk: bool = False
+) -> Usage:
     """name, norm, means: of QUANTIZE."""
-    return build(*quantize_source(name, dim, block, norm, means), capability)
+    kernel, types, *rest = quantize_source(name, dim, block, norm, means)
+    types |= dict.fromkeys(("q_out", "k_out"), "*i8!") if int8_qk else {}
+    return build(kernel, types, *rest, capability)
 
 
 def quantize_source(name: str, dim: int, block: int, norm: bool, means: bool) -> tuple:

@@ -49,6 +49,14 @@ def test_hopper(consumers, length, center_v):
         assert sum("SHFL" in line for line in body) <= 8
 
 
+@pytest.mark.parametrize("means", [False, True], ids=["", "means"])
+@pytest.mark.parametrize(("dim", "block"), [(128, 128), (64, 64)])
+def test_int8_casts(dim, block, means):
+    usage = build_quantize("quantize_qkv", dim, block, False, means, int8_qk=True)
+    print(f"quantize_qkv int8 D={dim} block={block} means={means}: {usage}")
+    assert usage.stack == 0 and usage.local_loads == 0
+
+
 @pytest.mark.parametrize(("length", "consumers"), [(128, 2), (0, 3)])
 def test_hopper_with_int8_queries_and_keys(length, consumers):
     usage = build_sm90(choose_sm90(128, 128, consumers, True, (9, 0)), length, int8_qk=True)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, ENVIRONMENT, FpsgenError
 from fpsgen.fields import choice, fields, parse_json, raw
+from fpsgen.files import open_tensors
 from fpsgen.text import show
 
 KEY, SCHEMA = "fpsgen", "fpsgen.lora/1"
@@ -22,7 +23,7 @@ def lora_schedule(path: Path) -> Schedule | None:
     """The schedule that an adapter was trained with, None where it does not say. Raises FpsgenError BAD_INPUT."""
     what = f"LoRA {show(path)}"
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             about = (file.metadata() or {}).get(KEY)
     except (OSError, SafetensorError) as error:
         raise FpsgenError(

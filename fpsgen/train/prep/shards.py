@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from fpsgen.errors import BAD_INPUT, FpsgenError
-from fpsgen.files import append_line, atomic, sweep, write_text
+from fpsgen.files import append_line, atomic, open_tensors, sweep, write_text
 from fpsgen.models.catalog.manifest import sha256
 from fpsgen.text import show
 from fpsgen.train.prep.summary import table as summary
@@ -126,7 +126,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             rows = json.loads(file.metadata()["rows"])
             if len(rows) != file.get_slice("latents").get_shape()[0]:
                 raise ValueError("it has not a row for each sample")
