@@ -81,7 +81,8 @@ def in_main(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A Python process that runs `code` with `main` imported, started with no more than these OpenMP variables."""
     start = "import os, sys; sys.argv[1:] = ['--version']\nfrom fpsgen.__main__ import main\n"
     root = str(Path(__file__).resolve().parent.parent)
-    clean = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    unset = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "PYTHONUNBUFFERED")
+    clean = {name: value for name, value in os.environ.items() if name not in unset}
     line = [sys.executable, "-c", start + code]
     return subprocess.run(line, env={**clean, "PYTHONPATH": root, **environment}, capture_output=True, text=True)
 
