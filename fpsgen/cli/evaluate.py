@@ -12,6 +12,7 @@ from fpsgen.cli.options import complete_files, complete_models, examples, takes_
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.settings.bench_table import EVALUATE
 from fpsgen.settings.gather import gather
+from fpsgen.text import plural
 
 EXAMPLES = examples(
     "fpsgen evaluate nano",
@@ -74,7 +75,7 @@ def evaluate(given: dict[str, Any], which: Which = None, prompts: Prompts = None
         for text in jobs.warnings:
             timing.warn(text)
         events.note("model", f"{choice.spec.name} ({choice.reason})")
-        events.note("evaluate", f"{len(requests)} videos a method, into {folder}")
+        events.note("evaluate", f"{plural(len(requests), 'video')} a method, into {folder}")
         with console.library_warnings(timing.warn, settings.debug):
             rows = run(requests, teacher, settings.compare, folder, timing, command_line())
     path = save(rows, folder)

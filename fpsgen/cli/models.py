@@ -15,7 +15,7 @@ import typer
 from fpsgen.cli import console, options
 from fpsgen.errors import MODEL, USAGE, FpsgenError
 from fpsgen.report.lines import amount, columns
-from fpsgen.text import show
+from fpsgen.text import plural, show
 
 if TYPE_CHECKING:
     from fpsgen.models.catalog.registry import ModelSpec
@@ -175,7 +175,9 @@ def pull(
     with Bytes(bool(quiet), f"pull {source}") as progress:
         done = fetch(source, wanted, progress)
     if not quiet:
-        console.note(f"{done.files} files, {amount(done.size)}, of which {amount(done.fetched)} came now; all checked")
+        console.note(
+            f"{plural(done.files, 'file')}, {amount(done.size)}, of which {amount(done.fetched)} came now; all checked"
+        )
     row = {"name": name, "path": str(done.folder), "revision": done.revision, "fetched_bytes": done.fetched}
     _result("pull", row, as_json)
 

@@ -9,6 +9,7 @@ import typer
 
 from fpsgen.cli import console, options, progress
 from fpsgen.errors import USAGE, FpsgenError
+from fpsgen.text import plural
 
 
 class _RunOrCommand(options.Group):
@@ -100,7 +101,7 @@ def train(
             from fpsgen.cli.train_videos import Validation, sample_and_measure
             from fpsgen.pipeline.loaded_model import choose_device
             from fpsgen.train.run import train as train_run
-        events.note("run", f"{run.name}: {run.steps} steps of {run.batch}, in {folder}")
+        events.note("run", f"{run.name}: {plural(run.steps, 'step')} of {run.batch}, in {folder}")
         with console.library_warnings(timing.warn, False), timing.stage("train"):
             steps = _Steps(timing, "pairs"), _Steps(timing, "train")
             result = train_run(run, folder, choose_device(device), *steps, events.note, Validation(run, device, timing))

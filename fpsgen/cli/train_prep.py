@@ -15,7 +15,7 @@ from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.settings.gather import gather
 from fpsgen.settings.parsers import real, whole
 from fpsgen.settings.table import SETTINGS
-from fpsgen.text import show
+from fpsgen.text import plural, show
 
 EXAMPLES = options.examples(
     "fpsgen train prep clips/ -o data/clips -m wan2.1-1.3b --res 480p",
@@ -96,7 +96,7 @@ def prep(
         if wrong is not None:
             raise FpsgenError(f"--{wrong} is what the run says", "change it in the run's file", USAGE)
         found = _pairs(teacher, preset, output, device, quiet)
-        lines = [f"{found['pairs']} pairs of {found['prompts']} prompts"]
+        lines = [f"{plural(found['pairs'], 'pair')} of {plural(found['prompts'], 'prompt')}"]
     else:
         settings = gather(flags | {"device": device, "pull": pull or None})
         found, lines = _videos(Path(data), output, settings, (clips, filter or "", held_out), quiet)

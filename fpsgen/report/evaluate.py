@@ -11,6 +11,7 @@ from fpsgen.attention.methods import METHODS
 from fpsgen.report import charts
 from fpsgen.report.lines import columns
 from fpsgen.report.template import embedded, fill
+from fpsgen.text import plural
 
 MEDIANS = ("psnr_db", "ssim", "vmaf", "xpsnr_db", "stlpips", "flicker", "denoise_s")
 AXES = ("subject", "colour", "motion", "background")
@@ -129,7 +130,8 @@ def colour(entry: dict[str, Any]) -> str:
 def _setting(rows: Sequence[dict[str, Any]]) -> str:
     row = rows[0]
     versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
-    size = f"{row['model']}, {row['width']}x{row['height']}, {row['frames']} frames, {row['steps']} steps"
+    size = f"{row['model']}, {row['width']}x{row['height']}, {plural(row['frames'], 'frame')}"
+    size = f"{size}, {plural(row['steps'], 'step')}"
     return f"{size}, guidance {row['guidance']:g}; {row['device']}, {versions}, commit {row['commit'] or 'unknown'}"
 
 

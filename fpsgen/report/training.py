@@ -16,7 +16,7 @@ from fpsgen.files import read_bytes
 from fpsgen.report import charts
 from fpsgen.report.lines import clock, columns
 from fpsgen.report.template import embedded, fill
-from fpsgen.text import show
+from fpsgen.text import plural, show
 
 LIMIT = 1 << 30  # bytes of a log
 POINTS = 150  # of a curve
@@ -89,9 +89,8 @@ def _facts(rows: Sequence[Row]) -> str:
     samples = sum(row["samples"] for row in rows)
     if not rows or not seconds:
         return "no step yet"
-    return (
-        f"{rows[-1]['step']} steps, {samples} samples, {clock(seconds)} of training, {samples / seconds:.3g} samples/s"
-    )
+    done = f"{plural(rows[-1]['step'], 'step')}, {plural(samples, 'sample')}"
+    return f"{done}, {clock(seconds)} of training, {samples / seconds:.3g} samples/s"
 
 
 def _parts(rows: Sequence[Row]) -> list[tuple[str, str]]:

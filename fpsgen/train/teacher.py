@@ -21,7 +21,7 @@ from fpsgen.files import atomic, lock, make_folder, read_json, sweep, write_text
 from fpsgen.models.catalog.choice import choose
 from fpsgen.models.wan.load import load
 from fpsgen.signals import check_stop
-from fpsgen.text import show
+from fpsgen.text import plural, show
 from fpsgen.train.config import TrainConfig
 from fpsgen.train.disk import check_space
 from fpsgen.train.events import Events
@@ -49,7 +49,7 @@ def make_pairs(pipe: Any, config: TrainConfig, tokens: int, folder: Path, events
     sweep(folder)
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     size = shard_bytes(latent_shape(pipe, config), config.teacher_steps)
-    check_space(folder, size * len(missing), f"the teacher's pairs of {len(missing)} prompts")
+    check_space(folder, size * len(missing), f"the teacher's pairs of {plural(len(missing), 'prompt')}")
     for done, number in enumerate(missing):
         tensors = trajectory(pipe, config, config.prompts[number], tokens, trajectory_seed(config.seed, number))
         with atomic(paths[number]) as part:

@@ -16,7 +16,7 @@ from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.files import lock, make_folder, read_json
 from fpsgen.models.catalog.choice import ModelChoice
 from fpsgen.models.wan.load import load
-from fpsgen.text import show
+from fpsgen.text import plural, show
 from fpsgen.train.disk import check_space
 from fpsgen.train.events import Events
 from fpsgen.train.prep.encode import Encoder
@@ -51,7 +51,7 @@ def prepare(
         size = sample_bytes(choice, config)
         shards = Shards(folder, size)
         todo = sum(not shards.done(source.name) for source in sources)
-        check_space(folder, todo * size, f"{todo} clips")  # of a video there may be more, or none
+        check_space(folder, todo * size, plural(todo, "clip"))  # of a video there may be more, or none
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         pipe = load(choice, device=device, dtype=dtype, transformer=False)
         encoder = Encoder(pipe, choice.spec.max_sequence_length)
