@@ -173,7 +173,7 @@ def cannot_write(path: str | Path, error: Exception) -> FpsgenError:
         remedy = "choose another name with -o"
     elif number == errno.ENOENT:
         remedy = _gone() or "make the folder, or choose another with -o"
-    return FpsgenError(f"{show(path)} cannot be written: {show(why)}", remedy, DISK)
+    return FpsgenError(f"{show(path, 300)} cannot be written: {show(why)}", remedy, DISK)
 
 
 # ---------------------------------------------------------------- locks

@@ -119,7 +119,7 @@ def test_planted_mistakes_are_caught(problem, mistake):
 def test_another_rounding_of_p_is_caught(problem):
     """P left unrounded is closer to exact attention, but it is not what a kernel is meant to compute."""
     inputs, laid, true = problem
-    q, k, v = Scores(*inputs, laid.layout, 1).inputs
+    q, k, v = Scores(*inputs, laid.layout, 1, False).inputs
     out, lse = attention_reference(q, k, v, laid.layout, laid.tile_lists, False)  # P not rounded laid all
     figures = measure(out, lse, true)
     assert "relative" in " ".join(faults(figures))

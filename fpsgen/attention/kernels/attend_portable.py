@@ -135,7 +135,7 @@ def attend_portable(
         if FP8:
             needed = True
             if PV_THRESHOLD > 0:
-                counts = (rows_q < rows_left) & (qk_max > float("-inf"))
+                counts = (rows_left > rows_q) & (qk_max > float("-inf"))
                 needed = tl.max(tl.where(counts, qk_max - m_base, float("-inf")), 0) > -PV_THRESHOLD
             if needed:
                 p = tl.exp2(qk * scale - (m_base - _P_SHIFT)[:, None])

@@ -124,7 +124,7 @@ class FirstTiles(Selection):
         super().__init__()
         self.calls = 0
 
-    def select(self, q, k, plan):
+    def select(self, q, k, v, plan):
         self.calls += 1
         tiles = plan.tiling.num_tiles
         keys = torch.arange(self.calls, dtype=torch.int32, device=q.device).expand(1, tiles, -1)
