@@ -111,7 +111,8 @@ def where(row: dict[str, Any]) -> str:
 def notes(rows: list[dict[str, Any]]) -> list[str]:
     """What a reader must know beside the figures."""
     found = []
-    if any(row["device"].startswith("CPU") for row in rows):
+    on_cpu = any(row["device"].startswith("CPU") for row in rows)
+    if on_cpu:
         kernels = ", ".join(dict.fromkeys(name for row in rows for name in row["kernels"]))
         found.append(f"CPU: times of the CPU kernels ({kernels}), not of the GPU kernels")
     if any(row["random_weights"] for row in rows):
@@ -119,7 +120,8 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
     if any(row["model"] == SMALL for row in rows):
         found.append("nano is too small to gain much, and its small pictures change with the least rounding")
     if any(row.get("fused") for row in rows) and not all(row.get("fused") for row in rows):
-        found.append("bf16: diffusers as it comes; the others: with fused passes and our VAE decoder")
+        ours = "our VAE decoder" if on_cpu else "fused passes and our VAE decoder"  # none are fused on a CPU
+        found.append(f"bf16: diffusers as it comes; the others: with {ours}")
     return found
 
 
