@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
+from stop import Stop
 
 from fpsgen.attention.schedule import Schedule
 from fpsgen.train.events import Silent
@@ -81,17 +82,6 @@ def test_the_teacher_s_own_trajectories_are_drawn(make_config, tiny_dir):
     given = {"hidden_states": batch.latents, "timestep": batch.timesteps, "encoder_hidden_states": batch.text}
     found = pipe.transformer(**given, return_dict=False)[0]
     torch.testing.assert_close(batch.velocity, found, atol=5e-3, rtol=5e-3)
-
-
-class Stop(Silent):
-    """Ends the run when so many steps are done."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def step(self, index: int, total: int, note: str) -> None:
-        if index + 1 == self.after:
-            raise KeyboardInterrupt
 
 
 def test_a_run_with_a_live_teacher_goes_on_to_the_same_bits(make_config, tmp_path):

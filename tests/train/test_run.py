@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from stop import Stop
 
 from fpsgen.errors import BAD_INPUT, DISK, NUMERIC, FpsgenError
 from fpsgen.train import checkpoint, loop
@@ -15,17 +16,6 @@ from fpsgen.train.events import Silent
 from fpsgen.train.run import train
 
 CPU = torch.device("cpu")
-
-
-class Stop(Silent):
-    """Ends the run, as a kill would, when some steps are done."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def step(self, index: int, total: int, note: str) -> None:
-        if index + 1 == self.after:
-            raise KeyboardInterrupt
 
 
 def run(config, folder: Path, stop: int | None = None):

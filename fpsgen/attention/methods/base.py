@@ -54,9 +54,10 @@ class Method:
     """One method: selection x precision, and how it is described.
 
     summary: one line. citation: where it comes from. colour: of its marks on pages, "#rrggbb". qk, pv: precision of the
-    two products. smooth_k: whether a profile that does not say takes the mean off the keys. options: the method's own
-    hyper-parameters with their defaults, under the names of its authors. allowed: of options with a name as value all
-    names, of numbers the least and the largest.
+    two products. smooth_k: whether a profile that does not say takes the mean off the keys. per_block_scales: every
+    kernel block has scales of its own, whatever a schedule's granularity. options: the method's own hyper-parameters
+    with their defaults, under the names of its authors. allowed: of options with a name as value all names, of numbers
+    the least and the largest.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Method:
     qk: Precision = Precision.BF16
     pv: Precision = Precision.BF16
     smooth_k: bool = False
+    per_block_scales: bool = False
     options: Mapping[str, Option] = field(default_factory=lambda: MappingProxyType({}))
     allowed: Mapping[str, tuple] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -117,8 +119,10 @@ class Method:
             changes |= {"window": "all", "density": None}
         if self.online and profile.tile == "fit":
             changes["tile"] = "blocks"  # the finer choice
+        if self.per_block_scales or not self.quantized:
+            changes["granularity"] = 1
         if not self.quantized:
-            changes |= {"granularity": 1, "smooth_k": False}
+            changes["smooth_k"] = False
         elif self.smooth_k:
             changes["smooth_k"] = True
         return replace(profile, **changes)

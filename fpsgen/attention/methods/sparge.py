@@ -12,7 +12,6 @@ samples.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     import torch
 
     from fpsgen.attention.plan import AttentionPlan
-    from fpsgen.attention.profile import Profile
     from fpsgen.attention.tiles import TileLists
 
 
@@ -82,13 +80,7 @@ def _rows(plan: AttentionPlan, device: torch.device) -> tuple[torch.Tensor, torc
     return layout.rows.to(device), (real / layout.block_len[:, None]).to(device)
 
 
-class _Sparge(Method):
-    def adapt(self, profile: Profile) -> Profile:
-        """Scales per block, as the original has them: the schedule's granularity is fps' own."""
-        return replace(super().adapt(profile), granularity=1)
-
-
-METHOD = _Sparge(
+METHOD = Method(
     name="sparge",
     summary="key blocks chosen at each call by a pooled softmax's mass, Q and K in INT8, V and P in E4M3",
     citation="SpargeAttn, arXiv 2502.18137",
@@ -97,6 +89,7 @@ METHOD = _Sparge(
     qk=Precision.INT8,
     pv=Precision.E4M3,
     smooth_k=True,
+    per_block_scales=True,
     # of spas_sage2_attn_meansim_cuda, with its defaults
     options=MappingProxyType({"simthreshd1": 0.6, "cdfthreshd": 0.98, "pvthreshd": 50.0}),
     allowed=MappingProxyType({"simthreshd1": (-1.0, 1.0), "cdfthreshd": (0.0, 1.0), "pvthreshd": (0.0, 1e6)}),

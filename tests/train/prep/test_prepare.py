@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from stop import Stop
 
 from fpsgen.errors import BAD_INPUT, DISK, LOCKED, FpsgenError
 from fpsgen.files import lock
@@ -161,17 +162,6 @@ def test_black_bars_are_cropped(tiny_choice, tmp_path):
     assert row["bars"] == pytest.approx(0.5, abs=0.03)
     found = [load_file(tmp_path / name / "00000.safetensors")["latents"] for name in ("cropped", "whole")]
     assert not torch.allclose(found[0], found[1], atol=0.05)
-
-
-class Stop(Silent):
-    """Ends the run when so many videos are judged."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def step(self, index: int, total: int, note: str) -> None:
-        if index + 1 == self.after:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
