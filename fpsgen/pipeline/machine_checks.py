@@ -56,7 +56,7 @@ def software(wanted: str) -> list[Check]:
     try:
         import triton
     except ImportError:
-        remedy = "pip install triton (it comes with CUDA builds of torch)"
+        remedy = "pip install 'fpsgen[gpu]' (Triton comes with CUDA builds of torch)"
         needed = torch.cuda.is_available()
         what = "not installed; needed for GPU kernels"
         return [*checks, Check("triton", WARN if needed else INFO, what, remedy if needed else "")]
