@@ -215,7 +215,7 @@ MISTAKES = {  # what is wrong: module, function, what is there, what is put ther
     "rows of padding need every block": (
         "attend_portable",
         "attend_portable",
-        "(rows_q < rows_left) & (qk_max > float('-inf'))",
+        "(rows_left > rows_q) & (qk_max > float('-inf'))",
         "qk_max > float('-inf')",
     ),
     "leaves out nothing": ("attend_portable", "attend_portable", "PV_THRESHOLD > 0", "PV_THRESHOLD > 1000"),
