@@ -106,7 +106,8 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("model", f"{model.get('name')} ({model.get('source')}, {model.get('revision')})"))
     frames, fps = number(recipe, "frames"), number(recipe, "fps")
     seconds = f" ({frames / fps:.2f} s at {get('fps')} fps)" if frames and fps else ""
-    count = plural(get("frames"), "frame")
+    held = get("frames")
+    count = plural(held, "frame") if isinstance(held, int) else f"{held} frames"
     rows.append(("size", f"{get('width')}x{get('height')}, {count}{seconds}"))
     size = get("scaled_to")
     rows += [("scaled to", "x".join(map(str, size)))] if isinstance(size, list) else []

@@ -25,7 +25,7 @@ class _Help:
     def __init__(self, *args: Any, help: str | None = None, **more: Any) -> None:
         paragraphs = inspect.cleandoc(help or "").split("\n\n")
         text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-        super().__init__(*args, help=text or None, **more)
+        super().__init__(*args, help=text or None, **more)  # pyright: ignore[reportCallIssue]
 
     def get_params(self, ctx: Any) -> list[Any]:
         params = super().get_params(ctx)  # pyright: ignore[reportAttributeAccessIssue]

@@ -32,12 +32,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     for line in data.decode("utf-8", "replace").split("\n"):
         with suppress(FpsgenError):
             row = parse_json(line, "a line")
-            spec = _ROW | ({"held_out": mapping(real(0, 1e30))} if "held_out" in row else {})
+            spec = {**_ROW, **({"held_out": mapping(real(0, 1e30))} if "held_out" in row else {})}
             rows.append(row | fields(row, spec, "a line", more=True))
     return rows
 
 
-def _part(value: Any) -> dict[str, Any]:
+def _objective(value: Any) -> dict[str, Any]:
     """What a step did for one objective."""
     loss = real(-1e30, 1e30)
     optional = {"dense_loss": loss} if isinstance(value, dict) and "dense_loss" in value else {}
@@ -54,7 +54,7 @@ _ROW: Spec = {
     "seconds": real(0, 1e9, 0.0),
     "density": or_null(real(0, 1)),
     **dict.fromkeys(("loss", "grad_norm", "lr"), real(-1e30, 1e30)),
-    "objectives": mapping(Field(_part, "profile and loss")),
+    "objectives": mapping(Field(_objective, "profile and loss")),
 }
 
 
