@@ -29,7 +29,7 @@ _PIXELS_PER_SECOND = 1e6  # even a slow core that others use encodes many times 
 
 @dataclass(frozen=True)
 class Clip:
-    """A video that can be read. fps: frames a second, 0 where none is told. pixel: its shape, "1:1" for square."""
+    """A video that can be read. fps: frames a second, 0 where none is known. pixel: its shape, "1:1" for square."""
 
     path: Path
     fps: float

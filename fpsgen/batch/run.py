@@ -48,7 +48,7 @@ class Outcome:
 
 
 class BatchProgress(Protocol):
-    """Who is told of the jobs while they run, beside the events of each video."""
+    """Receives the events of jobs while they run, beside the events of each video."""
 
     def job_start(self, job: Job, index: int, total: int) -> Events: ...
 
@@ -127,7 +127,7 @@ def _make(job: Job, ledger: Ledger, model: Any, events: Events, shared: Timing) 
 
     start = time.monotonic()
     timing = Timing(events)
-    timing.warnings += shared.warnings  # each is told once in a run, not once in a job
+    timing.warnings += shared.warnings  # each is said once in a run, not once in a job
     request = job.request
     if not job.named and not request.output.overwrite:
         request = request.replace(output={"path": free_name(request.output.path)})

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fpsgen.cli.progress import Quiet
 from fpsgen.evaluate.compare import compare_videos
 from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.patch.schedule_choice import ScheduleWarning
@@ -46,23 +47,13 @@ class Validation:
         request = request.replace(attention={"schedule": config.parsed_schedule()})
         transformer = pipe.transformer
         model = LoadedModel(pipe, transformer.device, transformer.dtype)
-        timing = Timing(_Silent())
+        timing = Timing(Quiet())
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", ScheduleWarning)
             if writes:
                 run(request, timing, model)
             else:
                 render(model, request, timing)
-
-
-class _Silent:
-    def stage_start(self, name: str, note: str = "") -> None: ...
-
-    def stage_end(self, name: str, seconds: float) -> None: ...
-
-    def step(self, index: int, total: int, seconds: float, note: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
 
 
 def sample_and_measure(

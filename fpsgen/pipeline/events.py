@@ -12,7 +12,7 @@ from fpsgen.signals import check_stop
 
 
 class Events(Protocol):
-    """Who is told of the work while it runs. Times are in seconds."""
+    """Receives the events of work while it runs. Times are in seconds."""
 
     def stage_start(self, name: str, note: str = "") -> None: ...
 
@@ -24,7 +24,7 @@ class Events(Protocol):
 
 
 class Timing:
-    """Stage and step times in seconds on a monotonic clock, told to `events` as they happen."""
+    """Stage and step times in seconds on a monotonic clock, reported to `events` as they happen."""
 
     def __init__(self, events: Events) -> None:
         self.events = events

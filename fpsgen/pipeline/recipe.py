@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "triton", "diffusers", "transformers")
 
 
 def build_recipe(request: GenerateRequest, run: dict[str, Any]) -> dict[str, Any]:
-    """JSON-ready. run: what only the loaded model told (device, dtypes, scheduler, schedule), in place of what was
+    """JSON-ready. run: what only the loaded model shows (device, dtypes, scheduler, schedule), in place of what was
     asked for.
     """
     values = request.values()

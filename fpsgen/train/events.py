@@ -1,4 +1,4 @@
-"""Who is told how a run gets on."""
+"""Receives the progress of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told of a run: one line a step in log.jsonl, the same for TensorBoard where it is installed, and a page."""
+"""What is reported of a run: a line a step in log.jsonl, the same for TensorBoard where it is installed, and a page."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _OF_TEACHER = ("model", "width", "height", "frames", "teacher_steps", "guidance"
 
 def make_pairs(pipe: Any, config: TrainConfig, tokens: int, folder: Path, events: Events) -> list[Path]:
     """The shards of all prompts, made where they are not there yet. pipe: unpatched, so attention is dense. tokens:
-    text tokens that the model reads. events: told of each prompt that is made. Raises FpsgenError BAD_INPUT where
+    text tokens that the model reads. events: get each prompt that is made. Raises FpsgenError BAD_INPUT where
     `folder` holds pairs of another teacher, DISK where they do not fit.
     """
     make_folder(folder)

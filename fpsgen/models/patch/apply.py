@@ -172,7 +172,7 @@ class Handle:
 
     @contextmanager
     def observing(self, observer: Observer | None) -> Iterator[None]:
-        """Meanwhile, the observer is told of the inputs of every self-attention call; compiled code is not seen."""
+        """Meanwhile, the observer gets the inputs of every self-attention call; compiled code is not seen."""
         before, self._run.observer = self._run.observer, observer
         try:
             yield

@@ -1,7 +1,7 @@
 """Where in a denoising loop a forward is: step, branch and noise level, without waiting for the device where possible.
 
 Pipelines differ in what they tell. Text-to-video gives cache_context step, branch and sigma; image-to-video the branch
-alone; video-to-video nothing. What is not told follows from the scheduler: a pipeline passes the model an expanded
+alone; video-to-video nothing. What is not given follows from the scheduler: a pipeline passes the model an expanded
 entry of scheduler.timesteps, and its place in that tensor is the step. Else the timestep is read, which waits for the
 device once per step, and steps are counted by its changes.
 """

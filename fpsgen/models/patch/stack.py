@@ -49,7 +49,7 @@ class Patch(Protocol):
 
 
 class Observer(Protocol):
-    """Is told of the inputs of eager self-attention."""
+    """Gets the inputs of eager self-attention."""
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, forward: ForwardState) -> None:
         """q, k, v: [B, L, H, D] in the order of the forward's tokens, q and k normed and with rotary embedding."""

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fpsgen.errors import USAGE, FpsgenError
+from fpsgen.settings.table import CACHES
 
-FIRST_BLOCK, MAGCACHE, TAYLORSEER = "first-block", "magcache", "taylorseer"
+_, FIRST_BLOCK, MAGCACHE, TAYLORSEER = CACHES
 
 
 def cache_config(name: str, steps: int, mag_ratios: Sequence[float] = ()) -> Any:
