@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fpsgen.bench.plan import BASELINE, OURS, methods_to_run
+from fpsgen.bench.plan import BASELINE, EVERY_STEP, OURS, WARM_STEPS, methods_to_run
 from fpsgen.bench.progress import Progress
 from fpsgen.bench.provenance import provenance
 from fpsgen.bench.rows import append_rows, bench_row
@@ -26,8 +26,6 @@ from fpsgen.pipeline.output import write_output
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import render
 from fpsgen.report.page import page
-
-WARM_STEPS = {"cuda": 3, "cpu": 1}  # kernels are compiled in the first step of each kind
 
 
 @dataclass
@@ -105,7 +103,7 @@ def as_method(base: GenerateRequest, name: str) -> GenerateRequest:
     with guidance and none skipped.
     """
     request = base.replace(attention={"method": None if name == OURS else name, "strict": True})
-    plain = {"linear": "bf16", "exact": True, "cache": "none", "cfg_until": 1.0}
+    plain = {"linear": "bf16", "exact": True, **EVERY_STEP}
     return request.with_settings(**plain) if name == BASELINE else request
 
 

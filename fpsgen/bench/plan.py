@@ -14,6 +14,8 @@ from fpsgen.text import show
 
 OURS = "fps"
 BASELINE = "bf16"
+EVERY_STEP = {"cache": "none", "cfg_until": 1.0}  # settings by which no step is skipped and all have their guidance
+WARM_STEPS = {"cuda": 3, "cpu": 1}  # kernels are compiled in the first step of each kind
 
 
 def methods_to_run(compare: tuple[str, ...]) -> list[str]:

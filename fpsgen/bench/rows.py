@@ -32,7 +32,7 @@ def bench_row(runs: Runs, baseline: Runs, base: GenerateRequest, facts: dict[str
         **facts,
         **setting_of(base),
         "method": runs.method,
-        "linear": "fp8" if "linear" in runs.report["components"] else "bf16",
+        "linear": linear_of(runs.report),
         "cache": runs.recipe["cache"],
         "cfg_until": runs.recipe["cfg_until"],
         "fused": not runs.recipe.get("exact"),
@@ -55,6 +55,11 @@ def bench_row(runs: Runs, baseline: Runs, base: GenerateRequest, facts: dict[str
         **(dict.fromkeys(QUALITY) | runs.quality),
         "video": str(runs.path) if runs.path else None,
     }
+
+
+def linear_of(report: dict[str, Any]) -> str:
+    """What the blocks' linear layers ran in, whoever chose it. report: the handle's."""
+    return "fp8" if "linear" in report["components"] else "bf16"
 
 
 def setting_of(base: GenerateRequest) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fpsgen.bench.plan import BASELINE, methods_to_run
+from fpsgen.bench.plan import BASELINE, EVERY_STEP, OURS, methods_to_run
 from fpsgen.bench.provenance import provenance
 from fpsgen.bench.rows import setting_of
 from fpsgen.bench.trajectory import recorded, step_errors
@@ -25,12 +25,13 @@ def run(base: GenerateRequest, compare: tuple[str, ...], timing: Timing, command
     """A row per method and step: index, sigma, profile, density, and the velocity's cosine, MSE and SNR in dB against
     dense bf16, means over the step's forwards. Raises as pipeline.run.run does.
     """
+    base = base.with_settings(**EVERY_STEP)  # as many forwards to each step
     model = load_model(base, timing, False)
     pipe = model.pipe
     methods = [name for name in methods_to_run(compare) if name != BASELINE]
     facts = {"schema": SCHEMA, **provenance(model.device), "command": command, **setting_of(base)}
     set_shift(pipe, base.sampling.shift)
-    with apply(pipe, method=BASELINE, strict=True, exact=True) as handle:
+    with apply(pipe, method=BASELINE, strict=True, linear="bf16", exact=True) as handle:
         with timing.stage("text"):
             embeds = encode(pipe, base, timing)
         with timing.stage("denoise"), recorded(pipe.transformer) as forwards:
@@ -45,7 +46,10 @@ def run(base: GenerateRequest, compare: tuple[str, ...], timing: Timing, command
 
 
 def _method(pipe: Any, base: GenerateRequest, name: str) -> Any:
-    return apply(pipe, schedule=base.attention.schedule, method=None if name == "fps" else name, strict=True)
+    """Attention alone differs: linear layers are in bf16 unless --linear says otherwise."""
+    linear = base.values()["linear"] or "bf16"
+    method = None if name == OURS else name
+    return apply(pipe, schedule=base.attention.schedule, method=method, strict=True, linear=linear)
 
 
 def _ran(step: dict[str, Any]) -> dict[str, Any]:

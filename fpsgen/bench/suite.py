@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fpsgen.attention.schedule import Schedule
-from fpsgen.bench.plan import BASELINE
+from fpsgen.bench.plan import BASELINE, EVERY_STEP
 from fpsgen.bench.progress import Progress
 from fpsgen.bench.provenance import provenance
-from fpsgen.bench.rows import setting_of
+from fpsgen.bench.rows import linear_of, setting_of
 from fpsgen.bench.trajectory import Forward, mean_errors, recorded, step_errors
 from fpsgen.evaluate.nano.prompts import agreement
 from fpsgen.evaluate.quality import QUALITY, quality
@@ -30,6 +30,7 @@ from fpsgen.models.patch.apply import apply
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model
 from fpsgen.pipeline.output import slug, write_output
+from fpsgen.pipeline.recipe import AS_SCHEDULED
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import mean_density, render
 
@@ -48,14 +49,14 @@ class Variant:
     name: str
     schedule: Schedule | str | None = None
     method: str | None = None
-    linear: str = "bf16"
+    linear: str | None = "bf16"
     exact: bool = False
     impl: str = "auto"
 
     def of(self, request: GenerateRequest) -> GenerateRequest:
         """The request run this way, strict."""
         attention = {"schedule": self.schedule, "method": self.method, "method_impl": self.impl, "strict": True}
-        plain = {"cache": "none", "cfg_until": 1.0} if self.method == BASELINE else {}
+        plain = EVERY_STEP if self.method == BASELINE else {}
         return request.replace(attention=attention).with_settings(linear=self.linear, exact=self.exact, **plain)
 
 
@@ -198,9 +199,9 @@ def _of_variant(variant: Variant, attention: dict[str, Any]) -> dict[str, Any]:
     """What a row says of a variant. attention: the handle's report."""
     return {
         "variant": variant.name,
-        "method": variant.method or "as scheduled",
+        "method": variant.method or AS_SCHEDULED,
         "schedule": attention["schedule"],
-        "linear": variant.linear,
+        "linear": linear_of(attention),
         "density": mean_density(attention),
         "kernels": attention["kernels"],
     }

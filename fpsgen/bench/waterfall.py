@@ -18,7 +18,7 @@ import torch
 
 from fpsgen.attention.profile import Profile
 from fpsgen.attention.schedule import Schedule
-from fpsgen.bench.plan import BASELINE
+from fpsgen.bench.plan import BASELINE, EVERY_STEP, WARM_STEPS
 from fpsgen.bench.progress import Progress
 from fpsgen.bench.provenance import provenance, spread
 from fpsgen.bench.rows import setting_of
@@ -30,7 +30,6 @@ from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import mean_density, render
 
 SCHEMA = "fpsgen.bench.waterfall/1"
-WARM_STEPS = {"cuda": 3, "cpu": 1}
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Stage:
     def of(self, base: GenerateRequest) -> GenerateRequest:
         schedule = tile_order() if self.ordered else base.attention.schedule
         attention = {"method": self.method, "schedule": schedule, "strict": True}
-        plain = {"linear": self.linear, "exact": self.exact, "cache": "none", "cfg_until": 1.0}
+        plain = {"linear": self.linear, "exact": self.exact, **EVERY_STEP}
         return base.replace(attention=attention).with_settings(**plain)
 
 

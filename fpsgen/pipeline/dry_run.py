@@ -14,6 +14,7 @@ from fpsgen.models.catalog.machine import this_machine
 from fpsgen.models.patch.schedule_choice import read_schedule
 from fpsgen.pipeline.estimate import Estimate, ProfileSteps, estimate
 from fpsgen.pipeline.plan import Plan
+from fpsgen.pipeline.recipe import AS_SCHEDULED
 from fpsgen.pipeline.request import GenerateRequest, json_ready
 from fpsgen.pipeline.sigmas import scheduler_of, step_sigmas
 from fpsgen.report.lines import amount, clock
@@ -68,7 +69,7 @@ class Outlook:
             "frames": (f"{video.frames} ({video.seconds:.2f} s)", origins["frames"]),
             "negative": (show(request.prompt.negative, 200) or "(empty)", origins["negative"]),
             "schedule": (self.schedule.name, self.why or origins["schedule"]),
-            "method": (values["method"] or "as scheduled", origins["method"]),
+            "method": (values["method"] or AS_SCHEDULED, origins["method"]),
             "linear": (values["linear"] or _linear(self.schedule), origins["linear"]),
             "output": (str(request.output.path), origins["output"]),
         }

@@ -6,6 +6,7 @@ import pytest
 
 from fpsgen.bench.end_to_end import Runs
 from fpsgen.bench.rows import bench_row
+from fpsgen.bench.suite import Variant, _of_variant
 from fpsgen.models.catalog.choice import choose
 from fpsgen.pipeline.plan import plan
 from fpsgen.settings.gather import Settings
@@ -57,3 +58,9 @@ def test_speed_ups_are_the_baselines_medians_over_ours(base):
         11 / 3.5, abs=1e-3
     )
     assert row["baseline"] == "bf16" and bench_row(baseline, baseline, base, {})["speedup_denoise"] == 1
+
+
+def test_a_row_says_what_linear_layers_ran_in_where_the_schedule_chose():
+    report = {"schedule": "s", "density": None, "kernels": {}, "components": {"linear": {"fp8_rowwise": 4}}}
+    assert _of_variant(Variant("fps", linear=None), report)["linear"] == "fp8"
+    assert _of_variant(Variant("fps", linear=None), report | {"components": {}})["linear"] == "bf16"

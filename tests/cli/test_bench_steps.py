@@ -34,11 +34,15 @@ def test_rows_chart_and_table(fpsgen, tiny_dir):
     assert "fps" in "\n".join(table(rows)) and "fp8" in chart(rows)
 
 
-def test_inputs_are_those_of_the_dense_trajectory(fpsgen, tiny_dir, monkeypatch):
-    """Errors would add up if each method went on from its own latents: bf16 against itself must be exact."""
+@pytest.mark.parametrize("more", [(), ("--schedule", "paper", "--cfg-until", "0.5")], ids=["plain", "paper"])
+def test_inputs_are_those_of_the_dense_trajectory(fpsgen, tiny_dir, monkeypatch, more):
+    """Errors would add up if each method went on from its own latents: bf16 against itself must be exact, whatever the
+    schedule says of linear layers, and at each step's own noise level.
+    """
     monkeypatch.setattr(steps, "methods_to_run", lambda compare: ["bf16", "sta"])
     real = steps._method
     monkeypatch.setattr(steps, "_method", lambda pipe, base, name: real(pipe, base, "bf16"))
     options = ("--res", "32x32", "--frames", "5", "--steps", "3", "--seed", "3", "--json")
-    assert fpsgen("bench", "steps", "-m", tiny_dir, *options) == 0, fpsgen.err
-    assert all(row["mse"] == 0 for row in fpsgen.json["results"])
+    assert fpsgen("bench", "steps", "-m", tiny_dir, *options, *more) == 0, fpsgen.err
+    sigmas = [row["sigma"] for row in fpsgen.json["results"]]
+    assert all(row["mse"] == 0 for row in fpsgen.json["results"]) and len(set(sigmas)) == 3
