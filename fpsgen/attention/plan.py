@@ -231,8 +231,8 @@ class AttentionPlan:
         return "hopper" if fits and torch.cuda.get_device_capability(device) == (9, 0) else "triton"
 
     def fuses_norm_rope(self, device: torch.device | str, head_dim: int | None = None) -> bool:
-        """Whether attend's norm_rope is done in the pass that quantizes."""
-        return self.fp8 and not (self.int8_qk or self.rule.online) and self.kernel(device, head_dim) in GPU_KERNELS
+        """Whether attend's norm_rope is done in the pass that quantizes; an online choice needs its result before."""
+        return self.fp8 and not self.rule.online and self.kernel(device, head_dim) in GPU_KERNELS
 
     @property
     def layout(self) -> BlockLayout:

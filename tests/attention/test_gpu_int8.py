@@ -10,7 +10,7 @@ from fpsgen.attention.kernels.launch_config import Sm90Config, choose_portable
 
 from .cases import CASES, HOPPER_CASES, Case
 from .gpu import hopper_marks, needs_gpu, run
-from .numerics import check, truth
+from .numerics import check, check_norm_rope, truth
 
 pytestmark = needs_gpu
 HOPPER = [Sm90Config(3, stages=2, pingpong=True), Sm90Config(2, poly=8)]
@@ -57,6 +57,17 @@ def test_portable_keeps_the_contract(case):
     dim, block = max(64, case.dim), case.lay().layout.block
     config = choose_portable(dim, block, True, torch.cuda.get_device_capability())
     contract(case, config)
+
+
+@pytest.mark.parametrize("smooth_k", [False, True])
+@pytest.mark.parametrize("case", HOPPER_CASES, ids=lambda case: case.name)
+def test_norm_and_rope_on_the_way_into_int8(case, smooth_k):
+    from fpsgen.attention.kernels import quantize
+
+    laid, (q, k, v) = case.lay("cuda"), case.inputs(torch.bfloat16, "cuda")
+    norm_rope = case.norm_rope(torch.bfloat16, "cuda")
+    ready = quantize(q, k, v, laid.tables, case.granularity, True, norm_rope, smooth_k, int8_qk=True)
+    check_norm_rope(ready, q, k, laid.layout, case.granularity, norm_rope, ready.k_mean if smooth_k else None)
 
 
 def test_nan_is_not_hidden():

@@ -58,7 +58,7 @@ def attention_kernel(
     if not padded:
         raise ValueError(f"head dim is {dim}.\nThe kernels take head dims up to {HEAD_DIMS[-1]}.")
     dtype = q.dtype
-    if norm_rope and (padded != dim or not fp8 or int8_qk):
+    if norm_rope and (padded != dim or not fp8):
         q, k = norm_rope.apply(q, k)
         norm_rope = None
     if padded != dim:
@@ -77,7 +77,7 @@ def attention_kernel(
             lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
         if fp8:
             permuted = isinstance(config, Sm90Config)
-            quantize_into(workspace, q, k, v, tables, granularity, permuted, norm_rope, smooth_k, center_v, int8_qk)
+            quantize_into(workspace, q, k, v, tables, granularity, permuted, norm_rope, smooth_k, center_v)
         quantized = workspace if fp8 else None
         launch(config, (q, k, v), quantized, tables, lists, out, lse, dim**-0.5, center_v, pv_threshold)
         if fp8 and smooth_k and return_lse:  # that of the keys as they were given
