@@ -136,7 +136,7 @@ def test_defaults_are_the_authors():
 def test_a_threshold_that_counts_is_said_by_the_kernels_name(monkeypatch, threshold, kernel):
     """The sm_90 kernel leaves no block out."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    plan = AttentionPlan((9, 20, 26), "even", method="sparge", options={"pvthreshd": threshold})
+    plan = AttentionPlan((9, 20, 26), "even", method="sparge", options={"pvthreshd": float(threshold)})
     assert plan.kernel("cuda", 128) == kernel
 
 
