@@ -10,8 +10,8 @@ import typer
 from fpsgen.cli import console
 from fpsgen.cli.options import complete_files, complete_models, examples, takes_settings
 from fpsgen.errors import USAGE, FpsgenError
-from fpsgen.settings.bench_table import EVALUATE
 from fpsgen.settings.gather import gather
+from fpsgen.settings.groups.measuring import EVALUATE
 from fpsgen.text import plural
 
 EXAMPLES = examples(

@@ -9,7 +9,7 @@ import typer
 from fpsgen.cli.options import complete_files, examples, takes_settings
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.settings.gather import gather
-from fpsgen.settings.table import VIDEO
+from fpsgen.settings.groups.video import VIDEO
 
 EXAMPLES = examples(
     'fpsgen generate "a cat surfing"',

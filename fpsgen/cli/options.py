@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from fpsgen.settings.setting import Setting
-from fpsgen.settings.table import SETTINGS, preset_names
+from fpsgen.settings.table import SETTINGS
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -76,8 +76,8 @@ def annotation(entry: Setting, command: str = "") -> Any:
         names = [f"{entry.option}/{entry.option.replace('--', '--no-', 1)}"]
     if entry.short:
         names.append(entry.short)
-    unset = entry.unset_in.get(command, entry.unset)
-    text = entry.help + (f" [{unset}]" if unset else "")
+    default = entry.default_text(command)
+    text = entry.help + (f" [{default}]" if default else "")
     option = typer.Option(
         *names,
         rich_help_panel=entry.group,
@@ -134,7 +134,9 @@ def _sizes(incomplete: str) -> list[str]:
 
 
 def _schedules(incomplete: str) -> list[str]:
-    return _starting(preset_names(), incomplete) + _files(incomplete, (".toml",))
+    from fpsgen.attention.presets import PRESETS
+
+    return _starting(PRESETS, incomplete) + _files(incomplete, (".toml",))
 
 
 _LISTS: dict[str, Callable[[str], list[str]]] = {
@@ -147,9 +149,9 @@ _LISTS: dict[str, Callable[[str], list[str]]] = {
 
 def _completion(entry: Setting) -> Callable[[str], list[str]]:
     def complete(incomplete: str) -> list[str]:
-        if callable(entry.complete):
-            return _starting(entry.complete(), incomplete)
-        return _LISTS[entry.complete](incomplete) if entry.complete else []
+        if isinstance(entry.complete, str):
+            return _LISTS[entry.complete](incomplete)
+        return _starting(entry.complete or entry.parser.names(), incomplete)
 
     return complete
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fpsgen.bench.end_to_end import Runs
-from fpsgen.bench.rows import bench_row
+from fpsgen.bench.rows import Runs, bench_row
 from fpsgen.bench.suite import Variant, _of_variant
 from fpsgen.models.catalog.choice import choose
 from fpsgen.pipeline.plan import plan
