@@ -80,6 +80,11 @@ def can_draw() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 
 
+def at_terminal() -> bool:
+    """Whether a person can be asked."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def debugging(flag: bool) -> bool:
     """Whether tracebacks and the libraries' own messages are wanted: --debug or FPSGEN_DEBUG=1."""
     return flag or os.environ.get("FPSGEN_DEBUG", "").lower() in ("1", "true", "yes", "on")

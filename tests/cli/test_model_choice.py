@@ -36,7 +36,7 @@ def shop(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "this_machine", lambda: shop.machine)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(model_choice, "fetch", lambda spec, settings: shop.fetched.append(spec.name))
-    monkeypatch.setattr(model_choice, "at_terminal", lambda: shop.terminal)
+    monkeypatch.setattr(console, "at_terminal", lambda: shop.terminal)
     monkeypatch.setattr(console, "ask", lambda question: shop.asked.append(question) or shop.answer)
     monkeypatch.setattr(catalog.ModelChoice, "folder", property(lambda choice: choice.pipeline and tmp_path))
     return shop
