@@ -77,6 +77,13 @@ def test_what_cannot_run_here_is_neither_fetched_nor_asked_about(shop):
     assert not shop.asked and not shop.fetched
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_auto_takes_what_fits_the_device_that_is_named(shop, device):
+    shop.machine = Machine((80.0, 8.0), 512.0)
+    shop.fetched.append("wan2.1-14b")
+    assert shop.choose() == "wan2.1-14b" and shop.choose(device=device) == "nano"
+
+
 def test_a_named_model_that_is_missing(shop):
     with pytest.raises(FpsgenError) as caught:
         shop.choose(model="wan2.1-1.3b")

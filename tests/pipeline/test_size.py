@@ -90,3 +90,4 @@ def test_sizes_are_scaled_from_the_trained_size_nearest_in_shape():
     assert nearest_trained((1280, 800), trained) == (256, 160)
     assert nearest_trained((256, 160), trained) == (256, 160)
     assert nearest_trained((640, 384), ()) == (640, 384)
+    assert nearest_trained((640, 400), [(128, 80), (256, 160), (64, 40)]) == (256, 160)  # the largest of equal shape
