@@ -16,7 +16,6 @@ from fpsgen.evaluate.quality import QUALITY
 from fpsgen.pipeline.events import peak_rss
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import mean_density
-from fpsgen.pipeline.size import token_grid
 
 SCHEMA = "fpsgen.bench/2"
 
@@ -82,7 +81,7 @@ def linear_of(report: dict[str, Any]) -> str:
 def setting_of(base: GenerateRequest) -> dict[str, Any]:
     """What every row of a bench says of the video."""
     video, sampling = base.video, base.sampling
-    grid = token_grid(video.frames, video.height, video.width)
+    grid = base.model.geometry.token_grid(video.width, video.height, video.frames)
     return {
         "model": base.model.spec.name,
         "prompt": base.prompt.text,

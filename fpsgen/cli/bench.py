@@ -59,8 +59,7 @@ def bench(context: typer.Context, given: dict[str, Any]) -> None:
         with timing.stage("import"):
             from fpsgen.bench import end_to_end
         arguments = (request, settings.compare, settings.repeats, settings.random_weights, timing, command_line())
-        with console.library_warnings(timing.warn, settings.debug):
-            rows = end_to_end.run(*arguments)
+        rows = end_to_end.run(*arguments)
     path = end_to_end.save(rows, Path(settings.bench_output), request.output.path.parent)
     if settings.json:
         console.print_json("bench", rows, timing.warnings)
@@ -151,8 +150,7 @@ def with_chart(name: str, settings: Settings, *taken: str) -> None:
         with timing.stage("import"):
             measured = import_module(f"fpsgen.bench.{name}")
         arguments = (request, *(getattr(settings, key) for key in taken), timing, command_line())
-        with console.library_warnings(timing.warn, settings.debug):
-            rows = measured.run(*arguments)
+        rows = measured.run(*arguments)
     from fpsgen.bench.rows import append_rows
     from fpsgen.files import write_text
 
@@ -176,16 +174,12 @@ def measuring(settings: Settings) -> Iterator[tuple[Any, Any]]:
     from fpsgen.bench.plan import plan_bench
     from fpsgen.cli import progress
     from fpsgen.cli.model_choice import choose_model
-    from fpsgen.pipeline.events import Timing
     from fpsgen.pipeline.memory import check_machine
 
     planned = plan_bench(settings, choose_model)
     check_machine(planned.request)
-    console.quiet_libraries(settings.debug)
-    with progress.choose(settings.quiet) as events:
-        timing = Timing(events)
-        for text in (*settings.warnings, *planned.notes):
-            timing.warn(text)
+    warnings = (*settings.warnings, *planned.notes)
+    with progress.working(settings.quiet, settings.debug, warnings) as (events, timing):
         events.note("model", f"{planned.request.model.spec.name} ({planned.request.model.reason})")
         yield planned.request, timing
 

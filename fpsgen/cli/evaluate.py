@@ -60,7 +60,6 @@ def evaluate(given: dict[str, Any], which: Which = None, prompts: Prompts = None
     from fpsgen.cli.batch import sample_or
     from fpsgen.cli.bench import command_line
     from fpsgen.cli.model_choice import choose_model
-    from fpsgen.pipeline.events import Timing
     from fpsgen.pipeline.memory import check_machine
 
     choice = choose_model(settings)
@@ -69,15 +68,10 @@ def evaluate(given: dict[str, Any], which: Which = None, prompts: Prompts = None
     jobs = read_batch(source, given | {"output": f"{folder}/", "overwrite": True}, True, lambda _: choice)
     requests = with_seeds([job.request for job in jobs.jobs], settings.seeds)
     check_machine(requests[0])
-    console.quiet_libraries(settings.debug)
-    with progress.choose(settings.quiet) as events:
-        timing = Timing(events)
-        for text in jobs.warnings:
-            timing.warn(text)
+    with progress.working(settings.quiet, settings.debug, jobs.warnings) as (events, timing):
         events.note("model", f"{choice.spec.name} ({choice.reason})")
         events.note("evaluate", f"{plural(len(requests), 'video')} a method, into {folder}")
-        with console.library_warnings(timing.warn, settings.debug):
-            rows = run(requests, teacher, settings.compare, folder, timing, command_line())
+        rows = run(requests, teacher, settings.compare, folder, timing, command_line())
     path = save(rows, folder)
     from fpsgen.report.evaluate import summarize, table
 

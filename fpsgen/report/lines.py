@@ -25,7 +25,7 @@ def summary(report: dict[str, Any]) -> str:
     return f"in {report['total_s']:.1f} s, peak {peak or 'unknown'}{density}"
 
 
-def clock(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A duration as 05:12, or 1:05:12 from an hour on."""
     whole = round(seconds)
     hours, rest = divmod(whole, 3600)
