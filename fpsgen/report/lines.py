@@ -32,6 +32,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"
 
 
+def versions(row: dict[str, Any]) -> str:
+    """The versions that a row was made with."""
+    return ", ".join(f"{name} {number}" for name, number in row["versions"].items())
+
+
 def amount(size: float) -> str:
     """Bytes for a person."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size:.0f} bytes"
