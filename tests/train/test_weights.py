@@ -135,6 +135,8 @@ def test_a_ramp_goes_from_dense_to_the_schedule(make_config):
     late = [next(p for p in ramped(schedule, stage, GRID).profiles if p.name == "late") for stage in range(STAGES + 1)]
     densities = [profile.resolve(GRID)[3] for profile in late]
     assert densities[0] == 1.0 and densities == sorted(densities, reverse=True)
+    wanted = [1 - stage / STAGES * (1 - densities[-1]) for stage in range(STAGES)]
+    assert [profile.density for profile in late[:-1]] == pytest.approx(wanted)
     assert late[-1] == next(p for p in schedule.profiles if p.name == "late")
 
 
