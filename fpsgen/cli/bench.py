@@ -89,15 +89,16 @@ def kernel(given: dict[str, Any]) -> None:
 
     from fpsgen.bench import kernel as measured
     from fpsgen.bench.rows import append_rows
+    from fpsgen.bench.shapes import Shape, captured_shapes
     from fpsgen.pipeline.loaded_model import choose_device
     from fpsgen.report.kernel import line, lines
 
     by_name: dict[Any, Any] = SHAPES
     if settings.captured is not None:
-        shapes = measured.captured_shapes(Path(settings.captured), settings.tile)
+        shapes = captured_shapes(Path(settings.captured), settings.tile)
     else:
         shapes = [
-            measured.Shape(str(name), by_name.get(name, name), heads, 64 if name == "nano" else 128, batch, tile)
+            Shape(str(name), by_name.get(name, name), heads, 64 if name == "nano" else 128, batch, tile)
             for name in settings.shape
             for heads in settings.heads
             for batch in settings.batch
