@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fpsgen.cli import console
-from fpsgen.cli.options import complete_files, examples, takes_settings
+from fpsgen.cli.options import argument, examples, takes_settings
 from fpsgen.errors import PARTIAL
 from fpsgen.report.lines import duration
 from fpsgen.settings.gather import gather
@@ -28,15 +28,7 @@ EXAMPLES = examples(
     'A line of a .jsonl file: {"prompt": "a cat surfing", "seed": 1, "output": "cat.mp4"}',
 )
 
-File = Annotated[
-    str,
-    typer.Argument(
-        metavar="FILE",
-        help=".txt (a prompt per line), .jsonl (options too), - (stdin).",
-        show_default=False,
-        autocompletion=complete_files,
-    ),
-]
+File = Annotated[str, argument("FILE", ".txt (a prompt per line), .jsonl (options too), - (stdin).")]
 
 
 @takes_settings("batch")

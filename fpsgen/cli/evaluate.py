@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from fpsgen.cli import console
-from fpsgen.cli.options import complete_files, complete_models, examples, takes_settings
+from fpsgen.cli.options import argument, complete_models, examples, option, takes_settings
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.settings.gather import gather
 from fpsgen.settings.groups.measuring import EVALUATE
@@ -22,21 +20,14 @@ EXAMPLES = examples(
 )
 HELD_OUT, SAMPLES = "prompts/nano-held-out.txt", "prompts/wan.txt"
 
-Which = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL", help="A model's name or folder.", show_default=False, autocompletion=complete_models
-    ),
-]
+Which = Annotated[str | None, argument("MODEL", "A model's name or folder.", complete_models)]
 Prompts = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--prompts",
         metavar="FILE",
-        help=f"Prompts as fpsgen batch takes them. \\[nano: {HELD_OUT}, else {SAMPLES}]",
-        show_default=False,
-        rich_help_panel=EVALUATE,
-        autocompletion=complete_files,
+        help=f"Prompts as fpsgen batch takes them. [nano: {HELD_OUT}, else {SAMPLES}]",
+        group=EVALUATE,
     ),
 ]
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from fpsgen.cli import console, options
 from fpsgen.cli.options import examples, takes_settings
 from fpsgen.errors import USAGE, FpsgenError
@@ -19,23 +17,11 @@ INFO_EXAMPLES = examples(
 )
 REPLAY_EXAMPLES = examples("fpsgen replay outputs/a-cat-surfing-7.mp4", "fpsgen replay cat.mp4 -o again.mp4")
 
-File = Annotated[
-    str,
-    typer.Argument(
-        metavar="FILE",
-        help="A video that fpsgen made, or the JSON beside it.",
-        show_default=False,
-        autocompletion=options.complete_files,
-    ),
-]
+File = Annotated[str, options.argument("FILE", "A video that fpsgen made, or the JSON beside it.")]
 Sheet = Annotated[
     str | None,
-    typer.Option(
-        "--sheet",
-        metavar="PNG",
-        help="Write a contact sheet of the video: 12 of its frames on one picture.",
-        show_default=False,
-        autocompletion=options.complete_files,
+    options.option(
+        "--sheet", metavar="PNG", help="Write a contact sheet of the video: 12 of its frames on one picture."
     ),
 ]
 SHEET_FRAMES, SHEET_COLUMNS, SHEET_WIDTH = 12, 4, 320  # the last in pixels of a frame

@@ -30,12 +30,7 @@ app = typer.Typer(
 
 Name = Annotated[
     str,
-    typer.Argument(
-        metavar="NAME",
-        help="nano, wan2.1-1.3b, wan2.1-14b, OWNER/REPOSITORY, or a folder.",
-        show_default=False,
-        autocompletion=options.complete_models,
-    ),
+    options.argument("NAME", "nano, wan2.1-1.3b, wan2.1-14b, OWNER/REPOSITORY, or a folder.", options.complete_models),
 ]
 
 

@@ -109,6 +109,17 @@ def complete_files(incomplete: str) -> list[str]:
     return _files(incomplete, ())
 
 
+def argument(metavar: str, help: str, complete: Callable[[str], list[str]] | None = complete_files) -> Any:
+    """A command's argument. complete: what shells offer for it."""
+    return typer.Argument(metavar=metavar, help=help, show_default=False, autocompletion=complete)
+
+
+def option(*names: str, metavar: str, help: str, group: str | None = None) -> Any:
+    """A command's own option whose value is a file."""
+    shown = {"rich_help_panel": group, "show_default": False, "autocompletion": complete_files}
+    return typer.Option(*names, metavar=metavar, help=help.replace("[", "\\["), **shown)
+
+
 def _files(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
     """Folders, and files with one of `suffixes` (any, if none are named), that begin so."""
     folder, _, start = incomplete.rpartition("/")
