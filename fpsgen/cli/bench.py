@@ -61,14 +61,9 @@ def bench(context: typer.Context, given: dict[str, Any]) -> None:
         arguments = (request, settings.compare, settings.repeats, settings.random_weights, timing, command_line())
         rows = end_to_end.run(*arguments)
     path = end_to_end.save(rows, Path(settings.bench_output), request.output.path.parent)
-    if settings.json:
-        console.print_json("bench", rows, timing.warnings)
-        return
-    if not settings.quiet:
-        from fpsgen.report.bench import table
+    from fpsgen.report.bench import table
 
-        print("\n".join(table(rows)))
-    print(path, flush=True)
+    console.print_rows("bench", rows, settings, lambda: table(rows), path, warnings=timing.warnings)
 
 
 @app.command("kernel", cls=Command, epilog=KERNEL_EXAMPLES)
@@ -119,12 +114,7 @@ def kernel(given: dict[str, Any]) -> None:
             append_rows([row], path)
             if not settings.quiet:
                 console.note(line(row))
-    if settings.json:
-        console.print_json("bench kernel", rows)
-        return
-    if not settings.quiet:
-        print("\n".join(lines(rows)))
-    print(path, flush=True)
+    console.print_rows("bench kernel", rows, settings, lambda: lines(rows), path)
 
 
 @app.command("steps", cls=Command, epilog=STEPS_EXAMPLES)
@@ -159,12 +149,8 @@ def with_chart(name: str, settings: Settings, *taken: str) -> None:
     path = Path(settings.bench_output) / f"{name}.jsonl"
     append_rows(rows, path)
     chart = write_text(shown.chart(rows), path.with_suffix(".svg"), overwrite=True)
-    if settings.json:
-        console.print_json(f"bench {name}", rows, timing.warnings)
-        return
-    if not settings.quiet:
-        print("\n".join(shown.table(rows)))
-    print(path, chart, sep="\n", flush=True)
+    command, warnings = f"bench {name}", timing.warnings
+    console.print_rows(command, rows, settings, lambda: shown.table(rows), path, chart, warnings=warnings)
 
 
 @contextmanager

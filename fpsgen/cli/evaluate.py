@@ -66,9 +66,4 @@ def evaluate(given: dict[str, Any], which: Which = None, prompts: Prompts = None
     path = save(rows, folder)
     from fpsgen.report.evaluate import summarize, table
 
-    if settings.json:
-        console.print_json("evaluate", summarize(rows), timing.warnings)
-        return
-    if not settings.quiet:
-        print("\n".join(table(rows)))
-    print(path, flush=True)
+    console.print_rows("evaluate", summarize(rows), settings, lambda: table(rows), path, warnings=timing.warnings)
