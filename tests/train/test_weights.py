@@ -129,12 +129,14 @@ def test_fp8_linears_are_trained_through(make_config, tmp_path, sharding, monkey
 
 
 def test_a_ramp_goes_from_dense_to_the_schedule(make_config):
-    schedule = make_config().parsed_schedule()
+    schedule, grid = make_config().parsed_schedule(), (9, 10, 16)
     assert [ramp_stage(step, 80) for step in (0, 9, 10, 79, 80, 10**9)] == [0, 0, 1, 7, STAGES, STAGES]
     assert ramp_stage(0, 0) == STAGES
-    late = [next(p for p in ramped(schedule, stage, GRID).profiles if p.name == "late") for stage in range(STAGES + 1)]
-    densities = [profile.resolve(GRID)[3] for profile in late]
+    late = [next(p for p in ramped(schedule, stage, grid).profiles if p.name == "late") for stage in range(STAGES + 1)]
+    densities = [profile.resolve(grid)[3] for profile in late]
     assert densities[0] == 1.0 and densities == sorted(densities, reverse=True)
+    wanted = [1 - stage / STAGES * (1 - densities[-1]) for stage in range(STAGES)]
+    assert [profile.density for profile in late[:-1]] == pytest.approx(wanted)
     assert late[-1] == next(p for p in schedule.profiles if p.name == "late")
 
 
