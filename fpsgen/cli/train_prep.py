@@ -26,11 +26,8 @@ EXAMPLES = options.examples(
 def prep(
     data: Annotated[
         str | None,
-        typer.Argument(
-            metavar="DATA",
-            help="Videos with captions: a folder, a .csv, a .jsonl, a .tar or a folder of them (WebDataset).",
-            show_default=False,
-            autocompletion=options.complete_files,
+        options.argument(
+            "DATA", "Videos with captions: a folder, a .csv, a .jsonl, a .tar or a folder of them (WebDataset)."
         ),
     ] = None,
     teacher: Annotated[

@@ -12,7 +12,7 @@ from fpsgen.train.loop import Trainer
 from fpsgen.train.objective import Objective, velocity_error
 from fpsgen.train.parallel import Processes
 from fpsgen.train.ramp import STAGES, ramp_stage, ramped
-from fpsgen.train.weights import Weights
+from fpsgen.train.weights import Weights, learning_rate
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 GRID = (3, 4, 4)
@@ -126,6 +126,19 @@ def test_fp8_linears_are_trained_through(make_config, tmp_path, sharding, monkey
     torch.testing.assert_close(rounded, layer.weight.detach().float(), rtol=0.07, atol=2e-3)
     trainer.close()
     assert type(layer) is torch.nn.Linear
+
+
+def test_matrices_decay_and_vectors_do_not(make_config):
+    model = transformer().requires_grad_(True)
+    config = make_config(lr=0.1, weight_decay=0.5, warmup=0)
+    weights = Weights(model, config)
+    before = {name: p.detach().clone() for name, p in weights.masters.items()}
+    for p in weights.masters.values():
+        p.grad = torch.zeros_like(p)
+    weights.step(0)
+    kept = 1 - 0.5 * learning_rate(config, 0)
+    for name, p in weights.masters.items():
+        torch.testing.assert_close(p.detach(), before[name] * (kept if p.dim() > 1 else 1.0))
 
 
 def test_a_ramp_goes_from_dense_to_the_schedule(make_config):
