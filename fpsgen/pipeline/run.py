@@ -142,8 +142,9 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
         set_shift(pipe, request.sampling.shift)
-        chosen = dense_backend(values["bf16_backend"])
-        with chosen, apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
+        head_dim = pipe.transformer.config.attention_head_dim
+        chosen = dense_backend(values["bf16_backend"], model.device, model.dtype, head_dim)
+        with chosen as backend, apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
             with timing.stage("text"):
                 embeds = _stand_in(model, request) if model.random else encode(pipe, request, timing)
             observer = None
@@ -157,7 +158,8 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
             shape = None if model.random else frame_shape(pipe, latents)
             held = dict(zip(("frames", "height", "width"), shape, strict=True)) if shape else {}
             recipe = build_recipe(request, _found_out(model, handle, values["linear"], values["exact"]) | held)
-            return _Denoised(latents, shape, handle.report(), attention_s, recipe)
+            report = handle.report() | {"bf16_backend": backend}
+            return _Denoised(latents, shape, report, attention_s, recipe)
 
 
 def step_cache(request: GenerateRequest) -> Any:
