@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from fpsgen.ffmpeg import check_ffmpeg
 from fpsgen.models.patch.apply import apply
 from fpsgen.models.patch.backend import dense_backend
+from fpsgen.models.patch.guidance import MOST_TOKENS, guidance_in_one_batch
 from fpsgen.models.patch.step_cache import cache_config
 from fpsgen.models.wan.random_weights import random_embeds
 from fpsgen.models.wan.scheduler import noise_from
@@ -31,6 +33,7 @@ from fpsgen.pipeline.output import VIDEO, write_output, write_sidecar
 from fpsgen.pipeline.plan import words_note
 from fpsgen.pipeline.recipe import AS_SCHEDULED, build_recipe
 from fpsgen.pipeline.request import GenerateRequest
+from fpsgen.pipeline.size import token_grid
 
 REPORT_SCHEMA = "fpsgen.report/1"
 
@@ -156,7 +159,7 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
                 observer.check_complete()
             shape = None if model.random else frame_shape(pipe, latents)
             held = dict(zip(("frames", "height", "width"), shape, strict=True)) if shape else {}
-            recipe = build_recipe(request, _found_out(model, handle, values["linear"], values["exact"]) | held)
+            recipe = build_recipe(request, _found_out(model, handle, request) | held)
             return _Denoised(latents, shape, handle.report(), attention_s, recipe)
 
 
@@ -188,6 +191,16 @@ def build_report(request: GenerateRequest, model: LoadedModel, made: _Denoised, 
 def guided_steps(request: GenerateRequest) -> int:
     """Steps that run with guidance: the first `cfg_until` of them, one at least."""
     return max(1, round(request.values()["cfg_until"] * request.sampling.steps))
+
+
+def one_batch(request: GenerateRequest, device: torch.device) -> bool:
+    """Whether both branches of guidance run in one forward: where the host's launches take the time, by tokens.
+
+    Not where diffusers' rounding is asked for, and not with a step cache, which would judge both branches together.
+    """
+    tokens = math.prod(token_grid(request.video.frames, request.video.height, request.video.width))
+    values, guided = request.values(), request.sampling.guidance > 1
+    return guided and tokens <= MOST_TOKENS[device.type] and not values["exact"] and values["cache"] == "none"
 
 
 def mean_density(attention: dict[str, Any]) -> float | None:
@@ -236,7 +249,11 @@ def denoise(
             pipe._guidance_scale = 1.0
         return tensors
 
-    with noise_from(pipe.scheduler, generator):
+    branches: AbstractContextManager[None] = nullcontext()
+    if embeds[1] is not None and one_batch(request, pipe.transformer.device):
+        texts = (text.to(pipe.transformer.dtype) for text in (embeds[0], embeds[1]))
+        branches = guidance_in_one_batch(pipe.transformer, *texts, lambda: pipe.do_classifier_free_guidance)
+    with noise_from(pipe.scheduler, generator), branches:
         return pipe(
             prompt_embeds=embeds[0],
             negative_prompt_embeds=embeds[1],
@@ -265,15 +282,16 @@ def _of_capture(request: GenerateRequest) -> dict[str, Any]:
     return {"model": request.model.spec.name, "prompt": request.prompt.text, "seed": request.sampling.seed}
 
 
-def _found_out(model: LoadedModel, handle: Any, linear: str | None, exact: bool) -> dict[str, Any]:
+def _found_out(model: LoadedModel, handle: Any, request: GenerateRequest) -> dict[str, Any]:
     """What a recipe needs and only the loaded model tells."""
-    on_gpu = model.device.type == "cuda"
+    on_gpu, values = model.device.type == "cuda", request.values()
     return {
         "scheduler": type(model.pipe.scheduler).__name__,
         "method": handle.method or AS_SCHEDULED,
-        "linear": linear or AS_SCHEDULED,
+        "linear": values["linear"] or AS_SCHEDULED,
         "schedule": {"name": handle.schedule.name, "toml": handle.schedule.to_toml()},
         "device": torch.cuda.get_device_name(model.device) if on_gpu else "cpu",
         "dtype": str(model.dtype).removeprefix("torch."),
-        "vae_dtype": str(decode_dtype(model.pipe.vae, exact)).removeprefix("torch."),
+        "vae_dtype": str(decode_dtype(model.pipe.vae, values["exact"])).removeprefix("torch."),
+        "cfg_in_one_batch": one_batch(request, model.device),
     }
