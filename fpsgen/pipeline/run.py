@@ -226,7 +226,7 @@ def encode(pipe: Any, request: GenerateRequest, timing: Timing) -> tuple[torch.T
 
 def _stand_in(model: LoadedModel, request: GenerateRequest) -> tuple[torch.Tensor, torch.Tensor | None]:
     embeds = random_embeds(model.pipe, request.prompt.max_sequence_length, model.device, model.dtype)
-    return embeds, embeds.flip(1) if request.sampling.guidance > 1 else None
+    return embeds, embeds.flip(2) if request.sampling.guidance > 1 else None
 
 
 def denoise(

@@ -209,11 +209,11 @@ class _InstalledBlocks:
         undo = swap_class(text, KeptTextProjection) if type(text) is PixArtAlphaTextProjection else None
         if undo is not None:
             text_layer: Any = text
-            text_layer.kept = Kept()
+            text_layer.kept, text_layer.padding = Kept(), Kept()
 
             def undo_text() -> None:
                 undo()
-                del text_layer.kept
+                del text_layer.kept, text_layer.padding
 
             self._undos.append(undo_text)
 
