@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from fpsgen.fused import reference
 from fpsgen.fused.device import device_of
 
 HEAD_DIMS = (64, 128)
 
 
-def cross_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, repeats: int = 1) -> torch.Tensor:
+class QueryNorm(NamedTuple):
+    """RMSNorm of queries over all their heads: weight [H*D], eps."""
+
+    weight: torch.Tensor
+    eps: float
+
+
+def cross_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, repeats: int = 1, norm: QueryNorm | None = None
+) -> torch.Tensor:
     """softmax(q k^T / sqrt(D)) v of q [B, L, H, D] over k, v [B, N, H, D], as if the last key and its value stood there
-    `repeats` times. Returns [B, L, H, D] in q's dtype, contiguous.
+    `repeats` times. norm: of q, first. Returns [B, L, H, D] in q's dtype, contiguous.
 
     A text is padded to a fixed length with equal rows, so its keys of padding are equal: N real ones and one more give
     the same result as all of them, in fewer products. 16-bit types with D of 64 or 128 run on CUDA as one kernel; the
@@ -25,7 +36,9 @@ def cross_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, repeats: 
         from fpsgen.fused.cross_attention_kernel import launch
 
         with device_of(q):
-            return launch(q.contiguous(), k.contiguous(), v.contiguous(), bias)
+            return launch(q.contiguous(), k.contiguous(), v.contiguous(), bias, norm)
+    if norm is not None:
+        q = reference.rms_norm(q.flatten(2), *norm).to(q.dtype).view_as(q)
     mask = None
     if repeats > 1:
         mask = q.new_zeros(1, k.shape[1])

@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from attention.interpreter import interpreted
 
-from fpsgen.fused import cross_attention, cross_attention_kernel
+from fpsgen.fused import QueryNorm, cross_attention, cross_attention_kernel, kernels
 from fpsgen.fused.cross_attention_kernel import CrossConfig
 
 
@@ -36,11 +36,24 @@ def inputs(length, keys, dim, dtype, heads=2, batch=2):
 def test_the_kernel(length, keys, dim, repeats):
     q, k, v = inputs(length, keys, dim, torch.bfloat16)
     with interpreted(cross_attention_kernel):
-        out = cross_attention_kernel.launch(q, k, v, math.log(repeats), CrossConfig(rows=32, keys=16))
+        out = cross_attention_kernel.launch(q, k, v, math.log(repeats), config=CrossConfig(rows=32, keys=16))
     assert out.isfinite().all()
     assert error(out, padded(q, k, v, repeats)) < 5e-3
     if keys > 1:
         assert error(out, padded(q, k, v, 91 - repeats)) > 2e-2
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_the_kernel_norms_its_queries(dim):
+    q, k, v = inputs(40, 9, dim, torch.bfloat16, heads=3)
+    norm = QueryNorm(torch.randn(3 * dim).bfloat16(), 1e-6)
+    wanted = padded(torch.nn.functional.rms_norm(q.float().flatten(2), (3 * dim,), *norm).view_as(q), k, v, 50)
+    with interpreted(cross_attention_kernel), interpreted(kernels):
+        out = cross_attention_kernel.launch(q, k, v, math.log(50), norm, CrossConfig(rows=32, keys=16))
+        other = QueryNorm(norm.weight.roll(dim), norm.eps)
+        wrong = cross_attention_kernel.launch(q, k, v, math.log(50), other, CrossConfig(rows=32, keys=16))
+    assert error(out, wanted) < 1e-2 < 1e-1 < error(wrong, wanted)
+    assert error(cross_attention(q, k, v, 50, norm), wanted) < 1e-2
 
 
 @pytest.mark.parametrize("repeats", [1, 400])
@@ -53,5 +66,5 @@ def test_plain_torch(repeats):
 def test_large_logits_stay_finite():
     q, k, v = inputs(16, 20, 64, torch.bfloat16)
     with interpreted(cross_attention_kernel):
-        out = cross_attention_kernel.launch(100 * q, k, v, math.log(300), CrossConfig(rows=32, keys=16))
+        out = cross_attention_kernel.launch(100 * q, k, v, math.log(300), config=CrossConfig(rows=32, keys=16))
     assert out.isfinite().all() and error(out, padded(100 * q, k, v, 300)) < 1e-2

@@ -19,7 +19,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch.compiler import is_compiling
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fpsgen.fused import cross_attention, rms_norm_rows
+from fpsgen.fused import QueryNorm, cross_attention, rms_norm_rows
 from fpsgen.models.patch.attention import active_backend
 
 
@@ -69,24 +69,21 @@ class TextAttnProcessor(WanAttnProcessor):
         """hidden_states: tensor or FP8Rows [B, L, dim], as attn.to_q takes it."""
         if attn.add_k_proj is not None or encoder_hidden_states is None or rotary_emb is not None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-        query = attn.to_q(hidden_states)
-        if not query.is_cuda or torch.is_grad_enabled() or torch.is_autocast_enabled(query.device.type):
-            query = attn.norm_q(query)
-        else:
-            query = rms_norm_rows(query, attn.norm_q.weight, attn.norm_q.eps)
-        layers = (attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)
-        text, query = encoder_hidden_states, query.unflatten(2, (attn.heads, -1))
-        padding = 0
-        if kept(text) and not (self._attention_backend or active_backend() or attention_mask is not None):
-            padding = getattr(text, _PADDING, 0)
+        query, text = attn.to_q(hidden_states), encoder_hidden_states
+        fusable = not (torch.is_grad_enabled() or torch.is_autocast_enabled(query.device.type))
+        chosen = self._attention_backend or active_backend()
+        padding = getattr(text, _PADDING, 0) if fusable and kept(text) and chosen is attention_mask is None else 0
         if padding:
             text = text[:, : text.shape[1] - padding + 1]
+        layers = (attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)
         key, value = self.kept.get(encoder_hidden_states, lambda: _project(attn, text), *layers)
+        norm = QueryNorm(attn.norm_q.weight, attn.norm_q.eps)
         if padding:
-            out = cross_attention(query, key, value, padding)
+            out = cross_attention(query.unflatten(2, (attn.heads, -1)), key, value, padding, norm)
         else:
-            backend = self._attention_backend
-            out = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, backend=backend)
+            query = rms_norm_rows(query, *norm) if fusable and query.is_cuda else attn.norm_q(query)
+            query = query.unflatten(2, (attn.heads, -1))
+            out = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, backend=self._attention_backend)
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
 
 
