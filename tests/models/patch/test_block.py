@@ -191,7 +191,12 @@ def test_padding_of_a_prompt_is_one_key_that_counts_many_times(transformer, monk
         text[sample, length:] = 0
     wanted = case.forward(transformer, given)
     real = text_kv.cross_attention
-    monkeypatch.setattr(text_kv, "cross_attention", lambda q, k, v, n, norm: seen.append((k.shape[1], n)) or real(q, k, v, n, norm))
+
+    def watched(q, k, v, repeats, norm):
+        seen.append((k.shape[1], repeats))
+        return real(q, k, v, repeats, norm)
+
+    monkeypatch.setattr(text_kv, "cross_attention", watched)
     got = fused(transformer, given=given)[0]
     assert error(got, wanted) < BOUND
     longest = max(lengths)
