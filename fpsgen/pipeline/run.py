@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,10 +22,9 @@ from fpsgen.models.patch.backend import dense_backend
 from fpsgen.models.patch.guidance import MOST_TOKENS, guidance_in_one_batch
 from fpsgen.models.patch.step_cache import cache_config
 from fpsgen.models.wan.random_weights import random_embeds
-from fpsgen.models.wan.scheduler import noise_from
+from fpsgen.models.wan.scheduler import coefficients_on_host, noise_from
 from fpsgen.models.wan.vae import decode_dtype
 from fpsgen.pipeline.capture import Capture
-from fpsgen.pipeline.checks import check_latents
 from fpsgen.pipeline.decode import Frames, decode, frame_shape
 from fpsgen.pipeline.events import Timing, peak_rss
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model, readable_errors, set_shift
@@ -34,6 +33,7 @@ from fpsgen.pipeline.plan import words_note
 from fpsgen.pipeline.recipe import AS_SCHEDULED, build_recipe
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.size import token_grid
+from fpsgen.pipeline.step_ends import StepEnds
 
 REPORT_SCHEMA = "fpsgen.report/1"
 
@@ -241,20 +241,23 @@ def denoise(
     video, sampling = request.video, request.sampling
     generator = torch.Generator("cpu").manual_seed(sampling.seed)
     guided = guided_steps(request)
+    ends = StepEnds(embeds[0].device, sampling.steps, timing)
 
     def after_step(pipe: Any, index: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
-        check_latents(tensors["latents"], f"step {index + 1} of {sampling.steps}")
-        timing.step(index, sampling.steps, handle_note(handle))
+        ends.queued(index, tensors["latents"], handle_note(handle))
         if index + 1 >= guided:  # the pipeline reads it at every step: no second forward from here on
             pipe._guidance_scale = 1.0
         return tensors
 
-    branches: AbstractContextManager[None] = nullcontext()
-    if embeds[1] is not None and one_batch(request, pipe.transformer.device):
-        texts = (text.to(pipe.transformer.dtype) for text in (embeds[0], embeds[1]))
-        branches = guidance_in_one_batch(pipe.transformer, *texts, lambda: pipe.do_classifier_free_guidance)
-    with noise_from(pipe.scheduler, generator), branches:
-        return pipe(
+    with ExitStack() as meanwhile:
+        meanwhile.enter_context(noise_from(pipe.scheduler, generator))
+        if not request.values()["exact"]:
+            meanwhile.enter_context(coefficients_on_host(pipe.scheduler))
+        if embeds[1] is not None and one_batch(request, embeds[0].device):
+            texts = (text.to(pipe.transformer.dtype) for text in (embeds[0], embeds[1]))
+            guidance = guidance_in_one_batch(pipe.transformer, *texts, lambda: pipe.do_classifier_free_guidance)
+            meanwhile.enter_context(guidance)
+        latents = pipe(
             prompt_embeds=embeds[0],
             negative_prompt_embeds=embeds[1],
             height=video.height,
@@ -267,6 +270,8 @@ def denoise(
             callback_on_step_end=after_step,
             max_sequence_length=request.prompt.max_sequence_length,
         ).frames
+        ends.finish()
+        return latents
 
 
 def handle_note(handle: Any) -> str:
