@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -106,6 +107,7 @@ class AttentionPlan:
     tiling: Tiling = field(init=False, repr=False, compare=False)
     windows: tuple[Size3, ...] = field(init=False, repr=False, compare=False)  # one for all heads, or one for each
     dense: bool = field(init=False, repr=False, compare=False)  # every query sees every key
+    options_text: str = field(init=False, repr=False, compare=False)  # options as JSON, as operators take them
 
     def __post_init__(self) -> None:
         method = find_method(self.method)
@@ -140,6 +142,7 @@ class AttentionPlan:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
         method.check_options(dict(self.options))
+        object.__setattr__(self, "options_text", json.dumps(self.options))
         if self.scale != "tile" and self.impl == "triton":
             raise ValueError(
                 f'the GPU kernels have one scale per tile, not per {self.scale}.\nGive impl="auto" or "reference".'
@@ -154,6 +157,14 @@ class AttentionPlan:
         tile, block, window, _ = profile.resolve(grid)
         settings = (profile.granularity, profile.method, impl, profile.smooth_k)
         return cls(grid, tile, window, *settings, block, prefix, suffix, profile.options)
+
+    @property
+    def fields(self) -> tuple:
+        """The plan but for smooth_k as numbers and text, for operators and constants of compiled code; plan_of reads
+        them.
+        """
+        sizes = (self.grid, self.tile, self.block or (), self.window)
+        return (*sizes, self.granularity, self.method, self.impl, self.prefix, self.suffix, self.options_text)
 
     @property
     def rule(self) -> Method:
@@ -236,15 +247,15 @@ class AttentionPlan:
 
     @property
     def layout(self) -> BlockLayout:
-        return _layout_of(self)
+        return _layout_of(self.fields)
 
     def tables(self, device: torch.device | str) -> DeviceTables:
         """Permutations and block tables on `device`; built once per layout and device."""
-        return _tables_of(self, torch.device(device))
+        return _tables_of(self.fields, torch.device(device))
 
     def lists(self, device: torch.device | str) -> BlockLists:
         """The window's lists of key blocks on `device`; built once per window and device."""
-        return _lists_of(self, torch.device(device))
+        return _lists_of(self.fields, torch.device(device))
 
     def quantized(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """q, k, v [B, L, H, D] as the plan's products see them: rounded and de-quantized, in fp32, K without its mean
@@ -260,7 +271,7 @@ class AttentionPlan:
 
     def constant(self, make: Callable[[AttentionPlan, torch.device], Any], device: torch.device | str) -> Any:
         """make(plan, device), made once and a constant to torch.compile: what an online method needs at every call."""
-        return _constant_of(self, make, torch.device(device))
+        return _constant_of(self.fields, make, torch.device(device))
 
     def tile_lists(self) -> TileLists:
         """The window's lists of units, on the CPU."""
@@ -271,25 +282,33 @@ class AttentionPlan:
         return _token_groups(self.layout, self.windows)
 
 
-# constants to torch.compile, which would trace what lies behind a cache
+@lru_cache(maxsize=256)
+def plan_of(grid, tile, block, window, granularity, method, impl, prefix, suffix, options_text) -> AttentionPlan:
+    """The plan that has these fields."""
+    settings = (granularity, method, impl, False, block or None, prefix, suffix, json.loads(options_text))
+    return AttentionPlan(grid, tile, window, *settings)
+
+
+# constants to torch.compile, which would trace what lies behind a cache; before 2.12 it takes no dataclass for them
 @torch.compiler.assume_constant_result
-def _layout_of(plan: AttentionPlan) -> BlockLayout:
+def _layout_of(fields: tuple) -> BlockLayout:
+    plan = plan_of(*fields)
     return _layout(plan.tiling, plan.prefix, plan.suffix)
 
 
 @torch.compiler.assume_constant_result
-def _tables_of(plan: AttentionPlan, device: torch.device) -> DeviceTables:
-    return _tables(_layout_of(plan), device)
+def _tables_of(fields: tuple, device: torch.device) -> DeviceTables:
+    return _tables(_layout_of(fields), device)
 
 
 @torch.compiler.assume_constant_result
-def _lists_of(plan: AttentionPlan, device: torch.device) -> BlockLists:
-    return _lists(_layout_of(plan), plan.windows, device)
+def _lists_of(fields: tuple, device: torch.device) -> BlockLists:
+    return _lists(_layout_of(fields), plan_of(*fields).windows, device)
 
 
 @torch.compiler.assume_constant_result
-def _constant_of(plan: AttentionPlan, make: Callable[[AttentionPlan, torch.device], Any], device: torch.device) -> Any:
-    return _made(plan, make, device)
+def _constant_of(fields: tuple, make: Callable[[AttentionPlan, torch.device], Any], device: torch.device) -> Any:
+    return _made(plan_of(*fields), make, device)
 
 
 @lru_cache(maxsize=64)

@@ -47,7 +47,7 @@ def export_folder(
     if out.exists():
         raise _exists(out)
     check_intact(source)
-    transformer = _trained(source, config, weights)
+    transformer = trained_transformer(source, config, weights)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -137,7 +137,7 @@ def registry_row(choice: ModelChoice, config: TrainConfig, folder: Path) -> str:
     return "\n".join(["[[model]]", *(f"{key} = {json.dumps(value)}" for key, value in row.items())])
 
 
-def _trained(source: Path, config: TrainConfig, weights: Tensors) -> Any:
+def trained_transformer(source: Path, config: TrainConfig, weights: Tensors) -> Any:
     """The source's transformer in fp32 with these weights in it."""
     transformer = WanTransformer3DModel.from_pretrained(
         str(source / "transformer"), dtype=torch.float32, use_safetensors=True, local_files_only=True

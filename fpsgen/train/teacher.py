@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,13 @@ IDENTITY = "teacher.json"
 _OF_TEACHER = ("model", "width", "height", "frames", "teacher_steps", "guidance", "shift", "seed", "prompts")
 
 
-def make_pairs(pipe: Any, config: TrainConfig, tokens: int, folder: Path, events: Events) -> list[Path]:
+def make_pairs(
+    pipe: Any, config: TrainConfig, tokens: int, folder: Path, events: Events, together: int = 1
+) -> list[Path]:
     """The shards of all prompts, made where they are not there yet. pipe: unpatched, so attention is dense. tokens:
-    text tokens that the model reads. events: get each prompt that is made. Raises FpsgenError BAD_INPUT where
-    `folder` holds pairs of another teacher, DISK where they do not fit.
+    text tokens that the model reads. events: get each prompt that is made. together: prompts in one forward; the last
+    bits of the pairs depend on it. Raises FpsgenError BAD_INPUT where `folder` holds pairs of another teacher, DISK
+    where they do not fit.
     """
     make_folder(folder)
     identity = {"schema": "fpsgen.pairs/1", "digest": config.digest(_OF_TEACHER)}
@@ -50,24 +54,29 @@ def make_pairs(pipe: Any, config: TrainConfig, tokens: int, folder: Path, events
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     size = shard_bytes(latent_shape(pipe, config), config.teacher_steps)
     check_space(folder, size * len(missing), f"the teacher's pairs of {plural(len(missing), 'prompt')}")
-    for done, number in enumerate(missing):
-        tensors = trajectory(pipe, config, config.prompts[number], tokens, trajectory_seed(config.seed, number))
-        with atomic(paths[number]) as part:
-            save_file(tensors, part)
-        events.step(done, len(missing), config.prompts[number])
+    for first in range(0, len(missing), together):
+        some = missing[first : first + together]
+        seeds = [trajectory_seed(config.seed, number) for number in some]
+        made = trajectories(pipe, config, [config.prompts[number] for number in some], tokens, seeds)
+        for done, (number, tensors) in enumerate(zip(some, made, strict=True), first):
+            with atomic(paths[number]) as part:
+                save_file(tensors, part)
+            events.step(done, len(missing), config.prompts[number])
     return paths
 
 
-def prepare_pairs(config: TrainConfig, folder: Path, device: torch.device, events: Events) -> list[Path]:
-    """The pairs of a run in its folder, as the run itself would make them. Raises FpsgenError as `make_pairs`, and
-    MODEL, ENVIRONMENT, LOCKED.
+def prepare_pairs(
+    config: TrainConfig, folder: Path, device: torch.device, events: Events, together: int = 1
+) -> list[Path]:
+    """The pairs of a run in its folder, as the run itself would make them where `together` is 1. Raises FpsgenError as
+    `make_pairs`, and MODEL, ENVIRONMENT, LOCKED.
     """
     make_folder(folder)
     with lock(folder / ".lock", f"{folder} is used by another run", "wait for it, or name another folder with -o"):
         choice = choose(config.model)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         pipe = load(choice, device=device, dtype=dtype)
-        return make_pairs(pipe, config, choice.spec.max_sequence_length, folder / "pairs", events)
+        return make_pairs(pipe, config, choice.spec.max_sequence_length, folder / "pairs", events, together)
 
 
 def shard_bytes(latents: tuple[int, ...], steps: int) -> int:
@@ -75,38 +84,55 @@ def shard_bytes(latents: tuple[int, ...], steps: int) -> int:
     return 2 * (3 * steps + 1) * math.prod(latents)
 
 
-@torch.no_grad()
 def trajectory(pipe: Any, config: TrainConfig, prompt: str, tokens: int, seed: int) -> dict[str, torch.Tensor]:
     """The tensors of one shard. Raises FpsgenError NUMERIC if the teacher's latents are not finite."""
+    return trajectories(pipe, config, [prompt], tokens, [seed])[0]
+
+
+@torch.no_grad()
+def trajectories(
+    pipe: Any, config: TrainConfig, prompts: Sequence[str], tokens: int, seeds: Sequence[int]
+) -> list[dict[str, torch.Tensor]]:
+    """The tensors of a shard for each prompt, which share the model's forwards. Raises as `trajectory`."""
     transformer, device = pipe.transformer, pipe.transformer.device
-    text, null = (embed(pipe, words, tokens) for words in (prompt, ""))
+    text = torch.cat([embed(pipe, words, tokens) for words in prompts])
+    null = embed(pipe, "", tokens).expand_as(text)
     scheduler = make_steps(pipe, config)
     shape = latent_shape(pipe, config)
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(device)
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32) for seed in seeds]
+    latents = torch.cat(noise).to(device)
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in ("latents", "velocity", "velocity_null")}
     for timestep in scheduler.timesteps:
         check_stop()
-        steps = timestep.expand(1)
+        steps = timestep.expand(len(prompts))
         inputs = latents.to(transformer.dtype)
         with_text, without = (
             transformer(hidden_states=inputs, timestep=steps, encoder_hidden_states=words, return_dict=False)[0].float()
             for words in (text, null)
         )
         for name, value in (("latents", latents), ("velocity", with_text), ("velocity_null", without)):
-            rows[name].append(value[0].half().cpu())
+            rows[name].append(value.half().cpu())
         guided = without + config.guidance * (with_text - without)
         latents = scheduler.step(guided, timestep, latents, return_dict=False)[0]
-    if not bool(latents.isfinite().all()):
-        raise FpsgenError(f"the teacher's video of {show(prompt, 60)!r} is not finite", "try another dtype", NUMERIC)
+    finite = latents.isfinite().flatten(1).all(1).tolist()
+    if not all(finite):
+        what = f"the teacher's video of {show(prompts[finite.index(False)], 60)!r} is not finite"
+        raise FpsgenError(what, "try another dtype", NUMERIC)
     count = len(scheduler.timesteps)
-    return {
-        **{name: torch.stack(values) for name, values in rows.items()},
+    common = {
         "sigmas": scheduler.sigmas[:count].float().cpu().contiguous(),
         "timesteps": scheduler.timesteps.float().cpu().contiguous(),
-        "clean": latents[0].half().cpu(),
-        "text": text[0].cpu().contiguous(),
         "text_null": null[0].cpu().contiguous(),
     }
+    return [
+        {
+            **{name: torch.stack([value[number] for value in values]) for name, values in rows.items()},
+            **common,
+            "clean": latents[number].half().cpu(),
+            "text": text[number].cpu().contiguous(),
+        }
+        for number in range(len(prompts))
+    ]
 
 
 def make_steps(pipe: Any, config: TrainConfig) -> Any:

@@ -1,13 +1,18 @@
 """What training buys on nano: every arm with three seeds, in pieces that fit a time limit and go on where they stopped.
 
-    python -m recipes.nano.proof --out DIR [--minutes 9] [--base weights/nano]      exit code 3: call it again
+    python -m recipes.nano.proof --out DIR --prepare
+    python -m recipes.nano.proof --out DIR [--seed 0] [--minutes 9]     exit code 3: call it again
     python -m recipes.nano.proof --out DIR --table
 
-Arms: dense; fp8, sta and fps without training; fps distilled (all weights, LoRA), with flow matching; fps with one
-window for all steps at the density that the schedule has on average, without training and distilled. All start from one
-set of weights. A row has: the error of the velocity on held-out trajectories of the dense teacher and the flow loss on
-held-out clips, by profile; PSNR and SSIM to the dense video of the same noise and what meter.py reads, on prompts that
-training never saw; the validation error at each checkpoint. Rows lie in DIR/rows/.
+The released weights were trained sparse, so their dense attention is no teacher. --prepare fine-tunes them with dense
+attention first: all arms start from these weights, the "dense" row and the teacher are theirs. Seeds may then run side
+by side, a process each.
+
+Arms: dense; fp8, sta and fps without training; fps with one window for all steps at the density that the schedule has
+on average; fps distilled (all weights, LoRA, one window); fps with flow matching, and dense attention with the same
+steps on the same clips. A row has: the error of the velocity on held-out trajectories of the dense teacher and the
+flow loss on held-out clips, by profile; PSNR and SSIM to the dense video of the same noise and what meter.py reads, on
+prompts that training never saw; validation errors at each checkpoint, and losses. Rows lie in DIR/rows/.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
@@ -20,9 +25,11 @@ import json
 import random
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 import warnings
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,15 +56,17 @@ from fpsgen.train.clips import open_folder
 from fpsgen.train.config import TrainConfig, preset
 from fpsgen.train.data import Pairs
 from fpsgen.train.events import Silent
-from fpsgen.train.export import export_folder
+from fpsgen.train.export import trained_transformer
 from fpsgen.train.log import LOG
 from fpsgen.train.objective import Source, velocity_error
 from fpsgen.train.prep.encode import Encoder
 from fpsgen.train.prep.shards import DATA, Shards
 from fpsgen.train.run import train
 from fpsgen.train.teacher import prepare_pairs
-from recipes.nano import denoiser
+from recipes.nano import autoencoder, denoiser
 from recipes.nano.evaluate import psnr
+from recipes.nano.latents import LatentPool
+from recipes.nano.release import release
 
 STEP_AWARE = preset("nano-demo").parsed_schedule()
 FIXED = Schedule(
@@ -74,51 +83,75 @@ class Arm:
     train: dict[str, Any] | None = None
 
 
+DENSE = STEP_AWARE.with_method("bf16")
+FLOW = {"distill": 0.0, "flow": 1.0}
 ARMS = {
     "dense": Arm(method="bf16"),
+    "fps": Arm(),
+    "fps distilled": Arm(train={}),
+    "fps, flow matching": Arm(train=FLOW),
+    "dense, flow matching": Arm(DENSE, train=FLOW),
     "fp8": Arm(method="fp8"),
     "sta": Arm(method="sta"),
-    "fps": Arm(),
     "fps, one window": Arm(FIXED),
-    "fps distilled": Arm(train={}),
-    "fps distilled, LoRA": Arm(train={"lora_rank": 16, "lr": 1e-3}),
     "fps distilled, one window": Arm(FIXED, train={}),
-    "fps, flow matching": Arm(train={"distill": 0.0, "flow": 1.0}),
+    "fps distilled, LoRA": Arm(train={"lora_rank": 16, "lr": 1e-3}),
 }
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done: prompts of the teacher, clips for flow matching, optimizer steps, prompts of the evaluation."""
+    """How much is done: steps of the dense fine-tuning, prompts of the teacher, clips for flow matching, optimizer
+    steps of an arm and their samples, prompts of the evaluation, its denoising steps.
+    """
 
-    prompts: int = 64
-    held_out: int = 8
-    clips: int = 512
+    base_steps: int = 3000
+    prompts: int = 192
+    held_out: int = 16
+    clips: int = 2048
     steps: int = 1000
-    batch: int = 8
-    sampled: int = 48
+    batch: int = 16
+    sampled: int = 64
     denoising: int = 20
 
 
-FULL, TINY = Size(), Size(2, 1, 6, 2, 1, 1, 2)
+SEEDS = (0, 1, 2)
+FULL, TINY = Size(), Size(1, 2, 1, 16, 2, 1, 1, 2)
+TOGETHER = 32  # clips, prompts or samples in one forward where nothing is trained
 
 
 class Proof:
     """The pieces of work in a folder; each is done once. Raises FpsgenError as training does."""
 
-    def __init__(self, out: Path, base: Path, size: Size, commit: str) -> None:
-        self.out, self.base, self.size, self.commit = out, base, size, commit
+    def __init__(self, out: Path, size: Size, commit: str) -> None:
+        self.out, self.base, self.size, self.commit = out, out / "base", size, commit
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.scenes = unseen(size.sampled)
+        self._held_out: dict[int, dict[str, Source]] = {}
         (out / "rows").mkdir(parents=True, exist_ok=True)
+
+    def prepare(self, minutes: float) -> None:
+        """What all seeds share: the weights fine-tuned with dense attention (in this time at most), and the clips."""
+        trained, released = self.out / "dense", weights_dir() / "nano"
+        if not (trained / "denoiser.json").exists() or not (trained / "pipeline" / "text_encoder").exists():
+            line = [sys.executable, "-m", "recipes.nano.train_denoiser", "--vae", str(released / "vae")]
+            line += ["--out", str(trained), "--resume", str(released), "--lr", "1e-3", "--batch", "32"]
+            line += ["--steps", str(self.size.base_steps), "--minutes", str(minutes)]
+            line += ["--pool", str(2 * self.size.clips), "--fill", str(self.size.clips)]
+            subprocess.run(line, check=True)
+        if not (self.base / "manifest.json").exists():
+            release(released / "vae", trained / "pipeline", self.base, None)
+        self.data()
 
     def row_path(self, arm: str, seed: int) -> Path:
         return self.out / "rows" / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}.json"
 
     def done(self, arm: str, seed: int) -> bool:
-        """Whether a piece has its row, and the dense one its clips, with which others are compared."""
-        return self.row_path(arm, seed).exists() and (arm != "dense" or self.clips_path(seed).exists())
+        """Whether a piece has its row of this size, and the dense one its clips, with which others are compared."""
+        path = self.row_path(arm, seed)
+        same = path.exists() and json.loads(path.read_text())["size"] == vars(self.size)
+        return same and (arm != "dense" or self.clips_path(seed).exists())
 
     def clips_path(self, seed: int) -> Path:
         return self.out / f"dense-{seed}.npy"
@@ -126,29 +159,29 @@ class Proof:
     def piece(self, arm: str, seed: int) -> dict[str, Any]:
         """Train, if the arm is trained, measure, and write the row."""
         chosen, config = ARMS[arm], self.config(arm, seed)
-        self.data()
         self.pairs(seed)
-        folder, seconds = self.base, 0.0
+        folder, run, trained = self.base, self.out / "runs" / self.row_path(arm, seed).stem, {}
         if chosen.train is not None:
-            run = self.out / "runs" / f"{self.row_path(arm, seed).stem}"
             run.mkdir(parents=True, exist_ok=True)
             if config.uses_teacher and not (run / "pairs").exists():
                 (run / "pairs").symlink_to((self.out / f"pairs-{seed}" / "pairs").resolve())
             folder = train(config, run, self.device, Silent(), Silent()).model
-            seconds = sum(row["seconds"] for row in read_log(run / LOG))
+            log = read_log(run / LOG)
+            trained = {"train_seconds": round(sum(row["seconds"] for row in log), 1), "losses": losses(log)}
+            trained["curve"] = self.curve(arm, seed, run)
         pipe = load(folder, self.device, self.dtype)
         with apply(pipe, schedule=chosen.schedule, method=chosen.method, strict=True) as handle:
-            validation = self.validation(pipe.transformer, handle, chosen.schedule, seed)
+            validation = self.validation(pipe.transformer, handle, seed)
             handle.clear_report()
             clips = denoiser.sample(pipe, self.texts, self.size.denoising, seed=1000 + 10_000 * seed)
             steps = handle.report()["steps"]
         row = {"kind": "proof", "arm": arm, "seed": seed, "schedule": chosen.schedule.name, "validation": validation}
-        row |= {"density": statistics.fmean(step["density"] for step in steps), "train_seconds": round(seconds, 1)}
-        row |= self.quality(clips, seed, arm) | {"curve": self.curve(arm, seed) if chosen.train is not None else []}
+        row |= {"density": statistics.fmean(step["density"] for step in steps)}
+        row |= self.quality(clips, seed, arm) | trained
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
         row |= {"size": vars(self.size), "device": name, "versions": versions(), "commit": self.commit}
-        write_text(json.dumps(row, indent=1) + "\n", self.row_path(arm, seed), overwrite=True)
-        for path in (self.out / "runs" / self.row_path(arm, seed).stem).glob("step-*"):
+        write_text(json.dumps(row) + "\n", self.row_path(arm, seed), overwrite=True)
+        for path in run.glob("step-*"):
             shutil.rmtree(path)
         return row
 
@@ -163,56 +196,71 @@ class Proof:
         )
         common = {"model": str(self.base), "schedule": ARMS[arm].schedule.to_toml(), "steps": size.steps, "seed": seed}
         common |= {"prompts": prompts, "held_out": size.held_out, "batch": size.batch, "lr": 3e-4, "ema": 0.98}
-        common |= {"teacher_steps": size.denoising, "save_every": max(1, size.steps // 10), "keep": 20, "name": "proof"}
+        common |= {"teacher_steps": size.denoising, "save_every": max(1, size.steps // 4), "keep": 9, "name": "proof"}
+        common |= {"dense_every": 50}
         common |= {"data": str((self.out / "data").resolve())} if (ARMS[arm].train or {}).get("flow") else {}
         return replace(preset("nano-demo"), **common | (ARMS[arm].train or {}))
 
-    def pairs(self, seed: int) -> None:
-        prepare_pairs(self.config("fps distilled", seed), self.out / f"pairs-{seed}", self.device, Silent())
+    def pairs(self, seed: int) -> list[Path]:
+        """The teacher's shards, the held-out ones last; made where they are not there."""
+        config, folder = self.config("fps distilled", seed), self.out / f"pairs-{seed}"
+        found = sorted((folder / "pairs").glob("*.safetensors"))
+        if len(found) == len(config.prompts):
+            return found
+        return prepare_pairs(config, folder, self.device, Silent(), TOGETHER)
 
+    @torch.no_grad()
     def data(self) -> None:
-        """Clips of the world for flow matching, an eighth of them held out."""
+        """Clips of the world for flow matching, an eighth of them held out, as `fpsgen train prep` would leave them."""
         folder = self.out / "data"
         if (folder / DATA).exists():
             return
-        folder.mkdir(exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
         pipe, choice = load(self.base, self.device, self.dtype), choose(str(self.base))
-        encoder, rng = Encoder(pipe, choice.spec.max_sequence_length), random.Random(11)
-        shards = Shards(folder, 1 << 20)
-        renderer = world.Renderer(self.device, 11)
-        names = []
-        for number in range(self.size.clips):
-            text, scene = captions.random_example(rng)
-            names.append(f"clip {number}")
-            if shards.done(names[-1]):
-                continue
-            video, _ = renderer.render([scene])
-            frames = ((video[0].permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
-            row = {"source": names[-1], "caption": text, "clips": 1, "held_out": number % 8 == 7 or number == 5}
-            shards.add(encoder.latents(frames), encoder.text(text), row)
-        header = {"model": choice.spec.name, "width": world.WIDTH, "height": world.HEIGHT, "frames": world.FRAMES}
-        shards.finish(
-            names, header | {"fps": 16, "videos": len(names), "dropped": {}, "digest": "world"}, encoder.text("")
+        null = Encoder(pipe, choice.spec.max_sequence_length).text("")
+        pool = LatentPool(
+            autoencoder.whole_clip(pipe.vae), pipe.tokenizer, self.size.clips, 11, min(TOGETHER, self.size.clips)
         )
+        shards, names = Shards(folder, 1 << 20), [f"clip {number}" for number in range(self.size.clips)]
+        while pool.encoded < self.size.clips:
+            pool.add()
+        for first in range(0, self.size.clips, TOGETHER):
+            ids = pool.ids[first : first + TOGETHER]
+            words = denoiser.embed(pipe.text_encoder, ids).bfloat16().cpu()
+            latents = pool.latents[first : first + TOGETHER].half().cpu()
+            for number, caption in enumerate(pipe.tokenizer.batch_decode(ids, skip_special_tokens=True), first):
+                row = {"source": names[number], "caption": caption, "clips": 1, "held_out": number % 8 == 7}
+                shards.add(latents[number - first], words[number - first], row)
+        header = {"model": choice.spec.name, "width": world.WIDTH, "height": world.HEIGHT, "frames": world.FRAMES}
+        shards.finish(names, header | {"fps": 16, "videos": len(names), "dropped": {}, "digest": "world"}, null)
+
+    def held_out(self, model: Any, seed: int) -> dict[str, Source]:
+        """Samples that no arm is trained on. model: config of the transformer."""
+        if seed not in self._held_out:
+            config = self.config("fps distilled", seed)
+            size = (config.width, config.height, config.frames)
+            _, clips = open_folder(self.out / "data", size, model, STEP_AWARE, config.shift)
+            pairs = Pairs(self.pairs(seed)[-config.held_out :], STEP_AWARE)
+            self._held_out[seed] = {"distill": pairs, "flow": clips}
+        return self._held_out[seed]
 
     @torch.no_grad()
-    def validation(self, transformer: Any, handle: Any, schedule: Schedule, seed: int) -> dict[str, dict[str, float]]:
-        """distill: error of the velocity over its mean square; flow: the flow loss; by profile, on held-out samples."""
-        config = self.config("fps distilled", seed)
-        shards = sorted((self.out / f"pairs-{seed}" / "pairs").glob("*.safetensors"))[-config.held_out :]
-        size = (config.width, config.height, config.frames)
-        _, clips = open_folder(self.out / "data", size, transformer.config, schedule, config.shift)
-        sources: dict[str, Source] = {"distill": Pairs(shards, schedule), "flow": clips}
+    def validation(self, transformer: Any, handle: Any, seed: int) -> dict[str, dict[str, float]]:
+        """distill: error of the velocity over its mean square; flow: the flow loss. On held-out samples, by the profile
+        of the step-aware schedule at their noise levels, whatever runs there.
+        """
         found: dict[str, dict[str, float]] = {}
-        for name, source in sources.items():
+        for name, source in self.held_out(transformer.config, seed).items():
             for profile in source.profiles:
-                errors, powers = [], []
-                for batch in source.every(profile, 1, 32):
-                    errors.append(float(velocity_error(transformer, handle, batch, self.dtype)))
-                    powers.append(float(batch.velocity.square().mean()))
-                if errors:
-                    over = statistics.fmean(powers) if name == "distill" else 1.0
-                    found.setdefault(name, {})[profile] = statistics.fmean(errors) / over
+                error = power = count = 0.0
+                for batch in source.every(profile, TOGETHER, 2 * TOGETHER):
+                    samples = len(batch.latents)
+                    error += samples * float(velocity_error(transformer, handle, batch, self.dtype))
+                    power += samples * float(batch.velocity.square().mean())
+                    count += samples
+                if count:
+                    found.setdefault(name, {})[profile] = error / (power if name == "distill" else count)
         return found
 
     def quality(self, clips: torch.Tensor, seed: int, arm: str) -> dict[str, Any]:
@@ -234,22 +282,39 @@ class Proof:
             found["ssim"] = round(float(np.mean(alike)), 4)
         return found
 
-    def curve(self, arm: str, seed: int) -> list[dict[str, Any]]:
+    def curve(self, arm: str, seed: int, run: Path) -> list[dict[str, Any]]:
         """Validation errors at each checkpoint, by its averaged weights."""
-        chosen, config = ARMS[arm], self.config(arm, seed)
-        run, found = self.out / "runs" / self.row_path(arm, seed).stem, []
+        config, found = self.config(arm, seed), []
+        transformer = load(self.base, self.device, self.dtype).transformer
         for path in sorted(run.glob("step-*")):
             tensors = checkpoint.read(path)
             if tensors is None:
                 continue
             step, weights, _ = tensors
-            folder = run / "curve"
-            export_folder(choose(str(self.base)), config, weights["average"], folder, {"before": {}, "after": {}})
-            transformer = load(folder, self.device, self.dtype).transformer
-            with apply(transformer, schedule=chosen.schedule, strict=True) as handle:
-                found.append({"step": step} | self.validation(transformer, handle, chosen.schedule, seed))
-            shutil.rmtree(folder)
+            transformer.load_state_dict(trained_transformer(self.base, config, weights["average"]).state_dict())
+            with apply(transformer, schedule=ARMS[arm].schedule, strict=True) as handle:
+                found.append({"step": step} | self.validation(transformer, handle, seed))
         return found
+
+
+def losses(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Losses of training in forty parts of a run, by profile: mean over the steps of a part; dense: of the same weights
+    with dense attention and, beside it, the loss on the same samples, where that was measured.
+    """
+    found: dict[tuple[int, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    length = max(1, len(log) // 40)
+    for row in log:
+        (part,) = row["objectives"].values()
+        values = found[-(-row["step"] // length) * length, part["profile"]]
+        values["loss"].append(part["loss"])
+        if "dense_loss" in part:
+            values["dense_loss"].append(part["dense_loss"])
+            values["beside_dense_loss"].append(part["loss"])
+    return [
+        {"step": step, "profile": profile}
+        | {name: float(f"{statistics.fmean(some):.5g}") for name, some in values.items()}
+        for (step, profile), values in found.items()
+    ]
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
@@ -282,10 +347,12 @@ def _spread(values: list[float | None]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--base", type=Path, default=weights_dir() / "nano")
+    parser.add_argument("--prepare", action="store_true", help="make what the seeds share, and end")
+    parser.add_argument("--base-minutes", type=float, default=2.5, help="of the dense fine-tuning at most")
+    parser.add_argument("--base-steps", type=int, default=FULL.base_steps)
+    parser.add_argument("--steps", type=int, default=FULL.steps, help="optimizer steps of a trained arm")
+    parser.add_argument("--seed", type=int, choices=SEEDS, help="this one alone")
     parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--arms", default="", help="some of them, separated by semicolons")
     parser.add_argument("--tiny", action="store_true", help="the smallest form, to try it on a CPU")
     parser.add_argument("--table", action="store_true", help="show what there is, and write proof.json")
     parser.add_argument("--commit", default="")
@@ -294,12 +361,15 @@ def main(arguments: list[str] | None = None) -> int:
     started, longest = time.monotonic(), 0.0
     if chosen.table:
         rows = [json.loads(path.read_text()) for path in sorted((chosen.out / "rows").glob("*.json"))]
-        write_text(json.dumps({"rows": rows}, indent=1) + "\n", chosen.out / "proof.json", overwrite=True)
+        write_text(json.dumps({"rows": rows}) + "\n", chosen.out / "proof.json", overwrite=True)
         print("\n".join(table(rows)))
         return 0
-    proof = Proof(chosen.out, chosen.base, TINY if chosen.tiny else FULL, chosen.commit)
-    arms = chosen.arms.split("; ") if chosen.arms else list(ARMS)
-    todo = [(arm, seed) for seed in range(chosen.seeds) for arm in arms if not proof.done(arm, seed)]
+    size = TINY if chosen.tiny else replace(FULL, base_steps=chosen.base_steps, steps=chosen.steps)
+    proof = Proof(chosen.out, size, chosen.commit)
+    proof.prepare(chosen.base_minutes)
+    print(f"prepared: {time.monotonic() - started:.0f} s", flush=True)
+    seeds = () if chosen.prepare else SEEDS if chosen.seed is None else (chosen.seed,)
+    todo = [(arm, seed) for seed in seeds for arm in ARMS if not proof.done(arm, seed)]
     for number, (arm, seed) in enumerate(todo):
         if time.monotonic() - started + longest > 60 * chosen.minutes:
             print(f"{len(todo) - number} pieces are left", flush=True)
@@ -307,7 +377,8 @@ def main(arguments: list[str] | None = None) -> int:
         began = time.monotonic()
         row = proof.piece(arm, seed)
         longest = max(longest, time.monotonic() - began)
-        what = {key: row[key] for key in ("density", "psnr_db", "ssim", "train_seconds")}
+        what = {key: row.get(key) for key in ("density", "psnr_db", "ssim", "train_seconds")}
+        what["all"] = row["score"]["all"]
         print(f"{arm}, seed {seed}: {time.monotonic() - began:.0f} s {json.dumps(what)}", flush=True)
     return 0
 

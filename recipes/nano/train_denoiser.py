@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for the pipeline and the report")
     parser.add_argument("--minutes", type=float, default=9.5, help="wall time, compilation and check included")
+    parser.add_argument("--steps", type=int, default=0, help="optimizer steps, if they end before the time (0: time)")
     parser.add_argument("--resume", type=Path, help="a pipeline folder to go on from")
     parser.add_argument("--schedule", type=Path, help="FPSAttention schedule (TOML) in the forward pass")
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -151,7 +152,7 @@ def main() -> None:
 
     train_until = args.minutes * 60 - (25 if on_gpu else 60)
     first, losses, checked, rows = None, [], args.resume is not None, []
-    while time.monotonic() - started < train_until:
+    while time.monotonic() - started < train_until and (not args.steps or optimizers.steps < args.steps):
         latents, ids, weights = pool.batch(batch)
         ids = torch.where(torch.rand(batch, 1, device=device) < CAPTION_DROP, null, ids)
         context, sigma = windows.draw(batch, device)
@@ -164,6 +165,8 @@ def main() -> None:
             first = time.monotonic() - started
             log("first step done, loss", round(loss.item(), 4))
         progress = (time.monotonic() - started - first) / max(1e-3, train_until - first)
+        if args.steps:
+            progress = max(progress, optimizers.steps / args.steps)
         optimizers.step(schedule(progress))
         losses.append(loss.detach())
         if optimizers.steps % 12 == 0:
