@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fpsgen.report.lines import columns
+from fpsgen.report.lines import columns, versions
 from fpsgen.text import plural
 
 COLUMNS = {
@@ -103,9 +103,8 @@ def setting(row: dict[str, Any]) -> str:
 
 def where(row: dict[str, Any]) -> str:
     """Where it was measured, on one line."""
-    versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
     commit = f", commit {row['commit']}" if row["commit"] else ""
-    return f"{row['device']}, {versions}{commit}, {row['created']}"
+    return f"{row['device']}, {versions(row)}{commit}, {row['created']}"
 
 
 def notes(rows: list[dict[str, Any]]) -> list[str]:

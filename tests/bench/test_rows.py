@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fpsgen.bench.end_to_end import Runs
-from fpsgen.bench.rows import bench_row
+from fpsgen.bench.rows import Runs, bench_row
 from fpsgen.bench.suite import Variant, _of_variant
+from fpsgen.bench.timing import quantile
 from fpsgen.models.catalog.choice import choose
 from fpsgen.pipeline.plan import plan
 from fpsgen.settings.gather import Settings
@@ -71,3 +71,8 @@ def test_a_row_says_what_linear_layers_ran_in_where_the_schedule_chose():
     }
     assert _of_variant(Variant("fps", linear=None), report)["linear"] == "fp8"
     assert _of_variant(Variant("fps", linear=None), report | {"components": {}})["linear"] == "bf16"
+
+
+def test_quantiles_are_values_that_were_measured():
+    times = [float(number) for number in range(10, -1, -1)]
+    assert [quantile(times, share) for share in (0, 0.1, 0.5, 0.9, 1)] == [0, 1, 5, 9, 10] and quantile([3.0], 0.9) == 3
