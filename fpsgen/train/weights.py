@@ -70,8 +70,8 @@ class Weights:
             group["lr"] = learning_rate(self._config, number)
         self._optimizer.step()
         self.forget_gradients()
-        for name, master in self.masters.items():
-            local(self.average[name]).lerp_(local(master.detach()), 1 - self._config.ema)
+        averages = [local(self.average[name]) for name in self.masters]
+        torch._foreach_lerp_(averages, [local(p.detach()) for p in self.masters.values()], 1 - self._config.ema)
         self._use(self.masters)
 
     @contextmanager
@@ -107,7 +107,8 @@ class Weights:
 
     @torch.no_grad()
     def _use(self, values: Mapping[str, torch.Tensor]) -> None:
-        for name, p in self.used.items():
-            if values[name] is not p:
-                local(p.detach()).copy_(local(values[name].detach()))
+        changed = [name for name, p in self.used.items() if values[name] is not p]
+        if changed:
+            used = [local(self.used[name].detach()) for name in changed]
+            torch._foreach_copy_(used, [local(values[name].detach()) for name in changed])
         gather_anew(self._transformer)
