@@ -29,11 +29,13 @@ written by `python -m tools.density_table`; a test keeps it up to date.
 - **Block**: what a window counts and what has a scale of its own, in tokens (frames x rows x columns), at most 128.
 - **Tile**: the queries that share a window, three blocks in a row.
 - **Filled**: share of the kernel's key rows and query rows that hold tokens. Blocks have 128 rows, and the kernel takes
-  192 query rows at a time. Sizes where no block shape both fills 90 % and has a window for every density fill less:
-  these pay for padding.
+  192 query rows at a time. The time for a kept pair goes by the product of the two.
 - **Windows**: extents in blocks, then the density that they keep. Every one is within 10 % of what was asked for.
 
-All profiles of a schedule share one block shape, so tokens keep their places from step to step.
+All profiles of a schedule share one block shape, so tokens keep their places from step to step. A shape must have
+windows for all densities. Of those shapes, the ones that waste the least of the kernel's work compete (within 3 %), and
+the one with the most even windows is taken. At 81 frames a block holds all 21 frames of the latent: its windows cut the
+picture and never time.
 """
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from fpsgen.attention.presets import PRESETS
 from fpsgen.attention.tiles import BlockLayout, make_tiling, window_lists
-from fpsgen.attention.windows import DENSITIES, count, density_window, filled, fit_blocks, window_density
+from fpsgen.attention.windows import DENSITIES, count, density_window, filled, fit_blocks, fit_tile, window_density
 
 SIDES = {  # tokens in height and width
     "480p": [(30, 52), (52, 30), (30, 30), (39, 39), (40, 40)],
@@ -28,12 +28,15 @@ def test_every_density_of_a_preset_is_met_within_a_tenth(grid):
 
 
 def test_the_known_shapes():
-    assert fit_blocks((21, 45, 80)) == ((3, 5, 8), (3, 15, 8))  # 7 x 9 x 10 blocks, 120 of 128 rows
-    assert fit_blocks((21, 30, 52)) == ((3, 10, 4), (3, 10, 12))  # 7 x 3 x 13
+    assert fit_blocks((21, 45, 80)) == ((21, 3, 2), (21, 9, 2))  # 1 x 15 x 40 blocks, 126 of 128 rows
+    assert fit_blocks((21, 30, 52)) == ((21, 3, 2), (21, 9, 2))  # 1 x 10 x 26
     assert fit_blocks((9, 10, 16)) == ((3, 5, 4), (3, 5, 4))  # small: blocks of 64 rows that are tiles
-    for grid in ((21, 45, 80), (21, 30, 52)):
-        block, tile = fit_blocks(grid)
-        assert min(filled(grid, tile, block)) >= 0.9
+
+
+@pytest.mark.parametrize("grid", [(21, 45, 80), (21, 30, 52), (21, 60, 60), (31, 60, 60), (9, 45, 80), (9, 60, 60)])
+def test_windows_of_a_stated_density_cost_no_more_for_a_pair_than_those_of_the_tile_that_fills_best(grid):
+    block, tile = fit_blocks(grid)
+    assert math.prod(filled(grid, tile, block)) >= 0.97 * math.prod(filled(grid, fit_tile(grid), None))
 
 
 @pytest.mark.parametrize(

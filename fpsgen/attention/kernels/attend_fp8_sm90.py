@@ -51,7 +51,16 @@ from fpsgen.attention.kernels.sm90_parts import (
     with_word,
     word,
 )
-from fpsgen.attention.kernels.softmax import ceil, exact_float, exp2, exp2_mixed, masked, p_operand, row_max
+from fpsgen.attention.kernels.softmax import (
+    INT_OFFSET,
+    ceil,
+    exp2,
+    exp2_mixed,
+    masked,
+    offset_float,
+    p_operand,
+    row_max,
+)
 from fpsgen.attention.kernels.tile_scheduler import (
     Sizes,
     Tables,
@@ -181,20 +190,26 @@ def _consume(
                 qk = warpgroup_mma(query, buffers.k.index(slot).permute((1, 0)), qk, use_acc=False, is_async=True)
                 barriers.ping_pong.release(ME)
                 qk = warpgroup_mma_wait(0, deps=(qk,))
-                if qk_type == gl.int32:
-                    qk = exact_float(qk)
                 scale = info.scale * as_float(word(record, 0))
+                if qk_type == gl.int32:  # all scores are more by INT_OFFSET, which goes with the maximum below
+                    qk = offset_float(qk)
                 if LENGTH == 0:
                     length = word(record, 1)
                     if length < BLOCK:
                         qk = masked(qk, length)
                 elif LENGTH < BLOCK:
                     qk = masked(qk, LENGTH)
-                m_new = gl.maximum(m_i, ceil(row_max(qk, m_i) * scale))
+                qk_max = row_max(qk, m_i)
+                if qk_type == gl.int32:
+                    qk_max -= INT_OFFSET
+                m_new = gl.maximum(m_i, ceil(qk_max * scale))
                 m_base = gl.where(m_new == float("-inf"), 0.0, m_new)
                 alpha = exp2(m_i - m_base)
                 m_i = m_new
-                p = qk * scale - gl.expand_dims(m_base - _SHIFT, 1)
+                p_base = m_base - _SHIFT
+                if qk_type == gl.int32:
+                    p_base += INT_OFFSET * scale
+                p = qk * scale - gl.expand_dims(p_base, 1)
                 p = exp2_mixed(p, POLY) if POLY else exp2(p)
                 p = p_operand(p, gl.DotOperandLayout(0, o_layout, 4), LENGTH)
                 barriers.v_full.wait(step)

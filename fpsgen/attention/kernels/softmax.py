@@ -50,10 +50,13 @@ _E4M3 = gl.constexpr(
 )
 
 
+INT_OFFSET = _MAGIC
+
+
 @gluon.jit
-def exact_float(x):
-    """int32 below 2^22 as fp32, in two fast instructions in place of a slow conversion."""
-    return (x + 0x4B400000).to(gl.float32, bitcast=True) - _MAGIC  # the bits of _MAGIC, whose last counts ones
+def offset_float(x):
+    """int32 below 2^22 as fp32, more by INT_OFFSET, exactly: one fast instruction in place of a slow conversion."""
+    return (x + 0x4B400000).to(gl.float32, bitcast=True)  # the bits of INT_OFFSET, whose last counts ones
 
 
 @gluon.jit
