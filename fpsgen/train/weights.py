@@ -45,14 +45,16 @@ class Weights:
 
     def collect(self) -> None:
         """Add the gradients of a backward pass to those of the masters, in fp32."""
-        for name, p in self.used.items():
-            master = self.masters[name]
-            if master is p or p.grad is None:
-                continue
-            if master.grad is None:
-                master.grad = p.grad.float()
-            else:
-                master.grad += p.grad
+        found = [(self.masters[name], p) for name, p in self.used.items() if p.grad is not None]
+        found = [(master, p) for master, p in found if master is not p]
+        fresh = [(master, p) for master, p in found if master.grad is None]
+        summed = [(master, p) for master, p in found if master.grad is not None]
+        for master, _ in fresh:
+            master.grad = torch.empty_like(master)
+        for pairs, into in ((fresh, torch._foreach_copy_), (summed, torch._foreach_add_)):
+            if pairs:
+                into([local(master.grad) for master, _ in pairs], [local(p.grad) for _, p in pairs])
+        for _, p in found:
             p.grad = None
 
     def clip(self) -> float:
