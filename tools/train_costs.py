@@ -4,8 +4,8 @@
 
 For each case a model of the true shape is made on the GPU, and every profile of the schedule "paper" is trained for a
 warm-up step and `--steps` more; then one with dense bf16 attention and linear layers, where all are alike. One row a
-case is appended, as soon as it is measured; cases that have a row are passed over. `--figures figures/training.json` makes the file that
-docs/training.md and the estimate before a run read.
+case is appended, as soon as it is measured; cases that have a row are passed over. `--figures figures/training.json`
+makes the file that docs/training.md and the estimate before a run read.
 """
 
 from __future__ import annotations
