@@ -64,7 +64,7 @@ from fpsgen.train.prep.encode import Encoder
 from fpsgen.train.prep.shards import DATA, Shards
 from fpsgen.train.run import train
 from fpsgen.train.teacher import prepare_pairs
-from recipes.nano import autoencoder, denoiser
+from recipes.nano import autoencoder, denoiser, proof_report
 from recipes.nano.evaluate import psnr
 from recipes.nano.latents import LatentPool
 from recipes.nano.release import release
@@ -318,33 +318,6 @@ def losses(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown: mean and spread (largest - smallest) over the seeds."""
-    lines = [
-        "| arm | seeds | density | velocity error | flow loss | PSNR, dB | SSIM | all right, % |",
-        "|---" * 8 + "|",
-    ]
-    for arm in ARMS:
-        own = [row for row in rows if row["arm"] == arm]
-        if not own:
-            continue
-        values = [
-            [statistics.fmean(row["validation"]["distill"].values()) for row in own],
-            [statistics.fmean(row["validation"]["flow"].values()) for row in own],
-            [row["psnr_db"] for row in own],
-            [row["ssim"] for row in own],
-            [row["score"]["all"] for row in own],
-        ]
-        cells = [_spread(some) for some in values]
-        lines.append(f"| {arm} | {len(own)} | {own[0]['density']:.2f} | {' | '.join(cells)} |")
-    return lines
-
-
-def _spread(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{statistics.fmean(known):.4g} ({max(known) - min(known):.2g})" if known else "-"
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -360,12 +333,15 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     warnings.simplefilter("ignore", ScheduleWarning)  # weights that meet a schedule they do not know are the question
     started, longest, failed = time.monotonic(), 0.0, False
-    if chosen.table:
-        rows = [json.loads(path.read_text()) for path in sorted((chosen.out / "rows").glob("*.json"))]
-        write_text(json.dumps({"rows": rows}) + "\n", chosen.out / "proof.json", overwrite=True)
-        print("\n".join(table(rows)))
-        return 0
     size = TINY if chosen.tiny else replace(FULL, base_steps=chosen.base_steps, steps=chosen.steps)
+    if chosen.table:
+        order = list(ARMS)
+        rows = [json.loads(path.read_text()) for path in (chosen.out / "rows").glob("*.json")]
+        rows = [row for row in rows if row["size"] == vars(size)]
+        rows.sort(key=lambda row: (order.index(row["arm"]), row["seed"]))
+        print("\n".join(proof_report.table(rows)))
+        proof_report.write_report(rows, chosen.out)
+        return 0
     proof = Proof(chosen.out, size, chosen.commit)
     proof.prepare(chosen.base_minutes)
     print(f"prepared: {time.monotonic() - started:.0f} s", flush=True)
