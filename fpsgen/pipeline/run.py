@@ -292,7 +292,8 @@ def _of_capture(request: GenerateRequest) -> dict[str, Any]:
 def _found_out(model: LoadedModel, handle: Any, request: GenerateRequest) -> dict[str, Any]:
     """What a recipe needs and only the loaded model tells."""
     on_gpu, values = model.device.type == "cuda", request.values()
-    return {
+    adapter = {"lora_sha256": model.lora_sha256} if model.lora_sha256 else {}
+    return adapter | {
         "scheduler": type(model.pipe.scheduler).__name__,
         "method": handle.method or AS_SCHEDULED,
         "linear": values["linear"] or AS_SCHEDULED,
