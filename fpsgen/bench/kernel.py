@@ -147,7 +147,7 @@ def _parts(plan: AttentionPlan, inputs: Inputs, lists: BlockLists, seconds: floa
     if plan.fp8:
         means = (bool(plan.smooth_k), plan.smooth_v, plan.int8_qk)
         for key, fused in (("prepare_ms", None), ("prepare_norm_rope_ms", norm_rope(q))):
-            if plan.int8_qk and fused is not None:
+            if fused is not None and not plan.fuses_norm_rope(q.device, dim):
                 continue  # norms come before it
             prepare = captured(partial(quantize, q, k, v, plan.tables(q.device), plan.granularity, True, fused, *means))
             row[key] = round(statistics.median(measure(prepare, seconds, q.device).milliseconds), 4)

@@ -65,6 +65,7 @@ def bench_row(runs: Runs, baseline: Runs, base: GenerateRequest, facts: dict[str
         "attention_share": round(statistics.median(attention) / denoise, 4) if attention else None,
         "density": mean_density(runs.report),
         "kernels": runs.report["kernels"],
+        "bf16_backend": runs.report["bf16_backend"],
         "peak_memory": {"rss_bytes_of_process": peak_rss(), "cuda_bytes": runs.cuda_bytes},
         "speedup_denoise": round(statistics.median(baseline.stages["denoise"]) / denoise, 3),
         "speedup_total": round(statistics.median(baseline.totals) / statistics.median(runs.totals), 3),

@@ -62,7 +62,8 @@ def plans_for(shape: Shape, method: str, densities: list[float]) -> list[Attenti
 def plan_for(shape: Shape, method: str, density: float) -> AttentionPlan:
     """The plan whose window of equal sides comes nearest to `density`."""
     if not METHODS[method].windowed or density >= 1:
-        return AttentionPlan(shape.grid, METHODS[method].tile or shape.tile, method=method)
+        named = METHODS[method].tile if shape.tile in ("fit", "blocks") else None
+        return AttentionPlan(shape.grid, named or shape.tile, method=method)
     if shape.tile == "blocks":
         return AttentionPlan.of(Profile("bench", method, shape.tile, density=density), shape.grid)
     tiles = AttentionPlan(shape.grid, shape.tile).tiling.tile_grid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,7 +72,7 @@ def train(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Distil a model's dense attention into its sparse one, export it and make a sample.
+    """Distil a model's dense attention into its sparse one, export it and evaluate it.
 
     stdout: the folder of the trained model. Exit codes: 2 usage, 4 input file, 5 model, 6 machine, 7 disk, 9 loss not
     finite or rising, 11 folder in use.
@@ -93,7 +94,7 @@ def train(
     with progress.choose(bool(quiet) or not first) as events:
         timing = Timing(events)
         with timing.stage("import"):
-            from fpsgen.cli.train_videos import Validation, sample_and_measure
+            from fpsgen.cli.train_videos import Validation, evaluate_run
             from fpsgen.pipeline.loaded_model import choose_device
             from fpsgen.train.run import train as train_run
         events.note("run", f"{run.name}: {plural(run.steps, 'step')} of {run.batch}, in {folder}")
@@ -104,13 +105,16 @@ def train(
             return
         for line in _outcome(result.report):
             events.note("error", line)
-        found = sample_and_measure(run, result.model, folder, where, timing)
-        for name, value in found["psnr_db"].items():
-            events.note("sample", f"{folder / name}.mp4: {value:.1f} dB PSNR to the dense video of the same seed")
+        rows, page = evaluate_run(run, result.model, folder / "evaluation", where, timing)
+    from fpsgen.report.evaluate import summarize, table
+
     if as_json:
-        console.print_json("train", [result.report | {"model": str(result.model), **found}])
-    else:
-        print(result.model, flush=True)
+        found = {"model": str(result.model), "page": str(page), "evaluation": summarize(rows)}
+        console.print_json("train", [result.report | found])
+        return
+    if not quiet:
+        print("\n".join(table(rows)), file=sys.stderr)
+    print(result.model, flush=True)
 
 
 def _first_process() -> bool:

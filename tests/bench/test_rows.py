@@ -25,6 +25,7 @@ def runs(method: str, steps: list[list[float]]) -> Runs:
         "schedule": "s",
         "steps": kinds,
         "kernels": {"k": 2},
+        "bf16_backend": "fa3",
         "density": 0.5,
         "components": {"linear": {"fp8_emulated": 2}},
     }
@@ -61,7 +62,13 @@ def test_speed_ups_are_the_baselines_medians_over_ours(base):
 
 
 def test_a_row_says_what_linear_layers_ran_in_where_the_schedule_chose():
-    report = {"schedule": "s", "density": None, "kernels": {}, "components": {"linear": {"fp8_rowwise": 4}}}
+    report = {
+        "schedule": "s",
+        "density": None,
+        "kernels": {},
+        "bf16_backend": "auto",
+        "components": {"linear": {"fp8_rowwise": 4}},
+    }
     assert _of_variant(Variant("fps", linear=None), report)["linear"] == "fp8"
     assert _of_variant(Variant("fps", linear=None), report | {"components": {}})["linear"] == "bf16"
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
+from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.pipeline.recipe import build_recipe
 from fpsgen.pipeline.replay import load_recipe, request_from
 from fpsgen.settings.gather import gather
@@ -48,3 +50,22 @@ def test_options_that_came_later_are_as_it_was_without_them(settings, device, im
     chosen = json.loads(OLD.read_text())["recipe"] | {"exact": False, "method_impl": "auto"}
     values = request_from(chosen, settings(device=device))[0].values()
     assert values["exact"] is False and values["method_impl"] == "auto"
+
+
+def test_the_lora_file_is_the_one_of_the_recipe(settings, tmp_path):
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(b"adapter")
+    recipe = json.loads(OLD.read_text())["recipe"] | {"lora": str(file)}
+    _, differ = request_from(recipe, settings())
+    assert any(str(file) in line for line in differ)  # a recipe without a digest
+    recipe["lora_sha256"] = hashlib.sha256(b"adapter").hexdigest()
+    request, differ = request_from(recipe, settings())
+    assert request.values()["lora"] == str(file) and not any(str(file) in line for line in differ)
+    file.write_bytes(b"another")
+    with pytest.raises(FpsgenError) as caught:
+        request_from(recipe, settings())
+    assert caught.value.code == BAD_INPUT and str(file) in caught.value.message
+    file.unlink()
+    with pytest.raises(FpsgenError) as caught:
+        request_from(recipe, settings())
+    assert caught.value.code == BAD_INPUT and str(file) in caught.value.message
