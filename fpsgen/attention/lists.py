@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from fpsgen.attention.plan import AttentionPlan, BlockLists, block_lists
+from fpsgen.attention.plan import AttentionPlan, BlockLists, block_lists, plan_of
 from fpsgen.attention.tiles import TileLists, with_dense_rows
 
 
@@ -24,14 +24,15 @@ def select_lists(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Attent
     grid = slice(plan.prefix, plan.num_tokens - plan.suffix)
     with torch.no_grad():
         q, k, v = (x.detach()[:, grid] for x in (q, k, v))
-        chosen = plan.rule.selection.select(q, k, v, _grid_alone(plan))
+        alone = _grid_alone(plan.fields, plan.smooth_k) if plan.prefix or plan.suffix else plan
+        chosen = plan.rule.selection.select(q, k, v, alone)
     return block_lists(plan.layout, with_dense_rows(chosen, plan.layout), q.device)
 
 
 @torch.compiler.assume_constant_result
-def _grid_alone(plan: AttentionPlan) -> AttentionPlan:
-    """The plan without prefix and suffix."""
-    return replace(plan, prefix=0, suffix=0) if plan.prefix or plan.suffix else plan
+def _grid_alone(fields: tuple, smooth_k: bool | None) -> AttentionPlan:
+    """The plan of these fields without prefix and suffix."""
+    return replace(plan_of(*fields), prefix=0, suffix=0, smooth_k=smooth_k)
 
 
 def given_lists(index: torch.Tensor, count: torch.Tensor, plan: AttentionPlan, batch: int, heads: int) -> BlockLists:

@@ -8,7 +8,6 @@ which is how arXiv 2506.04648, section 3 trains. The LSE carries no gradient, an
 
 from __future__ import annotations
 
-import json
 import math
 from functools import lru_cache
 from typing import Any, cast
@@ -22,7 +21,7 @@ from fpsgen.attention.backward import attention_gradient
 from fpsgen.attention.lists import given_lists, kept_density, select_lists
 from fpsgen.attention.methods import find_method
 from fpsgen.attention.norm_rope import NormRope
-from fpsgen.attention.plan import GPU_KERNELS, AttentionPlan, BlockLists
+from fpsgen.attention.plan import GPU_KERNELS, AttentionPlan, BlockLists, plan_of
 from fpsgen.attention.reference import attention_reference
 from fpsgen.attention.sparse_sdpa import attention_cpu, attention_cpu_lists
 from fpsgen.attention.windows import Size3, Window, density_window, resolve_tile, size3
@@ -89,25 +88,8 @@ def _lists(index: torch.Tensor | None, count: torch.Tensor | None) -> BlockLists
     return None if index is None or count is None else BlockLists(index, count)
 
 
-def _fields(plan: AttentionPlan) -> tuple:
-    """A plan as operators take it."""
-    sizes = (plan.grid, plan.tile, plan.block or (), plan.window)
-    return (*sizes, plan.granularity, plan.method, plan.impl, plan.prefix, plan.suffix, _options(plan))
-
-
-@torch.compiler.assume_constant_result
-def _options(plan: AttentionPlan) -> str:
-    return json.dumps(plan.options)
-
-
 def _plan(*fields) -> AttentionPlan:
-    return _plan_of(*(tuple(x) if isinstance(x, (list, tuple)) else x for x in fields))
-
-
-@lru_cache(maxsize=256)
-def _plan_of(grid, tile, block, window, granularity, method, impl, prefix, suffix, options) -> AttentionPlan:
-    settings = (granularity, method, impl, False, block or None, prefix, suffix, json.loads(options))
-    return AttentionPlan(grid, tile, window, *settings)
+    return plan_of(*(tuple(x) if isinstance(x, (list, tuple)) else x for x in fields))
 
 
 def _run(
@@ -215,12 +197,12 @@ def attend(
         return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
     means = (bool(plan.smooth_k) and in_kernel, plan.smooth_v and in_kernel)
     if trains:
-        out, lse = torch.ops.fpsgen.attention.default(q, k, v, *(lists or (None, None)), *_fields(plan))
+        out, lse = torch.ops.fpsgen.attention.default(q, k, v, *(lists or (None, None)), *plan.fields)
     elif plain:
         out, lse = _run(q, k, v, plan, lists, norm_rope, return_lse or value_mean is not None, *means)
     else:
         fused = (None, None, None, 0.0) if norm_rope is None else norm_rope
-        inputs = (q, k, v, *(lists or (None, None)), *_fields(plan), *fused, *means)
+        inputs = (q, k, v, *(lists or (None, None)), *plan.fields, *fused, *means)
         out, lse = torch.ops.fpsgen.attention_inference.default(*inputs)
     if value_mean is not None:  # but to rows without a key
         out = torch.where(lse.mT[..., None] == -math.inf, out, out + value_mean).to(out.dtype)
@@ -288,7 +270,7 @@ def fps_attention(
         tile, block = (size3(tile, "tile"), block) if given else resolve_tile(size, tile or "blocks")
         window = density_window(size, tile, block, density)
     settings = (granularity, method, impl, smooth_k, block, prefix, suffix)
-    plan = AttentionPlan(size, tile or ("blocks" if find_method(method).online else "fit"), window, *settings)
+    plan = AttentionPlan(size, tile or find_method(method).tile or "fit", window, *settings)
     _check(q, k, v, plan)
     lists = None
     if q2k_index is not None or q2k_count is not None:

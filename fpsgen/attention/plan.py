@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,13 @@ PRECISIONS = (
     (Precision.E4M3, Precision.E4M3),
     (Precision.INT8, Precision.E4M3),
 )
+
+
+def leaves_out(pv_threshold: float) -> bool:
+    """Whether a threshold of attention_kernel leaves out key blocks that count: from 20 on their P is 2^-20 of the
+    largest value or less, which is 0 in E4M3.
+    """
+    return 0 < pv_threshold < 20
 
 
 class BlockLists(NamedTuple):
@@ -106,6 +114,7 @@ class AttentionPlan:
     tiling: Tiling = field(init=False, repr=False, compare=False)
     windows: tuple[Size3, ...] = field(init=False, repr=False, compare=False)  # one for all heads, or one for each
     dense: bool = field(init=False, repr=False, compare=False)  # every query sees every key
+    options_text: str = field(init=False, repr=False, compare=False)  # options as JSON, as operators take them
 
     def __post_init__(self) -> None:
         method = find_method(self.method)
@@ -140,6 +149,7 @@ class AttentionPlan:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
         method.check_options(dict(self.options))
+        object.__setattr__(self, "options_text", json.dumps(self.options))
         if self.scale != "tile" and self.impl == "triton":
             raise ValueError(
                 f'the GPU kernels have one scale per tile, not per {self.scale}.\nGive impl="auto" or "reference".'
@@ -154,6 +164,14 @@ class AttentionPlan:
         tile, block, window, _ = profile.resolve(grid)
         settings = (profile.granularity, profile.method, impl, profile.smooth_k)
         return cls(grid, tile, window, *settings, block, prefix, suffix, profile.options)
+
+    @property
+    def fields(self) -> tuple:
+        """The plan but for smooth_k as numbers and text, for operators and constants of compiled code; plan_of reads
+        them.
+        """
+        sizes = (self.grid, self.tile, self.block or (), self.window)
+        return (*sizes, self.granularity, self.method, self.impl, self.prefix, self.suffix, self.options_text)
 
     @property
     def rule(self) -> Method:
@@ -216,7 +234,7 @@ class AttentionPlan:
     def kernel(self, device: torch.device | str, head_dim: int | None = None, listed: bool = False) -> str:
         """What computes this plan on `device`: "sdpa" (dense, 16 bit), "cpu" (sparse SDPA), "reference", "triton" (the
         portable kernel), or "hopper", its like on sm_90 at head dims of 65 to 128 and blocks of more than 64 tokens, if
-        head_dim says so. listed: the caller brings lists of keys.
+        head_dim says so; it leaves no key block out, see leaves_out. listed: the caller brings lists of keys.
         """
         if self.impl != "auto":
             return self.impl
@@ -228,23 +246,24 @@ class AttentionPlan:
         if self.scale != "tile":
             return "reference"
         fits = head_dim is not None and 64 < head_dim <= 128 and math.prod(self.tiling.block or self.tiling.tile) > 64
+        fits = fits and not leaves_out(self.pv_threshold)
         return "hopper" if fits and torch.cuda.get_device_capability(device) == (9, 0) else "triton"
 
     def fuses_norm_rope(self, device: torch.device | str, head_dim: int | None = None) -> bool:
-        """Whether attend's norm_rope is done in the pass that quantizes."""
-        return self.fp8 and not (self.int8_qk or self.rule.online) and self.kernel(device, head_dim) in GPU_KERNELS
+        """Whether attend's norm_rope is done in the pass that quantizes; an online choice needs its result before."""
+        return self.fp8 and not self.rule.online and self.kernel(device, head_dim) in GPU_KERNELS
 
     @property
     def layout(self) -> BlockLayout:
-        return _layout_of(self)
+        return _layout_of(self.fields)
 
     def tables(self, device: torch.device | str) -> DeviceTables:
         """Permutations and block tables on `device`; built once per layout and device."""
-        return _tables_of(self, torch.device(device))
+        return _tables_of(self.fields, torch.device(device))
 
     def lists(self, device: torch.device | str) -> BlockLists:
         """The window's lists of key blocks on `device`; built once per window and device."""
-        return _lists_of(self, torch.device(device))
+        return _lists_of(self.fields, torch.device(device))
 
     def quantized(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """q, k, v [B, L, H, D] as the plan's products see them: rounded and de-quantized, in fp32, K without its mean
@@ -260,7 +279,7 @@ class AttentionPlan:
 
     def constant(self, make: Callable[[AttentionPlan, torch.device], Any], device: torch.device | str) -> Any:
         """make(plan, device), made once and a constant to torch.compile: what an online method needs at every call."""
-        return _constant_of(self, make, torch.device(device))
+        return _constant_of(self.fields, make, torch.device(device))
 
     def tile_lists(self) -> TileLists:
         """The window's lists of units, on the CPU."""
@@ -271,25 +290,33 @@ class AttentionPlan:
         return _token_groups(self.layout, self.windows)
 
 
-# constants to torch.compile, which would trace what lies behind a cache
+@lru_cache(maxsize=256)
+def plan_of(grid, tile, block, window, granularity, method, impl, prefix, suffix, options_text) -> AttentionPlan:
+    """The plan that has these fields."""
+    settings = (granularity, method, impl, False, block or None, prefix, suffix, json.loads(options_text))
+    return AttentionPlan(grid, tile, window, *settings)
+
+
+# constants to torch.compile, which would trace what lies behind a cache; before 2.12 it takes no dataclass for them
 @torch.compiler.assume_constant_result
-def _layout_of(plan: AttentionPlan) -> BlockLayout:
+def _layout_of(fields: tuple) -> BlockLayout:
+    plan = plan_of(*fields)
     return _layout(plan.tiling, plan.prefix, plan.suffix)
 
 
 @torch.compiler.assume_constant_result
-def _tables_of(plan: AttentionPlan, device: torch.device) -> DeviceTables:
-    return _tables(_layout_of(plan), device)
+def _tables_of(fields: tuple, device: torch.device) -> DeviceTables:
+    return _tables(_layout_of(fields), device)
 
 
 @torch.compiler.assume_constant_result
-def _lists_of(plan: AttentionPlan, device: torch.device) -> BlockLists:
-    return _lists(_layout_of(plan), plan.windows, device)
+def _lists_of(fields: tuple, device: torch.device) -> BlockLists:
+    return _lists(_layout_of(fields), plan_of(*fields).windows, device)
 
 
 @torch.compiler.assume_constant_result
-def _constant_of(plan: AttentionPlan, make: Callable[[AttentionPlan, torch.device], Any], device: torch.device) -> Any:
-    return _made(plan, make, device)
+def _constant_of(fields: tuple, make: Callable[[AttentionPlan, torch.device], Any], device: torch.device) -> Any:
+    return _made(plan_of(*fields), make, device)
 
 
 @lru_cache(maxsize=64)

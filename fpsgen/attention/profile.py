@@ -27,12 +27,13 @@ _MANY = 1 << 20  # units of an axis, when the grid is not known
 class Profile:
     """One way to run attention. Raises ValueError for settings that do not go together.
 
-    method: a key of METHODS. tile: "fit", "blocks", "paper" or (t, h, w) tokens, see windows.resolve_tile; None is
-    "blocks" where a density is stated or the method chooses keys online, else "fit". density: share of all token pairs
-    that the window keeps, in (0, 1]; each grid gets the window that comes nearest. window, instead of a density: "all"
-    or per axis an odd number of units, 0 (whole axis) or a share such as 0.5 of the axis. granularity: consecutive
-    kernel blocks (tile order) that share one Q or K scale. smooth_k: quantized methods take the mean off the keys; None
-    is the method's default. options: of the method's own hyper-parameters, those that differ from its defaults.
+    method: a key of METHODS. tile: "fit", "blocks", "even", "paper" or (t, h, w) tokens, see windows.resolve_tile; None
+    is "even" where the method chooses keys online, "blocks" where a density is stated, else "fit". density: share of
+    all token pairs that the window keeps, in (0, 1]; each grid gets the window that comes nearest. window, instead of a
+    density: "all" or per axis an odd number of units, 0 (whole axis) or a share such as 0.5 of the axis. granularity:
+    consecutive kernel blocks (tile order) that share one Q or K scale. smooth_k: quantized methods take the mean off
+    the keys; None is the method's default. options: of the method's own hyper-parameters, those that differ from its
+    defaults.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Profile:
             self._refuse("options", "Give a table of names and values.")
         object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
         if self.tile is None:
-            object.__setattr__(self, "tile", "fit" if self.density is None and not method.online else "blocks")
+            object.__setattr__(self, "tile", method.tile or ("fit" if self.density is None else "blocks"))
         if self.smooth_k is None:
             object.__setattr__(self, "smooth_k", method.smooth_k)
         for field in ("tile", "window"):

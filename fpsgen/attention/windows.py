@@ -20,7 +20,7 @@ from itertools import accumulate, product
 Size3 = tuple[int, int, int]
 Window = str | tuple[int | float | str, int | float | str, int | float | str]
 
-TILES = ("fit", "blocks", "paper")
+TILES = ("fit", "blocks", "even", "paper")
 PAPER_TILE = (6, 8, 8)
 SMALL_GRID = 4096  # up to this many tokens, 64-token blocks keep enough of them to choose from
 MAX_ELONGATION = 5.0  # longest over shortest side of a tile or block, of those sides that a window may cut
@@ -28,7 +28,7 @@ MAX_SPAN = 12.0  # the same of all sides
 TOLERANCE = 0.1  # of a density: how far the window found may be off, relatively
 DENSITIES = (0.12, 0.18, 0.25, 0.35, 0.45, 0.5)  # one block shape should have good windows for all of these
 ROW = 3  # blocks of a query tile: three warpgroups of 64 rows go over it twice
-FILL_TOLERANCE = 0.97  # of the best share of the kernel's work that is done on tokens
+FULL, EVEN = (0.97, 0.02), (0.85, 0.2)  # how much of the best share filled will do, weight of the grid's elongation
 
 
 def size3(value: object, name: str) -> Size3:
@@ -48,12 +48,13 @@ def count(grid: Size3, side: Size3) -> Size3:
 def resolve_tile(grid: Size3, tile: str | Size3) -> tuple[Size3, Size3 | None]:
     """(tile, block) of a named or given tile on a grid; block is None where windows count tiles.
 
-    tile: "fit" (one piece that fills kernel blocks best), "blocks" (three 3D blocks in a row), "paper" ((6, 8, 8)), or
-    sizes in tokens, clipped to the grid. Raises ValueError for anything else.
+    tile: "fit" (one piece that fills kernel blocks best), "blocks" (three 3D blocks in a row), "even" (the same, blocks
+    cut all axes alike: for methods that choose blocks by what they hold), "paper" ((6, 8, 8)), or sizes in tokens,
+    clipped to the grid. Raises ValueError for anything else.
     """
     grid = size3(grid, "grid")
-    if tile == "blocks":
-        block, whole = fit_blocks(grid)
+    if tile in ("blocks", "even"):
+        block, whole = fit_blocks(grid, tile == "even")
         return whole, block
     if tile == "fit":
         return fit_tile(grid), None
@@ -101,7 +102,7 @@ def head_windows(text: str, units: Size3, least: Size3 = (1, 1, 1)) -> tuple[Siz
     found = []
     for word in text.split():
         sides = word.split("x")
-        good = word == "all" or (len(sides) == 3 and all(side == "all" or side.isdigit() for side in sides))
+        good = word == "all" or (len(sides) == 3 and all(side == "all" or side.isdecimal() for side in sides))
         if not good:
             raise ValueError(
                 f"head_windows holds {word!r}.\nGive a window such as 3x3x5 or all for each head, with blanks between."
@@ -250,31 +251,34 @@ def _tile_units(units: int, row: int) -> list[int]:
 
 
 @lru_cache(maxsize=256)
-def fit_blocks(grid: Size3) -> tuple[Size3, Size3]:
+def fit_blocks(grid: Size3, even: bool = False) -> tuple[Size3, Size3]:
     """(block, tile) for a grid: one shape for every density, so that all profiles of a schedule share a token order.
 
     Blocks of at most 128 tokens, three in a row along one axis as the query tile; for grids of up to 4,096 tokens,
     blocks of at most 64 that are tiles themselves. Shapes that have a window within 10 % of most of DENSITIES come
     first; of these, those that fill as much of the kernel's work as the best does, less 3 %: time for a kept pair goes
-    by that. Of what is left, the shape with the most even windows, less elongation of the block in tokens and of the
-    block grid. 81 frames at 720p: (21, 3, 2) on 1 x 15 x 40 blocks, tile (21, 9, 2); 126 of 128 rows each.
+    by that. Of what is left, the best sum counts the share filled, evenness of the windows and, against, elongation of
+    the block in tokens and of the block grid. 81 frames at 720p: (21, 3, 2) on 1 x 15 x 40 blocks, tile (21, 9, 2); 126
+    of 128 rows each. even: 15 % less may be filled, so that blocks cut all axes: (3, 5, 8) on 7 x 9 x 10.
     """
     grid = size3(grid, "grid")
     small = math.prod(grid) <= SMALL_GRID
     rows = 64 if small else 128
+    share, elongation = EVEN if even else FULL
     shapes: list[tuple[int, float, float, Size3, Size3]] = []
     for block in _shapes(grid, rows):
         if math.prod(grid) / (math.prod(count(grid, block)) * rows) >= 0.75:
             for tile in _tiles_of(grid, block, small):
-                near, evenness = _rank(grid, tile, block)
-                shapes.append((near, math.prod(filled(grid, tile, block)), evenness, block, tile))
+                near, evenness = _rank(grid, tile, block, elongation)
+                fill = math.prod(filled(grid, tile, block))
+                shapes.append((near, fill, fill + evenness, block, tile))
     if not shapes:  # a grid so thin that no compact block fills its rows
         block = fit_tile(grid, rows)
         return block, block
     most = max(near for near, *_ in shapes)
     shapes = [shape for shape in shapes if shape[0] == most]
-    fill = max(fill for _, fill, *_ in shapes)
-    _, _, _, block, tile = max((s for s in shapes if s[1] >= FILL_TOLERANCE * fill), key=lambda s: s[2])
+    least = max(fill for _, fill, *_ in shapes) * share
+    _, _, _, block, tile = max((shape for shape in shapes if shape[1] >= least), key=lambda shape: shape[2])
     return block, tile
 
 
@@ -289,11 +293,13 @@ def _tiles_of(grid: Size3, block: Size3, small: bool) -> list[Size3]:
     return tiles or [block]
 
 
-def _rank(grid: Size3, tile: Size3, block: Size3) -> tuple[int, float]:
-    """How many of DENSITIES the blocks have a window for, and how even those are."""
+def _rank(grid: Size3, tile: Size3, block: Size3, elongation: float) -> tuple[int, float]:
+    """How many of DENSITIES the blocks have a window for, and how even those are, less elongation of the block and,
+    with a weight, of the block grid.
+    """
     windows = _windows(grid, tile, block)
     found = [_best(windows, density) for density in DENSITIES]
     evenness = sum(evenness for _, _, evenness in found) / len(found)
     units = [n for n, g in zip(count(grid, block), grid, strict=True) if g > 1] or [1]
-    thin = 0.02 * math.log2(_elongation(grid, block)) + 0.02 * math.log2(max(units) / min(units))
+    thin = 0.02 * math.log2(_elongation(grid, block)) + elongation * math.log2(max(units) / min(units))
     return sum(near for near, _, _ in found), evenness - thin

@@ -10,6 +10,7 @@ import typer
 
 from fpsgen.cli import console, options, progress
 from fpsgen.errors import USAGE, FpsgenError
+from fpsgen.settings.gather import gather
 from fpsgen.text import plural
 
 
@@ -59,12 +60,7 @@ class _Steps:
 @app.callback(invoke_without_command=True)
 def train(
     context: typer.Context,
-    config: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="FILE", help="A run as TOML.", show_default=False, autocompletion=options.complete_files
-        ),
-    ] = None,
+    config: Annotated[str | None, options.argument("FILE", "A run as TOML.")] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", metavar="NAME", help="A run that comes with fpsgen: nano-demo.")
     ] = None,
@@ -72,9 +68,7 @@ def train(
         str | None,
         typer.Option("--output", "-o", metavar="DIR", rich_help_panel="Output", help="The run's folder. [runs/NAME]"),
     ] = None,
-    device: Annotated[
-        str, typer.Option("--device", metavar="NAME", rich_help_panel="Machine", help="auto, cpu, cuda or cuda:N.")
-    ] = "auto",
+    device: options.Device = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -89,6 +83,7 @@ def train(
 
     if (config is None) == (preset is None):
         raise FpsgenError("give a run's file or --preset", "for example fpsgen train --preset nano-demo", USAGE)
+    where = gather({"device": device}).device
     run = runs.preset(preset) if preset is not None else runs.read_config(Path(str(config)))
     folder = Path(output) if output else Path("runs") / run.name
 
@@ -105,12 +100,12 @@ def train(
         events.note("run", f"{run.name}: {plural(run.steps, 'step')} of {run.batch}, in {folder}")
         with console.library_warnings(timing.warn, False), timing.stage("train"):
             steps = _Steps(timing, "pairs"), _Steps(timing, "train")
-            result = train_run(run, folder, choose_device(device), *steps, events.note, Validation(run, device, timing))
+            result = train_run(run, folder, choose_device(where), *steps, events.note, Validation(run, where, timing))
         if not first:
             return
         for line in _outcome(result.report):
             events.note("error", line)
-        rows, page = evaluate_run(run, result.model, folder / "evaluation", device, timing)
+        rows, page = evaluate_run(run, result.model, folder / "evaluation", where, timing)
     from fpsgen.report.evaluate import summarize, table
 
     if as_json:

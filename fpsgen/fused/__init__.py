@@ -1,5 +1,6 @@
 """FP8 linear layers and the element-wise passes around them, each in one reading of its rows. Torch and triton only."""
 
+from fpsgen.fused.cross_attention import QueryNorm, cross_attention
 from fpsgen.fused.linear import FP8Weight, fp8_linear, quantize_weight
 from fpsgen.fused.rows import (
     FP8Rows,
@@ -14,6 +15,8 @@ from fpsgen.fused.rows import (
 __all__ = [
     "FP8Rows",
     "FP8Weight",
+    "QueryNorm",
+    "cross_attention",
     "fp8_linear",
     "gelu_rows",
     "norm_rows",

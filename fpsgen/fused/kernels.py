@@ -196,6 +196,23 @@ def norm_kernel(
 
 
 @triton.jit
+def _inverse_rms(row, eps, PARTS: tl.constexpr, SPAN: tl.constexpr, SIZE: tl.constexpr):
+    squares = tl.zeros([SPAN], tl.float32)
+    for i in tl.static_range(len(PARTS)):
+        values = row[i].to(tl.float32)
+        squares += tl.sum(values * values, 0)
+    return tl.rsqrt(tl.sum(squares, 0) / SIZE + eps)
+
+
+@triton.jit
+def inverse_rms_kernel(x, out, stride, eps, SIZE: tl.constexpr, PARTS: tl.constexpr, SPAN: tl.constexpr):
+    """out[r] = 1 / sqrt(mean of squares of x[r] + eps)."""
+    number = tl.program_id(0).to(tl.int64)
+    held = _load(x + number * stride, PARTS, SPAN, SIZE, "evict_last")
+    tl.store(out + number, _inverse_rms(held, eps, PARTS, SPAN, SIZE))
+
+
+@triton.jit
 def rms_norm_kernel(
     x,
     weight,
@@ -210,11 +227,7 @@ def rms_norm_kernel(
     number = tl.program_id(0).to(tl.int64)
     held = _load(x + number * stride, PARTS, SPAN, SIZE, "evict_first")
     gains = _load(weight, PARTS, SPAN, SIZE, "evict_last")
-    squares = tl.zeros([SPAN], tl.float32)
-    for i in tl.static_range(len(PARTS)):
-        values = held[i].to(tl.float32)
-        squares += tl.sum(values * values, 0)
-    inverse = tl.rsqrt(tl.sum(squares, 0) / SIZE + eps)
+    inverse = _inverse_rms(held, eps, PARTS, SPAN, SIZE)
     row = ()
     for i in tl.static_range(len(PARTS)):
         row += (held[i].to(tl.float32) * inverse * gains[i].to(tl.float32),)

@@ -96,6 +96,14 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, config: RowConfi
     return x
 
 
+def inverse_rms(x: torch.Tensor, eps: float, config: RowConfig | None = None) -> torch.Tensor:
+    """1 / root mean square of the rows of x [M, K], contiguous each: fp32 [M]."""
+    rows, size = x.shape
+    config, out = config or row_config(size), torch.empty(rows, dtype=torch.float32, device=x.device)
+    kernels.inverse_rms_kernel[(rows,)](x, out, x.stride(0), eps, **_row(size, config), num_warps=config.num_warps)
+    return out
+
+
 def _row(size: int, config: RowConfig) -> dict:
     return {"SIZE": size, "PARTS": config.parts(size), "SPAN": config.span}
 

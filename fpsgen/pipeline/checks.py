@@ -12,9 +12,13 @@ _REMEDY = "run it again with --method bf16, then with --dtype fp32, to see which
 FLAT = 1 / 255  # a video of which no frame varies by this much (standard deviation, of 1) is called flat
 
 
-def check_latents(latents: torch.Tensor, where: str) -> None:
-    """Raise FpsgenError NUMERIC unless latents [B, C, T, H, W] are finite and vary (one reduction)."""
-    spread = latents.float().std().item()  # NaN or Inf anywhere makes it NaN
+def latents_spread(latents: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of latents [B, C, T, H, W], 0-dim on their device: NaN or Inf anywhere makes it NaN."""
+    return latents.float().std()
+
+
+def check_latents(spread: float, where: str) -> None:
+    """Raise FpsgenError NUMERIC unless the latents with this spread are finite and vary."""
     if spread != spread or spread == float("inf"):
         raise FpsgenError(f"latents are not finite after {where}", _REMEDY, NUMERIC)
     if spread < 1e-6:

@@ -45,11 +45,13 @@ class Timing:
         self.stages[name] = time.monotonic() - start
         self.events.stage_end(name, self.stages[name])
 
-    def step(self, index: int, total: int, note: str) -> None:
-        """A denoising step has ended. A signal that came meanwhile ends the work here."""
+    def step(self, index: int, total: int, note: str, seconds: float | None = None) -> None:
+        """A denoising step has ended. seconds: what it took, None for the time since the one before. A signal that came
+        meanwhile ends the work here.
+        """
         check_stop()
         now = time.monotonic()
-        self.steps.append(now - self._last)
+        self.steps.append(now - self._last if seconds is None else seconds)
         self._last = now
         self.events.step(index, total, self.steps[-1], note)
 

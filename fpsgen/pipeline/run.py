@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ import torch
 from fpsgen.ffmpeg import check_ffmpeg
 from fpsgen.models.patch.apply import apply
 from fpsgen.models.patch.backend import dense_backend
+from fpsgen.models.patch.guidance import MOST_TOKENS, guidance_in_one_batch
 from fpsgen.models.patch.step_cache import cache_config
 from fpsgen.models.wan.random_weights import random_embeds
-from fpsgen.models.wan.scheduler import noise_from
+from fpsgen.models.wan.scheduler import coefficients_on_host, noise_from
 from fpsgen.models.wan.vae import decode_dtype
 from fpsgen.pipeline.capture import Capture
-from fpsgen.pipeline.checks import check_latents
 from fpsgen.pipeline.decode import Frames, decode, frame_shape
 from fpsgen.pipeline.events import Timing, peak_rss
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model, readable_errors, set_shift
@@ -31,6 +32,8 @@ from fpsgen.pipeline.output import VIDEO, write_output, write_sidecar
 from fpsgen.pipeline.plan import words_note
 from fpsgen.pipeline.recipe import AS_SCHEDULED, build_recipe
 from fpsgen.pipeline.request import GenerateRequest
+from fpsgen.pipeline.size import token_grid
+from fpsgen.pipeline.step_ends import StepEnds
 
 REPORT_SCHEMA = "fpsgen.report/1"
 
@@ -142,8 +145,9 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
         set_shift(pipe, request.sampling.shift)
-        chosen = dense_backend(values["bf16_backend"])
-        with chosen, apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
+        head_dim = pipe.transformer.config.attention_head_dim
+        chosen = dense_backend(values["bf16_backend"], model.device, model.dtype, head_dim)
+        with chosen as backend, apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
             with timing.stage("text"):
                 embeds = _stand_in(model, request) if model.random else encode(pipe, request, timing)
             observer = None
@@ -156,8 +160,9 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
                 observer.check_complete()
             shape = None if model.random else frame_shape(pipe, latents)
             held = dict(zip(("frames", "height", "width"), shape, strict=True)) if shape else {}
-            recipe = build_recipe(request, _found_out(model, handle, values["linear"], values["exact"]) | held)
-            return _Denoised(latents, shape, handle.report(), attention_s, recipe)
+            recipe = build_recipe(request, _found_out(model, handle, request) | held)
+            report = handle.report() | {"bf16_backend": backend}
+            return _Denoised(latents, shape, report, attention_s, recipe)
 
 
 def step_cache(request: GenerateRequest) -> Any:
@@ -190,6 +195,16 @@ def guided_steps(request: GenerateRequest) -> int:
     return max(1, round(request.values()["cfg_until"] * request.sampling.steps))
 
 
+def one_batch(request: GenerateRequest, device: torch.device) -> bool:
+    """Whether both branches of guidance run in one forward: where the host's launches take the time, by tokens.
+
+    Not where diffusers' rounding is asked for, and not with a step cache, which would judge both branches together.
+    """
+    tokens = math.prod(token_grid(request.video.frames, request.video.height, request.video.width))
+    values, guided = request.values(), request.sampling.guidance > 1
+    return guided and tokens <= MOST_TOKENS[device.type] and not values["exact"] and values["cache"] == "none"
+
+
 def mean_density(attention: dict[str, Any]) -> float | None:
     """Share of token pairs that self-attention kept, averaged over the steps of a handle's report."""
     return None if attention["density"] is None else round(attention["density"], 4)
@@ -213,7 +228,7 @@ def encode(pipe: Any, request: GenerateRequest, timing: Timing) -> tuple[torch.T
 
 def _stand_in(model: LoadedModel, request: GenerateRequest) -> tuple[torch.Tensor, torch.Tensor | None]:
     embeds = random_embeds(model.pipe, request.prompt.max_sequence_length, model.device, model.dtype)
-    return embeds, embeds.flip(1) if request.sampling.guidance > 1 else None
+    return embeds, embeds.flip(2) if request.sampling.guidance > 1 else None
 
 
 def denoise(
@@ -228,16 +243,23 @@ def denoise(
     video, sampling = request.video, request.sampling
     generator = torch.Generator("cpu").manual_seed(sampling.seed)
     guided = guided_steps(request)
+    ends = StepEnds(embeds[0].device, sampling.steps, timing)
 
     def after_step(pipe: Any, index: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
-        check_latents(tensors["latents"], f"step {index + 1} of {sampling.steps}")
-        timing.step(index, sampling.steps, handle_note(handle))
+        ends.queued(index, tensors["latents"], handle_note(handle))
         if index + 1 >= guided:  # the pipeline reads it at every step: no second forward from here on
             pipe._guidance_scale = 1.0
         return tensors
 
-    with noise_from(pipe.scheduler, generator):
-        return pipe(
+    with ExitStack() as meanwhile:
+        meanwhile.enter_context(noise_from(pipe.scheduler, generator))
+        if not request.values()["exact"]:
+            meanwhile.enter_context(coefficients_on_host(pipe.scheduler))
+        if embeds[1] is not None and one_batch(request, embeds[0].device):
+            texts = (text.to(pipe.transformer.dtype) for text in (embeds[0], embeds[1]))
+            guidance = guidance_in_one_batch(pipe.transformer, *texts, lambda: pipe.do_classifier_free_guidance)
+            meanwhile.enter_context(guidance)
+        latents = pipe(
             prompt_embeds=embeds[0],
             negative_prompt_embeds=embeds[1],
             height=video.height,
@@ -250,6 +272,8 @@ def denoise(
             callback_on_step_end=after_step,
             max_sequence_length=request.prompt.max_sequence_length,
         ).frames
+        ends.finish()
+        return latents
 
 
 def handle_note(handle: Any) -> str:
@@ -265,16 +289,17 @@ def _of_capture(request: GenerateRequest) -> dict[str, Any]:
     return {"model": request.model.spec.name, "prompt": request.prompt.text, "seed": request.sampling.seed}
 
 
-def _found_out(model: LoadedModel, handle: Any, linear: str | None, exact: bool) -> dict[str, Any]:
+def _found_out(model: LoadedModel, handle: Any, request: GenerateRequest) -> dict[str, Any]:
     """What a recipe needs and only the loaded model tells."""
-    on_gpu = model.device.type == "cuda"
+    on_gpu, values = model.device.type == "cuda", request.values()
     adapter = {"lora_sha256": model.lora_sha256} if model.lora_sha256 else {}
     return adapter | {
         "scheduler": type(model.pipe.scheduler).__name__,
         "method": handle.method or AS_SCHEDULED,
-        "linear": linear or AS_SCHEDULED,
+        "linear": values["linear"] or AS_SCHEDULED,
         "schedule": {"name": handle.schedule.name, "toml": handle.schedule.to_toml()},
         "device": torch.cuda.get_device_name(model.device) if on_gpu else "cpu",
         "dtype": str(model.dtype).removeprefix("torch."),
-        "vae_dtype": str(decode_dtype(model.pipe.vae, exact)).removeprefix("torch."),
+        "vae_dtype": str(decode_dtype(model.pipe.vae, values["exact"])).removeprefix("torch."),
+        "cfg_in_one_batch": one_batch(request, model.device),
     }

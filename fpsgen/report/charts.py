@@ -7,6 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fpsgen.attention.methods import METHODS
+
+OTHER_COLOUR = "#888888"
 WIDTH, HEIGHT, LEFT, BOTTOM = 460, 250, 46, 34
 DOCUMENT = "max-width:640px;font:13px system-ui,sans-serif;background:#fff;--line:#bbb"
 
@@ -16,6 +19,11 @@ class Point(NamedTuple):
     x: float
     y: float
     colour: str
+
+
+def colour_of(method: str) -> str:
+    """A method's colour, "#rrggbb", in every chart; grey for one that is not known."""
+    return METHODS[method].colour if method in METHODS else OTHER_COLOUR
 
 
 def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:

@@ -68,7 +68,7 @@ def test_a_method_of_one_file_runs_through_schedule_and_plan(name):
     schedule = Schedule("s", (profile, Profile("d", "fps", density=0.3)), ((0.0, 0.5, "p"), (0.5, 1.0, "d")))
     assert Schedule.from_toml(schedule.to_toml()) == schedule and schedule.tiles == ("blocks",)
     adapted = schedule.with_method(name)
-    assert adapted.profiles == (Profile("p", name, tile="blocks", granularity=2), Profile("d", name, tile="blocks"))
+    assert adapted.profiles == (Profile("p", name, tile="even", granularity=2), Profile("d", name, tile="even"))
     assert schedule.with_method("sta").profiles[0].method == "bf16"
     plan = AttentionPlan.of(profile, GRID)
     assert plan.option("topk") == 0.5 and AttentionPlan.of(adapted.profiles[0], GRID).option("topk") == 0.25

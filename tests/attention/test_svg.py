@@ -1,5 +1,7 @@
 """Sparse VideoGen: both masks against positions of tokens, the choice against errors computed token by token."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -62,10 +64,19 @@ def test_masks_are_frames_and_places(sparsity):
 
 @pytest.mark.parametrize(("grid", "off"), [((21, 45, 80), 0.15), ((21, 30, 52), 0.2)])
 def test_both_come_near_to_the_share_on_the_grids_of_wan(grid, off):
-    tiling = make_tiling(grid, "blocks")
-    plan = AttentionPlan(grid, "blocks", method="svg")
+    tiling = make_tiling(grid, "even")
+    plan = AttentionPlan(grid, "even", method="svg")
     for lists in svg.near_windows(tiling, 0.25):
         assert abs(lists.density(plan.layout) / 0.25 - 1) < off
+
+
+@pytest.mark.parametrize("tile", ["even", "fit", (2, 4, 4)])
+@pytest.mark.parametrize("grid", [(9, 10, 16), (13, 20, 26), (1, 9, 9)])
+def test_what_a_window_and_the_first_frame_keep(grid, tile):
+    plan = AttentionPlan(grid, tile, method="svg")
+    for window in itertools.product(*svg.axis_extents(grid, plan.tile, plan.block)):
+        lists = svg._with_first_frame(plan.tiling, window)
+        assert svg._kept(plan.tiling, window) == pytest.approx(lists.density(plan.layout), abs=1e-9)
 
 
 def heads_of_two_kinds(seed=3):
@@ -131,7 +142,7 @@ def test_the_same_call_chooses_alike():
 
 def test_schedules_give_it_blocks():
     schedule = Schedule("s", (Profile("a", "fps", window=(3, 3, 3)),), ((0.0, 1.0, "a"),)).with_method("svg")
-    assert schedule.profiles[0].tile == "blocks" and not METHODS["svg"].quantized
+    assert schedule.profiles[0].tile == "even" and not METHODS["svg"].quantized
     options = {"num_sampled_rows": 8, "sparsity": 0.4}
     stated = Schedule("s", (Profile("a", "svg", options=options),), ((0.0, 1.0, "a"),))
     assert Schedule.from_toml(stated.to_toml()) == stated

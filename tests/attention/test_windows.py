@@ -29,7 +29,8 @@ def test_every_density_of_a_preset_is_met_within_a_tenth(grid):
 
 def test_the_known_shapes():
     assert fit_blocks((21, 45, 80)) == ((21, 3, 2), (21, 9, 2))  # 1 x 15 x 40 blocks, 126 of 128 rows
-    assert fit_blocks((21, 30, 52)) == ((21, 3, 2), (21, 9, 2))  # 1 x 10 x 26
+    assert fit_blocks((21, 30, 52)) == ((21, 3, 2), (21, 3, 6))  # 1 x 10 x 26
+    assert fit_blocks((21, 45, 80), even=True) == ((3, 5, 8), (3, 15, 8))  # 7 x 9 x 10, 120 of 128
     assert fit_blocks((9, 10, 16)) == ((3, 5, 4), (3, 5, 4))  # small: blocks of 64 rows that are tiles
 
 

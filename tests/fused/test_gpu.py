@@ -9,7 +9,17 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 
 from fpsgen import apply
-from fpsgen.fused import fp8_linear, gelu_rows, norm_rows, quantize_rows, quantize_weight, reference, rms_norm_rows
+from fpsgen.fused import (
+    QueryNorm,
+    cross_attention,
+    fp8_linear,
+    gelu_rows,
+    norm_rows,
+    quantize_rows,
+    quantize_weight,
+    reference,
+    rms_norm_rows,
+)
 from fpsgen.fused import residual_norm_rows as both
 from fpsgen.fused.linear import fp8_supported
 from fpsgen.models.wan.vae import decode_chunks
@@ -49,6 +59,22 @@ def test_rows(size):
     assert error(rows, reference.layer_norm(total, mul[:1], add[:1], 1e-6, False)) < 2e-3
     weight = mul[0].bfloat16()
     assert error(rms_norm_rows(x.clone(), weight, 1e-6), reference.rms_norm(x, weight, 1e-6)) < 2e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("length", "keys", "dim"), [(1000, 1, 64), (777, 65, 128), (4096, 128, 128), (129, 250, 64)])
+def test_attention_over_a_padded_text(dtype, length, keys, dim):
+    q = torch.randn(2, length, 3, dim, device="cuda", dtype=dtype)
+    k, v = (torch.randn(2, keys, 3, dim, device="cuda", dtype=dtype) for _ in range(2))
+    for repeats in (1, 400):
+        every = [torch.cat((x, x[:, -1:].expand(-1, repeats - 1, -1, -1)), 1).double().transpose(1, 2) for x in (k, v)]
+        wanted = F.scaled_dot_product_attention(q.double().transpose(1, 2), *every).transpose(1, 2)
+        assert error(cross_attention(q, k, v, repeats), wanted) < 5e-3
+        if keys > 1:
+            assert error(cross_attention(q, k, v, 401 - repeats), wanted) > 2e-2
+    norm = QueryNorm(torch.randn(3 * dim, device="cuda", dtype=dtype), 1e-6)
+    normed = rms_norm_rows(q.flatten(2).clone(), *norm).view_as(q)
+    assert error(cross_attention(q, k, v, 400, norm), cross_attention(normed, k, v, 400)) < 5e-3
 
 
 @pytest.mark.parametrize(("rows", "inner", "outer"), [(512, 5120, 5120), (1000, 1536, 8960), (77, 13824, 5120)])

@@ -102,30 +102,44 @@ def test_every_choice_reaches_the_video(request_for):
     assert len(videos) == 5
 
 
-def calls_of_the_model(request, monkeypatch) -> tuple[generate.GenerateResult, int]:
-    """How often the transformer was called for a video."""
+def samples_of_the_model(request, monkeypatch) -> tuple[generate.GenerateResult, list[int]]:
+    """Samples of each call of the transformer for a video."""
     from diffusers import WanTransformer3DModel
 
     seen: list[int] = []
     forward = WanTransformer3DModel.forward
-    monkeypatch.setattr(WanTransformer3DModel, "forward", lambda *a, **k: seen.append(1) or forward(*a, **k))
+
+    def counting(*args, **inputs):
+        seen.append(len(inputs["hidden_states"]))
+        return forward(*args, **inputs)
+
+    monkeypatch.setattr(WanTransformer3DModel, "forward", counting)
     result, _ = make(request)
     monkeypatch.undo()
-    return result, len(seen)
+    return result, seen
 
 
-@pytest.mark.parametrize(("until", "calls"), [(1.0, 8), (0.5, 6), (0.25, 5), (0.0, 5)])
-def test_guidance_for_a_share_of_the_steps(request_for, monkeypatch, until, calls):
-    result, seen = calls_of_the_model(request_for(steps=4, cfg_until=until), monkeypatch)
-    assert seen == calls and result.recipe["cfg_until"] == until
+@pytest.mark.parametrize(("until", "guided"), [(1.0, 4), (0.5, 2), (0.25, 1), (0.0, 1)])
+def test_guidance_for_a_share_of_the_steps(request_for, monkeypatch, until, guided):
+    result, seen = samples_of_the_model(request_for(steps=4, cfg_until=until), monkeypatch)
+    assert seen == [2] * guided + [1] * (4 - guided)
+    assert result.recipe["cfg_until"] == until and result.recipe["cfg_in_one_batch"] is True
+    assert [step["calls"] for step in result.report["attention"]["steps"]] == [2] * 4  # layers
+
+
+@pytest.mark.parametrize("changes", [{"exact": True}, {"cache": "first-block"}, {"res": (384, 256), "frames": 9}])
+def test_guidance_runs_in_forwards_of_its_own(request_for, monkeypatch, changes):
+    """With diffusers' rounding, with a step cache, and where a video is large."""
+    result, seen = samples_of_the_model(request_for(steps=2, **changes), monkeypatch)
+    assert set(seen) == {1} and len(seen) >= 3 and result.recipe["cfg_in_one_batch"] is False
 
 
 def test_four_steps_without_guidance_run_by_their_noise_levels(request_for, monkeypatch):
     """As checkpoints distilled to few steps run: sigma 1.00, 0.94, 0.83, 0.63 at shift 5."""
     asked = {"steps": 4, "guidance": 1.0, "shift": 5.0, "schedule": "paper"}
-    result, calls = calls_of_the_model(request_for(**asked), monkeypatch)
+    result, seen = samples_of_the_model(request_for(**asked), monkeypatch)
     steps = result.report["attention"]["steps"]
-    assert calls == 4 and [step["profile"] for step in steps] == ["early", "middle", "middle", "middle"]
+    assert seen == [1] * 4 and [step["profile"] for step in steps] == ["early", "middle", "middle", "middle"]
     assert [step["sigma"] for step in steps] == pytest.approx([1.0, 0.9375, 0.8333, 0.625], abs=1e-3)
 
 
@@ -182,6 +196,7 @@ def test_dense_attention_runs_on_the_backend_that_was_named(request_for):
     plain, _ = make(request_for(method="bf16"))
     result, _ = make(request_for(method="bf16", bf16_backend="math"))
     assert result.report["attention"]["kernels"].keys() == {"_native_math"}
+    assert [made.report["attention"]["bf16_backend"] for made in (plain, result)] == ["auto", "math"]
     assert result.recipe["bf16_backend"] == "math" and plain.recipe["bf16_backend"] == "auto"
     again, _ = make(request_for(method="bf16"))
     assert again.report["attention"]["kernels"] == plain.report["attention"]["kernels"] != {}
@@ -249,7 +264,7 @@ def test_bad_latents_end_the_run_at_their_step(request_for, monkeypatch):
     def broken(self, *arguments, **named):
         calls.append(1)
         (out, *rest) = real(self, *arguments, **named)
-        return (out * float("nan"), *rest) if len(calls) > 2 else (out, *rest)
+        return (out * float("nan"), *rest) if len(calls) > 1 else (out, *rest)
 
     monkeypatch.setattr(WanTransformer3DModel, "forward", broken)
     with pytest.raises(FpsgenError) as caught:

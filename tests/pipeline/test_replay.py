@@ -34,6 +34,13 @@ def test_a_recipe_of_0_1_gives_what_was_asked_then(settings):
     assert request.machine.device == "cpu" and request.machine.dtype == "fp32"
 
 
+def test_a_model_of_another_revision_is_said(settings):
+    recipe, _ = load_recipe(OLD)
+    assert not any("the model was" in line for line in request_from(recipe, settings())[1])
+    other = recipe | {"model": recipe["model"] | {"revision": "f" * 40}}
+    assert any("the model was at ffff" in line for line in request_from(other, settings())[1])
+
+
 @pytest.mark.parametrize(("device", "impl"), [(None, "reference"), ("cpu", "reference"), ("cuda", "auto")])
 def test_options_that_came_later_are_as_it_was_without_them(settings, device, impl):
     """0.1.0 had diffusers' own rounding, and the reference on a CPU: with these, the frames are the same to the bit."""

@@ -58,6 +58,8 @@ def test_noise_levels_are_logit_normal_under_the_shift():
         assert float((found < cut).float().mean()) == pytest.approx(float((wanted < cut).float().mean()), abs=5e-3)
         assert share(cut, 5.0) == pytest.approx(float((wanted < cut).float().mean()), abs=5e-3)
     assert (share(0.0, 5.0), share(1.0, 5.0)) == (0.0, 1.0)
+    parts = sorted(share(float(sigma), 5.0) * 40 for sigma in draw_sigmas(40, 5.0))  # one of each 40th part
+    assert all(number - 0.01 <= part <= number + 1.01 for number, part in enumerate(parts))
     within = draw_sigmas(100, 3.0, 0.9, 1.0)
     assert float(within.min()) >= 0.9 and float(within.max()) <= 1.0
 

@@ -108,6 +108,11 @@ class Method:
         return not (self.windowed or self.online)
 
     @property
+    def tile(self) -> str | None:
+        """The named tile that suits the method best: where blocks are chosen by what they hold, compact ones."""
+        return "even" if self.online else None
+
+    @property
     def tiled(self) -> bool:
         """Tokens must lie in tile order: all but dense attention in 16 bits depends on it."""
         return self.quantized or not self.dense
@@ -117,8 +122,8 @@ class Method:
         changes: dict = {"method": self.name, "options": {}}
         if not self.windowed:
             changes |= {"window": "all", "density": None}
-        if self.online and profile.tile == "fit":
-            changes["tile"] = "blocks"  # the finer choice
+        if self.tile and profile.tile in ("fit", "blocks"):
+            changes["tile"] = self.tile
         if self.per_block_scales or not self.quantized:
             changes["granularity"] = 1
         if not self.quantized:

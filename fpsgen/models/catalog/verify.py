@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fpsgen.errors import FpsgenError
-from fpsgen.models.catalog.folder import MANIFEST, broken, check_folder, model_files, wanted
+from fpsgen.models.catalog.folder import MANIFEST, broken, check_folder, folder_size, model_files, wanted
 from fpsgen.models.catalog.manifest import read_manifest
 from fpsgen.models.catalog.stamp import Facts, facts_of, is_stamped, write_stamp
 
@@ -77,7 +77,7 @@ def _compare(folder: Path, progress: Progress = lambda name, done, total: None) 
     except FpsgenError as error:
         return [error.message]
     files = {path.relative_to(folder).as_posix(): path for path in model_files(folder)}
-    total = sum(path.stat().st_size for path in files.values() if path.exists())
+    total = folder_size(folder)
     wrong = [f"{name}: it is missing, and {MANIFEST} names it" for name in digests if name not in files]
     done = 0
     for name, path in files.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from diffusers.hooks._helpers import TransformerBlockRegistry
@@ -74,10 +74,9 @@ class FusedBlock(WanTransformerBlock):
             return super().forward(x, encoder_hidden_states, temb, rotary_emb)
         if not is_compiling():
             fused.look(self)
-        shift, scale, gate, c_shift, c_scale, c_gate = modulation(self, temb)
-        rows = _take(x, self)
-        if rows is None:
-            rows = norm_rows(x, scale, shift, self.norm1.eps, True, fused.attn1)
+        held = _take(x, self, temb)
+        shift, scale, gate, c_shift, c_scale, c_gate = modulation(self, temb) if held is None else held.modulation
+        rows = norm_rows(x, scale, shift, self.norm1.eps, True, fused.attn1) if held is None else held.rows
         y = self.attn1(rows, None, None, rotary_emb)
         norm2 = self.norm2
         if isinstance(norm2, FP32LayerNorm):
@@ -98,9 +97,10 @@ class FusedBlock(WanTransformerBlock):
         if is_compiling() or after is None or x.is_inference() or after.scale_shift_table.device != x.device:
             return residual_rows(x, y, gate)
         after.fused.look(after)
-        shift, scale, *_ = modulation(after, temb)
+        parts = modulation(after, temb)
+        shift, scale, *_ = parts
         x, rows = residual_norm_rows(x, y, gate, scale, shift, after.norm1.eps, True, after.fused.attn1)
-        setattr(x, _NORMED, (after, x._version, rows))
+        setattr(x, _NORMED, _Normed(after, x._version, temb, parts, rows))
         return x
 
 
@@ -109,15 +109,24 @@ FusedBlock.__name__ = WanTransformerBlock.__name__
 _NORMED = "fpsgen_normed"
 
 
-def _take(x: torch.Tensor, block: Any) -> FP8Rows | torch.Tensor | None:
-    """The rows that the block before has normed already, if they are this block's and x is as it was then."""
-    held = None if is_compiling() else getattr(x, _NORMED, None)
+class _Normed(NamedTuple):
+    """What a block has computed for the block after it. version: of the tensor that carries it."""
+
+    block: Any
+    version: int
+    temb: torch.Tensor
+    modulation: tuple[torch.Tensor, ...]
+    rows: FP8Rows | torch.Tensor
+
+
+def _take(x: torch.Tensor, block: Any, temb: torch.Tensor) -> _Normed | None:
+    """What the block before has left on x, if it is for this block and x is as it was then."""
+    held: _Normed | None = None if is_compiling() else getattr(x, _NORMED, None)
     if held is None:
         return None
     delattr(x, _NORMED)
-    own, version, rows = held
-    usable = own is block and version == x._version and isinstance(rows, FP8Rows) == block.fused.attn1
-    return rows if usable else None
+    usable = held.block is block and held.version == x._version and held.temb is temb
+    return held if usable and isinstance(held.rows, FP8Rows) == block.fused.attn1 else None
 
 
 def not_fusable(device: torch.device) -> str | None:
@@ -209,11 +218,11 @@ class _InstalledBlocks:
         undo = swap_class(text, KeptTextProjection) if type(text) is PixArtAlphaTextProjection else None
         if undo is not None:
             text_layer: Any = text
-            text_layer.kept = Kept()
+            text_layer.kept, text_layer.padding = Kept(), Kept()
 
             def undo_text() -> None:
                 undo()
-                del text_layer.kept
+                del text_layer.kept, text_layer.padding
 
             self._undos.append(undo_text)
 

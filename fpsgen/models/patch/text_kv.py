@@ -2,6 +2,9 @@
 
 A prompt's embedding is one tensor through a whole denoising loop. Projected text hangs on weak references to it, so it
 goes when the prompt goes. Inference tensors do not count their versions; for them nothing is kept.
+
+A prompt is padded to 512 rows with zeros. Its projection works row by row, so all rows of padding stay equal, and so do
+their keys and values: attention takes one of them, counted as often as it stands there.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch.compiler import is_compiling
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fpsgen.fused import rms_norm_rows
+from fpsgen.fused import QueryNorm, cross_attention, rms_norm_rows
+from fpsgen.models.patch.attention import active_backend
 
 
 class Kept:
@@ -29,17 +33,21 @@ class Kept:
         """compute(), or what it gave for this tensor at the same version, also of the weights of `layers`. Layers with
         adapters are computed anew each time: merging writes to weights unseen.
         """
-        if is_compiling() or torch.is_grad_enabled():
+        if not kept(text):
             return compute()
         parameters = [parameter for layer in layers for parameter in layer.parameters()]
-        unseen = any(hasattr(layer, "base_layer") for layer in layers) or any(p.is_inference() for p in parameters)
-        if unseen or text.is_inference():
+        if any(hasattr(layer, "base_layer") for layer in layers) or any(p.is_inference() for p in parameters):
             return compute()
         state = (text._version, *((p.data_ptr(), p._version) for p in parameters))
         found = self._results.get(text)
         if found is None or found[0] != state:
             found = self._results[text] = (state, compute())
         return found[1]
+
+
+def kept(text: torch.Tensor) -> bool:
+    """Whether results of this tensor may be kept."""
+    return not (is_compiling() or torch.is_grad_enabled() or text.is_inference())
 
 
 class TextAttnProcessor(WanAttnProcessor):
@@ -61,16 +69,21 @@ class TextAttnProcessor(WanAttnProcessor):
         """hidden_states: tensor or FP8Rows [B, L, dim], as attn.to_q takes it."""
         if attn.add_k_proj is not None or encoder_hidden_states is None or rotary_emb is not None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-        query = attn.to_q(hidden_states)
-        if not query.is_cuda or torch.is_grad_enabled() or torch.is_autocast_enabled(query.device.type):
-            query = attn.norm_q(query)
-        else:
-            query = rms_norm_rows(query, attn.norm_q.weight, attn.norm_q.eps)
+        query, text = attn.to_q(hidden_states), encoder_hidden_states
+        fusable = not (torch.is_grad_enabled() or torch.is_autocast_enabled(query.device.type))
+        chosen = self._attention_backend or active_backend()
+        padding = getattr(text, _PADDING, 0) if fusable and kept(text) and chosen is attention_mask is None else 0
+        if padding:
+            text = text[:, : text.shape[1] - padding + 1]
         layers = (attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)
-        key, value = self.kept.get(encoder_hidden_states, lambda: _project(attn, encoder_hidden_states), *layers)
-        out = dispatch_attention_fn(
-            query.unflatten(2, (attn.heads, -1)), key, value, attn_mask=attention_mask, backend=self._attention_backend
-        )
+        key, value = self.kept.get(encoder_hidden_states, lambda: _project(attn, text), *layers)
+        norm = QueryNorm(attn.norm_q.weight, attn.norm_q.eps)
+        if padding:
+            out = cross_attention(query.unflatten(2, (attn.heads, -1)), key, value, padding, norm)
+        else:
+            query = rms_norm_rows(query, *norm) if fusable and query.is_cuda else attn.norm_q(query)
+            query = query.unflatten(2, (attn.heads, -1))
+            out = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, backend=self._attention_backend)
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
 
 
@@ -84,9 +97,27 @@ def _project(attn: Any, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 
 class KeptTextProjection(PixArtAlphaTextProjection):
-    """The projection of a prompt's embedding to the transformer's width, once per prompt."""
+    """The projection of a prompt's embedding to the transformer's width, once per prompt. Its result carries the number
+    of its rows that are padding.
+    """
 
     kept: Kept
+    padding: Kept
 
     def forward(self, caption: torch.Tensor) -> torch.Tensor:
-        return self.kept.get(caption, lambda: PixArtAlphaTextProjection.forward(self, caption), self)
+        text = self.kept.get(caption, lambda: PixArtAlphaTextProjection.forward(self, caption), self)
+        if kept(caption):
+            setattr(text, _PADDING, self.padding.get(caption, lambda: padded_rows(caption)))
+        return text
+
+
+_PADDING = "fpsgen_padding"
+
+
+def padded_rows(caption: torch.Tensor) -> int:
+    """Rows at the end of a prompt's embedding [B, text length, dim] that are zero in the whole batch; 0 if they are
+    fewer than half, where leaving them out gains nothing. Waits for the device.
+    """
+    real = caption.ne(0).any(-1).any(0)
+    length = int((real * torch.arange(1, len(real) + 1, device=real.device)).max())
+    return len(real) - length if 2 * length < len(real) else 0

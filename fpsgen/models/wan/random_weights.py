@@ -44,7 +44,12 @@ def random_pipeline(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -
     return pipe
 
 
+PROMPT_TOKENS = 120  # of the prompt that random_embeds stands in for: a long paragraph
+
+
 def random_embeds(pipe: WanPipeline, length: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Stand-in for an encoded prompt, [1, length, text dim]."""
+    """Stand-in for an encoded prompt, [1, length, text dim]: random rows, then zeros, as WanPipeline pads."""
     width = pipe.transformer.config["text_dim"]
-    return torch.randn(1, length, width, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    embeds = torch.randn(1, length, width, generator=torch.Generator().manual_seed(1))
+    embeds[:, PROMPT_TOKENS:] = 0
+    return embeds.to(device, dtype)

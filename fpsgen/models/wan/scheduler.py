@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -54,3 +54,83 @@ def noise_from(scheduler: Any, generator: torch.Generator) -> Iterator[None]:
         yield
     finally:
         vars(scheduler).pop("step", None)
+
+
+@contextmanager
+def coefficients_on_host(scheduler: Any) -> Iterator[None]:
+    """Within the block, UniPC computes its coefficients on the CPU, where it keeps its noise levels: a step starts a
+    tenth of the kernels and never waits for the device. On a CPU nothing changes to the bit; on a GPU, logarithms may
+    round otherwise. Other schedulers, and UniPC of an order above 2 or with another B(h), are as they were.
+    """
+    usable = isinstance(scheduler, UniPCMultistepScheduler) and scheduler.predict_x0 and scheduler.solver_p is None
+    if usable and scheduler.config.solver_order <= 2 and scheduler.config.solver_type == "bh2":
+        scheduler.multistep_uni_p_bh_update = partial(_predict, scheduler)
+        scheduler.multistep_uni_c_bh_update = partial(_correct, scheduler)
+    try:
+        yield
+    finally:
+        for name in ("multistep_uni_p_bh_update", "multistep_uni_c_bh_update"):
+            vars(scheduler).pop(name, None)
+
+
+def _predict(scheduler: Any, model_output: torch.Tensor, *, sample: torch.Tensor, order: int) -> torch.Tensor:
+    """multistep_uni_p_bh_update of orders 1 and 2, with 0-dim tensors on the CPU as coefficients."""
+    step = scheduler.step_index
+    terms, m0 = _Terms.between(scheduler, step, step + 1), scheduler.model_outputs[-1]
+    x_t = terms.ratio * sample - terms.alpha * terms.phi * m0
+    if order == 2:
+        difference = (scheduler.model_outputs[-2] - m0) / terms.distance(scheduler, step - 1)
+        x_t = x_t - terms.alpha * terms.phi * (0.5 * difference)
+    return x_t.to(sample.dtype)
+
+
+def _correct(
+    scheduler: Any,
+    this_model_output: torch.Tensor,
+    *,
+    last_sample: torch.Tensor,
+    this_sample: torch.Tensor,
+    order: int,
+) -> torch.Tensor:
+    """multistep_uni_c_bh_update of orders 1 and 2, in the same way."""
+    step, m0 = scheduler.step_index, scheduler.model_outputs[-1]
+    terms = _Terms.between(scheduler, step - 1, step)
+    x_t = terms.ratio * last_sample - terms.alpha * terms.phi * m0
+    change = this_model_output - m0
+    if order == 1:
+        return (x_t - terms.alpha * terms.phi * (0.5 * change)).to(last_sample.dtype)
+    rk = terms.distance(scheduler, step - 2)
+    difference = (scheduler.model_outputs[-2] - m0) / rk
+    rks = torch.stack([rk, torch.ones(())])
+    phi_2 = terms.phi / terms.hh - 1
+    phi_3 = phi_2 / terms.hh - 0.5
+    right = torch.stack([phi_2 / terms.phi, phi_3 * 2 / terms.phi])
+    earlier, latest = torch.linalg.solve(torch.stack([rks**0, rks]), right)
+    return (x_t - terms.alpha * terms.phi * (earlier * difference + latest * change)).to(last_sample.dtype)
+
+
+class _Terms(NamedTuple):
+    """What an update from noise level s to t needs, named as in UniPC (arXiv 2302.04867): 0-dim tensors on the CPU.
+
+    ratio: sigma_t / sigma_s. h, hh: difference of log-SNRs, and its negative. phi: e^hh - 1, in B(h) as well.
+    """
+
+    ratio: torch.Tensor
+    alpha: torch.Tensor
+    start: torch.Tensor
+    h: torch.Tensor
+    hh: torch.Tensor
+    phi: torch.Tensor
+
+    @classmethod
+    def between(cls, scheduler: Any, s: int, t: int) -> _Terms:
+        alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[t])
+        alpha_s, sigma_s = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[s])
+        start = torch.log(alpha_s) - torch.log(sigma_s)
+        h = (torch.log(alpha) - torch.log(sigma)) - start
+        return cls(sigma / sigma_s, alpha, start, h, -h, torch.expm1(-h))
+
+    def distance(self, scheduler: Any, index: int) -> torch.Tensor:
+        """r_k of the step at `index`, in units of h."""
+        alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[index])
+        return (torch.log(alpha) - torch.log(sigma) - self.start) / self.h

@@ -6,6 +6,7 @@ import torch
 
 from fpsgen import apply
 from fpsgen.models.patch import block as fused_block
+from fpsgen.models.patch import text_kv
 from fpsgen.models.patch.block import FusedBlock, FusedPatch
 from fpsgen.models.patch.linear import LinearPatch
 from fpsgen.models.patch.text_kv import Kept
@@ -179,6 +180,30 @@ def test_text_is_projected_once_while_it_is_the_same():
         texts[0] = torch.randn(3)  # nobody can see whether it changes
     assert (get(), get()) == (4, 5)
     assert len(kept._results) == 0  # the first is gone, and its keys and values with it
+
+
+@pytest.mark.parametrize("lengths", [(3, 3), (1, 4), (0, 2)])
+def test_padding_of_a_prompt_is_one_key_that_counts_many_times(transformer, monkeypatch, lengths):
+    """As the pipeline pads: with zeros, each prompt of a batch from its own end on."""
+    given, seen = case.inputs(2), []
+    text = given["encoder_hidden_states"]
+    for sample, length in enumerate(lengths):
+        text[sample, length:] = 0
+    wanted = case.forward(transformer, given)
+    real = text_kv.cross_attention
+
+    def watched(q, k, v, repeats, norm):
+        seen.append((k.shape[1], repeats))
+        return real(q, k, v, repeats, norm)
+
+    monkeypatch.setattr(text_kv, "cross_attention", watched)
+    got = fused(transformer, given=given)[0]
+    assert error(got, wanted) < BOUND
+    longest = max(lengths)
+    assert set(seen) == {(longest + 1, text.shape[1] - longest)}
+    seen.clear()
+    text[0, -1, 0] = 1.0  # no padding
+    assert error(fused(transformer, given=given)[0], case.forward(transformer, given)) < BOUND and not seen
 
 
 def test_another_prompt_is_another_video(transformer):

@@ -128,7 +128,8 @@ def test_compiled_blocks(tiny_dir, backend, first):
     pipe = load(tiny_dir)
     stock = case.video(pipe, steps=8)
     schedule = case.mixed(case.SPARSE, case.FP8, case.TILED, dense_layers=(0,))
-    with apply(pipe, schedule) as handle:
+    exact = {"exact": True}  # compiled code sums over the padding of a text too: where FP8 codes round may differ
+    with apply(pipe, schedule, **exact) as handle:
         eager, report = case.video(pipe, steps=8), handle.report()
 
     graphs = []
@@ -145,7 +146,7 @@ def test_compiled_blocks(tiny_dir, backend, first):
         switch_on()
         assert case.difference(case.video(pipe, steps=8), stock) <= LIMIT
         graphs.clear()
-    handle = apply(pipe, schedule, strict=True)
+    handle = apply(pipe, schedule, strict=True, **exact)
     if first == "apply":
         switch_on()
     assert case.difference(case.video(pipe, steps=8), eager) <= LIMIT
