@@ -32,7 +32,6 @@ from fpsgen.pipeline.output import VIDEO, write_output, write_sidecar
 from fpsgen.pipeline.plan import words_note
 from fpsgen.pipeline.recipe import AS_SCHEDULED, build_recipe
 from fpsgen.pipeline.request import GenerateRequest
-from fpsgen.pipeline.size import token_grid
 from fpsgen.pipeline.step_ends import StepEnds
 
 REPORT_SCHEMA = "fpsgen.report/1"
@@ -200,7 +199,8 @@ def one_batch(request: GenerateRequest, device: torch.device) -> bool:
 
     Not where diffusers' rounding is asked for, and not with a step cache, which would judge both branches together.
     """
-    tokens = math.prod(token_grid(request.video.frames, request.video.height, request.video.width))
+    video = request.video
+    tokens = math.prod(request.model.geometry.token_grid(video.width, video.height, video.frames))
     values, guided = request.values(), request.sampling.guidance > 1
     return guided and tokens <= MOST_TOKENS[device.type] and not values["exact"] and values["cache"] == "none"
 

@@ -120,15 +120,10 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
         found.append("nano is too small to gain much, and its small pictures change with the least rounding")
     if any(row.get("fused") for row in rows) and not all(row.get("fused") for row in rows):
         ours = "our VAE decoder" if on_cpu else "fused passes and our VAE decoder"  # none are fused on a CPU
-        found.append(f"bf16: diffusers as it comes{_backend(rows)}; the others: with {ours}")
+        found.append(f"bf16: diffusers as it comes; the others: with {ours}")
+    backends = dict.fromkeys(row.get("bf16_backend") for row in rows if is_baseline(row))  # rows of 0.1 name none
+    found += [f"bf16: dense attention by {name}" for name in backends if name not in (None, "auto")]
     return found
-
-
-def _backend(rows: list[dict[str, Any]]) -> str:
-    """What the baseline's attention ran on, where rows say so (those of fpsgen 0.1 do not)."""
-    names = dict.fromkeys(str(row["bf16_backend"]) for row in rows if is_baseline(row) and row.get("bf16_backend"))
-    texts = ["what PyTorch chose" if name == "auto" else name for name in names]
-    return f", attention by {' or '.join(texts)}" if texts else ""
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

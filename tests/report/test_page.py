@@ -42,9 +42,9 @@ def test_cells_say_what_the_row_says():
 
 
 def test_the_baselines_attention_is_named():
-    for name, text in (("fa3", "attention by fa3;"), ("auto", "attention by what PyTorch chose;"), (None, "it comes;")):
-        rows = [row("bf16", 1.0, None, fused=False, bf16_backend=name), row("fps", 3.0, 25.0, fused=True)]
-        assert any(text in note for note in notes(rows))
+    for name, said in (("fa3", ["bf16: dense attention by fa3"]), ("auto", []), (None, [])):
+        rows = [row("bf16", 1.0, None, bf16_backend=name), row("fps", 3.0, 25.0, bf16_backend="cudnn")]
+        assert [note for note in notes(rows) if "dense attention" in note] == said
 
 
 def test_the_page_shows_the_rows_and_escapes_what_they_hold():
