@@ -36,9 +36,11 @@ def test_rows_chart_and_table(fpsgen, tiny_dir):
 
 @pytest.mark.parametrize("more", [(), ("--schedule", "paper", "--cfg-until", "0.5")], ids=["plain", "paper"])
 def test_inputs_are_those_of_the_dense_trajectory(fpsgen, tiny_dir, monkeypatch, more):
-    """Errors would add up if each method went on from its own latents: bf16 against itself must be exact, whatever the
-    schedule says of linear layers, and at each step's own noise level.
+    """Errors would add up if each method went on from its own latents: bf16 against itself, rounded as diffusers does,
+    must be exact, whatever the schedule says of linear layers, and at each step's own noise level.
     """
+    apply = steps.apply
+    monkeypatch.setattr(steps, "apply", lambda *given, **options: apply(*given, **options | {"exact": True}))
     monkeypatch.setattr(steps, "methods_to_run", lambda compare: ["bf16", "sta"])
     real = steps._method
     monkeypatch.setattr(steps, "_method", lambda pipe, base, name: real(pipe, base, "bf16"))
