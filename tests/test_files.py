@@ -24,6 +24,10 @@ def refused(call, code: int, *words: str) -> FpsgenError:
     return error
 
 
+def _no_links(*_):
+    raise OSError(errno.EPERM, "no links here")
+
+
 def test_a_file_is_written_whole_and_never_replaced_unasked(tmp_path):
     path = tmp_path / "a.txt"
     assert write("one\r\n", path) == path and path.read_bytes() == b"one\r\n"
@@ -40,7 +44,10 @@ def test_nothing_is_left_of_what_fails(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_what_came_into_being_meanwhile_is_kept(tmp_path):
+@pytest.mark.parametrize("links", [True, False])
+def test_what_came_into_being_meanwhile_is_kept(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", _no_links)
     with pytest.raises(FileExistsError), atomic(tmp_path / "a"):
         (tmp_path / "a").write_text("theirs")
     assert (tmp_path / "a").read_text() == "theirs" and os.listdir(tmp_path) == ["a"]
@@ -52,10 +59,8 @@ def test_data_is_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_pat
     """A power cut is not to be had here: the calls that survive one are watched instead."""
     done: list[str] = []
 
-    def watch(name: str, real, fails: bool = False):
+    def watch(name: str, real):
         def call(*arguments):
-            if fails:
-                raise OSError(errno.EPERM, "no links here")
             inode = os.fstat(arguments[0]).st_ino if name == "fsync" else os.stat(arguments[0]).st_ino
             done.append(f"{name} {'folder' if inode == os.stat(tmp_path).st_ino else 'file'}")
             return real(*arguments)
@@ -64,7 +69,10 @@ def test_data_is_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_pat
 
     watch("fsync", os.fsync)
     watch("replace", os.replace)
-    watch("link", os.link, fails=not links)
+    if links:
+        watch("link", os.link)
+    else:
+        monkeypatch.setattr(os, "link", _no_links)
     write("x", tmp_path / "a", overwrite)
     assert done == ["fsync file", "link file" if links and not overwrite else "replace file", "fsync folder"]
 

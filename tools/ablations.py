@@ -24,7 +24,7 @@ from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.profile import Profile
 from fpsgen.attention.schedule import Schedule
 from fpsgen.attention.windows import Size3
-from fpsgen.bench.kernel import Shape, plan_for
+from fpsgen.bench.shapes import Shape, plan_for
 from fpsgen.bench.suite import DENSE, Models, Variant, read_rows, run
 from fpsgen.evaluate.nano.captions import plain
 from fpsgen.evaluate.nano.prompts import unseen

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from fpsgen.attention.presets import PRESETS
 from fpsgen.attention.windows import Size3, count, density_window, filled, fit_blocks, window_density
-from fpsgen.pipeline.size import fit_aspect, token_grid
+from fpsgen.models.catalog.registry import find_spec
+from fpsgen.pipeline.size import fit_aspect
 
 PATH = Path("docs/windows.md")
 SIZES = {"480p": (832, 480), "720p": (1280, 720)}
@@ -43,9 +44,10 @@ def table() -> str:
     """The document."""
     heads = ["Size", "Frames", "Tokens", "Block", "Tile", "Blocks", "Filled", *(f"{d:.0%}" for d in DENSITIES)]
     lines = [HEAD, "| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    geometry = find_spec("wan2.1-14b").geometry
     for (name, size), (aspect, ratio) in ((s, a) for s in SIZES.items() for a in ASPECTS.items()):
         width, height = fit_aspect(*size, ratio)
-        lines += [_row(f"{name} {aspect}, {width}x{height}", n, token_grid(n, height, width)) for n in FRAMES]
+        lines += [_row(f"{name} {aspect}, {width}x{height}", n, geometry.token_grid(width, height, n)) for n in FRAMES]
     return "\n".join(lines) + "\n"
 
 

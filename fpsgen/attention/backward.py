@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from fpsgen.attention.plan import GPU_KERNELS, AttentionPlan, BlockLists
 from fpsgen.attention.quantize import fake_quantize
-from fpsgen.attention.sparse_sdpa import Rows, TokenGroups, token_groups
+from fpsgen.attention.sparse_sdpa import Rows, TokenGroups, served_by, token_groups
 from fpsgen.attention.tiles import BlockLayout
 
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -86,8 +86,7 @@ def gathered_gradient(
     inputs = (grad.to(q.dtype), q, k, v)
     grads = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v)]
     for g, lists in enumerate(groups):
-        line = slice(None) if len(groups) <= heads else slice(g // heads, g // heads + 1)
-        head = slice(None) if len(groups) == 1 else slice(g % heads, g % heads + 1)
+        line, head = served_by(g, len(groups), heads)
         for rows, keys in lists:
             places: tuple[Rows, ...] = (rows, rows, keys, keys)
             part = _sdpa_gradient(*(x[line, place, head] for x, place in zip(inputs, places, strict=True)))

@@ -38,6 +38,13 @@ PRECISIONS = (
 )
 
 
+def leaves_out(pv_threshold: float) -> bool:
+    """Whether a threshold of attention_kernel leaves out key blocks that count: from 20 on their P is 2^-20 of the
+    largest value or less, which is 0 in E4M3.
+    """
+    return 0 < pv_threshold < 20
+
+
 class BlockLists(NamedTuple):
     """Which key blocks each query tile sees, on one device. G is 1 (shared), H, or B*H; M query tiles; K longest list.
 
@@ -227,7 +234,7 @@ class AttentionPlan:
     def kernel(self, device: torch.device | str, head_dim: int | None = None, listed: bool = False) -> str:
         """What computes this plan on `device`: "sdpa" (dense, 16 bit), "cpu" (sparse SDPA), "reference", "triton" (the
         portable kernel), or "hopper", its like on sm_90 at head dims of 65 to 128 and blocks of more than 64 tokens, if
-        head_dim says so. listed: the caller brings lists of keys.
+        head_dim says so; it leaves no key block out, see leaves_out. listed: the caller brings lists of keys.
         """
         if self.impl != "auto":
             return self.impl
@@ -239,11 +246,12 @@ class AttentionPlan:
         if self.scale != "tile":
             return "reference"
         fits = head_dim is not None and 64 < head_dim <= 128 and math.prod(self.tiling.block or self.tiling.tile) > 64
+        fits = fits and not leaves_out(self.pv_threshold)
         return "hopper" if fits and torch.cuda.get_device_capability(device) == (9, 0) else "triton"
 
     def fuses_norm_rope(self, device: torch.device | str, head_dim: int | None = None) -> bool:
-        """Whether attend's norm_rope is done in the pass that quantizes."""
-        return self.fp8 and not (self.int8_qk or self.rule.online) and self.kernel(device, head_dim) in GPU_KERNELS
+        """Whether attend's norm_rope is done in the pass that quantizes; an online choice needs its result before."""
+        return self.fp8 and not self.rule.online and self.kernel(device, head_dim) in GPU_KERNELS
 
     @property
     def layout(self) -> BlockLayout:

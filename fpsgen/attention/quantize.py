@@ -43,8 +43,8 @@ def _amax(x: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.maximum(x.amax(dim), x.amin(dim).neg_()).float()
 
 
-def _group_scale(x: torch.Tensor, layout: BlockLayout, granularity: int, top: float) -> torch.Tensor:
-    """fp32 [B, N, H]: amax over each group of `granularity` consecutive blocks, over `top`."""
+def _group_scale(x: torch.Tensor, layout: BlockLayout, granularity: int, largest: float) -> torch.Tensor:
+    """fp32 [B, N, H]: amax over each group of `granularity` consecutive blocks, over `largest`."""
     if granularity < 1:
         raise ValueError(
             f"granularity is {granularity}.\nGive the number of kernel blocks that share a scale, 1 or more."
@@ -59,7 +59,7 @@ def _group_scale(x: torch.Tensor, layout: BlockLayout, granularity: int, top: fl
         padded = F.pad(blocks, (0, 0, 0, -layout.num_blocks % groups))
         amax = padded.unflatten(1, (-1, groups)).amax(2)
         blocks = amax.repeat_interleave(groups, 1)[:, : layout.num_blocks]
-    return blocks.clamp(min=BLOCK_AMAX_FLOOR) * (1.0 / top)
+    return blocks.clamp(min=BLOCK_AMAX_FLOOR) * (1.0 / largest)
 
 
 def _per_token(scale: torch.Tensor, layout: BlockLayout) -> torch.Tensor:

@@ -91,8 +91,7 @@ def attention_cpu(
     out = (torch.empty if covered else torch.zeros)(batch, length, heads, dim, dtype=dtype)
     lse = torch.full((batch, heads, length), -math.inf) if return_lse else None
     for g, lists in enumerate(groups):
-        line = slice(None) if len(groups) <= heads else slice(g // heads, g // heads + 1)
-        head = slice(None) if len(groups) == 1 else slice(g % heads, g % heads + 1)
+        line, head = served_by(g, len(groups), heads)
         some_q, some_k, some_v = (x[line, :, head] for x in (q, k, v))
         for rows, keys in lists:
             part, height = _attend(_take(some_q, rows), _take(some_k, keys), _take(some_v, keys), return_lse)
@@ -142,6 +141,12 @@ def attention_cpu_lists(
     out = torch.cat([part for part, _ in parts]).view(batch, heads, length, dim).transpose(1, 2).to(dtype)
     lse = torch.cat([lse for _, lse in parts if lse is not None]).view(batch, heads, length) if return_lse else None
     return out.contiguous(), lse
+
+
+def served_by(group: int, groups: int, heads: int) -> tuple[slice, slice]:
+    """Samples of the batch and heads that one of 1, H or B*H list groups serves."""
+    line = slice(None) if groups <= heads else slice(group // heads, group // heads + 1)
+    return line, slice(None) if groups == 1 else slice(group % heads, group % heads + 1)
 
 
 def _operands(

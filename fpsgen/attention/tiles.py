@@ -261,11 +261,6 @@ def window_lists(tiling: Tiling, window: Window = "all") -> TileLists:
     return TileLists(index.int(), torch.full(index.shape[:2], index.shape[-1], dtype=torch.int32))
 
 
-def dense_lists(tiling: Tiling) -> TileLists:
-    """Lists that keep every pair."""
-    return window_lists(tiling, "all")
-
-
 def with_dense_rows(lists: TileLists, layout: BlockLayout) -> TileLists:
     """Lists of the grid alone, over its own units, to which the layout's prefix and suffix are added: their tiles see
     every unit, and every tile sees theirs. On the lists' device, without waiting for it.

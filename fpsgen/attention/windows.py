@@ -102,7 +102,7 @@ def head_windows(text: str, units: Size3, least: Size3 = (1, 1, 1)) -> tuple[Siz
     found = []
     for word in text.split():
         sides = word.split("x")
-        good = word == "all" or (len(sides) == 3 and all(side == "all" or side.isdigit() for side in sides))
+        good = word == "all" or (len(sides) == 3 and all(side == "all" or side.isdecimal() for side in sides))
         if not good:
             raise ValueError(
                 f"head_windows holds {word!r}.\nGive a window such as 3x3x5 or all for each head, with blanks between."

@@ -20,9 +20,9 @@ import torch
 from fpsgen.attention.op import attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Size3
-from fpsgen.bench.kernel import Shape, plan_for
 from fpsgen.bench.kernel_error import error_to_lists
 from fpsgen.bench.provenance import provenance
+from fpsgen.bench.shapes import Shape, plan_for
 from fpsgen.bench.timing import measure
 
 COLUMNS = {"choice": "Choice", "data": "Data", "density": "Density", "error": "Relative error", "ms": "ms, median"}

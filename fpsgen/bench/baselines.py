@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from fpsgen.attention.plan import AttentionPlan
+from fpsgen.models.patch.backend import flash_attention_3
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-FA3_MODULES = ("fa3_fwd", "fa3_fwd_interface", "flash_attn_interface")
 
 
 def peers(device: torch.device) -> tuple[dict[str, Attention], dict[str, str]]:
@@ -27,7 +26,7 @@ def peers(device: torch.device) -> tuple[dict[str, Attention], dict[str, str]]:
         "sdpa-flash": partial(_sdpa, backend=SDPBackend.FLASH_ATTENTION),
     }
     missing: dict[str, str] = {}
-    function = _flash_attention_3()
+    function = flash_attention_3()
     if function is None:
         missing["fa3"] = "not installed (pip install fa3-fwd, or FlashAttention's hopper folder)"
     else:
@@ -46,18 +45,6 @@ def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backend: Any = None
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def _flash_attention_3() -> Any:
-    for name in FA3_MODULES:
-        try:
-            module = import_module(name)
-        except ImportError:
-            continue
-        function = getattr(module, "flash_attn_func", None)
-        if function is not None:
-            return function
-    return None
-
-
 def _fa3_fp8(function: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
     """One scale per head; the casts are part of the call, as ours are."""
     cast, scales = _fa3_casts(q, k, v)
@@ -72,7 +59,7 @@ def _fa3_casts(*inputs: torch.Tensor) -> tuple[list[torch.Tensor], dict[str, tor
 
 def fa3_fp8_alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Callable[[], torch.Tensor]:
     """FlashAttention-3 in FP8 without its casts, which are done here; needs FlashAttention-3."""
-    function = _flash_attention_3()
+    function = flash_attention_3()
     cast, scales = _fa3_casts(q, k, v)
     return lambda: _first(function(*cast, **scales))
 

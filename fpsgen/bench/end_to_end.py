@@ -8,16 +8,13 @@ Repeats are interleaved in random order, so that a machine that slows down slows
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from fpsgen.bench.plan import BASELINE, EVERY_STEP, OURS, WARM_STEPS, methods_to_run
 from fpsgen.bench.progress import Progress
 from fpsgen.bench.provenance import provenance
-from fpsgen.bench.rows import append_rows, bench_row
+from fpsgen.bench.rows import Runs, append_rows, bench_row
 from fpsgen.evaluate.quality import quality
 from fpsgen.files import write_text
 from fpsgen.pipeline.events import Events, Timing
@@ -26,23 +23,6 @@ from fpsgen.pipeline.output import write_output
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import render
 from fpsgen.report.page import page
-
-
-@dataclass
-class Runs:
-    """What the repeats of one method gave. Times in seconds; steps: one list of step times per repeat."""
-
-    method: str
-    stages: dict[str, list[float]] = field(default_factory=dict)
-    totals: list[float] = field(default_factory=list)
-    steps: list[list[float]] = field(default_factory=list)
-    attention: list[float | None] = field(default_factory=list)
-    report: dict[str, Any] = field(default_factory=dict)
-    recipe: dict[str, Any] = field(default_factory=dict)
-    frames: np.ndarray | None = None
-    path: Path | None = None
-    cuda_bytes: int | None = None
-    quality: dict[str, float | None] = field(default_factory=dict)  # see evaluate.quality
 
 
 def run(
@@ -100,7 +80,7 @@ def _measure(model: LoadedModel, base: GenerateRequest, runs: Runs, events: Even
 
 def as_method(base: GenerateRequest, name: str) -> GenerateRequest:
     """The request run as one method, strict. bf16 is diffusers as it comes: linear layers, rounding, VAE, every step
-    with guidance and none skipped.
+    with guidance and none skipped; its attention runs on the fastest backend that is there (dense_backend).
     """
     request = base.replace(attention={"method": None if name == OURS else name, "strict": True})
     plain = {"linear": "bf16", "exact": True, **EVERY_STEP}

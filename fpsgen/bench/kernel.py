@@ -8,10 +8,8 @@ queued behind another; an online method chooses its keys within it. host_us is w
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,54 +18,17 @@ from fpsgen.attention.methods import METHODS
 from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.op import attend, kept_density, select_lists
 from fpsgen.attention.plan import AttentionPlan, BlockLists
-from fpsgen.attention.profile import Profile
 from fpsgen.attention.tiles import Size3
 from fpsgen.bench.baselines import Attention, fa3_fp8_alone, flex, peers
 from fpsgen.bench.kernel_error import Inputs, error_to_dense, error_to_lists
 from fpsgen.bench.provenance import provenance
+from fpsgen.bench.shapes import Shape, plans_for
 from fpsgen.bench.timing import captured, measure, quantile
-from fpsgen.errors import BAD_INPUT, NUMERIC, FpsgenError
-from fpsgen.pipeline.capture import captured_files, read_capture
+from fpsgen.errors import NUMERIC, FpsgenError
 
 SCHEMA = "fpsgen.bench.kernel/1"
 FP8_GATE, GATE = 4e-2, 1e-2  # relative L2: P's cast to E4M3 alone is 1.7e-2, bf16 4e-3
 LOOSE_GATE = 0.15  # against inputs that are not quantized alike; this only catches wrong answers
-
-
-@dataclass(frozen=True)
-class Shape:
-    """grid: (T, H, W) tokens. tile: of windowed methods and of fp8. source: a capture that the inputs are read from."""
-
-    name: str
-    grid: Size3
-    heads: int
-    dim: int = 128
-    batch: int = 1
-    tile: str | Size3 = "fit"
-    source: Path | None = None
-
-    def inputs(self, device: torch.device) -> Inputs:
-        """q, k, v [B, L, H, D] in bf16, raster order: captured, or normal and drawn on the device."""
-        if self.source is not None:
-            found = read_capture(self.source)
-            return cast(Inputs, tuple(x.to(device, torch.bfloat16) for x in (found.q, found.k, found.v)))
-        generator = torch.Generator(device).manual_seed(0)
-        size = (self.batch, self.grid[0] * self.grid[1] * self.grid[2], self.heads, self.dim)
-        drawn = (torch.randn(size, generator=generator, device=device, dtype=torch.bfloat16) for _ in range(3))
-        return cast(Inputs, tuple(drawn))
-
-
-def captured_shapes(folder: Path, tiles: Sequence[str | Size3]) -> list[Shape]:
-    """A shape for each capture in a folder and each tile. Raises FpsgenError BAD_INPUT."""
-    files = captured_files(folder)
-    if not files:
-        raise FpsgenError(f"{folder} holds no captures", "make some: fpsgen generate --capture FOLDER", BAD_INPUT)
-    shapes = []
-    for path in files:
-        found = read_capture(path)
-        heads, dim = found.q.shape[2:]
-        shapes += [Shape(found.name, found.grid, heads, dim, 1, tile, path) for tile in tiles]
-    return shapes
 
 
 def run(
@@ -93,7 +54,7 @@ def run(
             compiled.add(shape.grid)
             yield from _flex_rows(shape, inputs, densities, common, seconds)
         for name in methods:
-            for plan in _plans(shape, name, densities if METHODS[name].windowed else [1.0]):
+            for plan in plans_for(shape, name, densities if METHODS[name].windowed else [1.0]):
                 yield common | _method_row(shape, plan, inputs, seconds)
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -122,7 +83,7 @@ def _peer_rows(
 def _flex_rows(
     shape: Shape, inputs: Inputs, densities: list[float], common: dict[str, Any], seconds: float
 ) -> Iterator[dict[str, Any]]:
-    for plan in _plans(shape, "sta", densities):
+    for plan in plans_for(shape, "sta", densities):
         row = {**common, "method": "flex", "peer": True, "density": round(density_of(plan), 4)}
         row |= {"tile": list(plan.tile), "window": list(plan.window)}
         yield row | _flex(plan, in_order(inputs, plan), seconds)
@@ -186,7 +147,7 @@ def _parts(plan: AttentionPlan, inputs: Inputs, lists: BlockLists, seconds: floa
     if plan.fp8:
         means = (bool(plan.smooth_k), plan.smooth_v, plan.int8_qk)
         for key, fused in (("prepare_ms", None), ("prepare_norm_rope_ms", norm_rope(q))):
-            if plan.int8_qk and fused is not None:
+            if fused is not None and not plan.fuses_norm_rope(q.device, dim):
                 continue  # norms come before it
             prepare = captured(partial(quantize, q, k, v, plan.tables(q.device), plan.granularity, True, fused, *means))
             row[key] = round(statistics.median(measure(prepare, seconds, q.device).milliseconds), 4)
@@ -231,35 +192,6 @@ def _rate(times: list[float], density: float, q: torch.Tensor) -> dict[str, floa
         "p90_ms": round(quantile(times, 0.9), 4),
         "tflops": round(_operations(density, q) / median / 1e9, 1),
     }
-
-
-def _plans(shape: Shape, method: str, densities: list[float]) -> list[AttentionPlan]:
-    return list(dict.fromkeys(plan_for(shape, method, density) for density in densities))
-
-
-def plan_for(shape: Shape, method: str, density: float) -> AttentionPlan:
-    """The plan whose window of equal sides comes nearest to `density`."""
-    if not METHODS[method].windowed or density >= 1:
-        return AttentionPlan(shape.grid, METHODS[method].tile or shape.tile, method=method)
-    if shape.tile == "blocks":
-        return AttentionPlan.of(Profile("bench", method, shape.tile, density=density), shape.grid)
-    tiles = AttentionPlan(shape.grid, shape.tile).tiling.tile_grid
-    sides = [sorted({*range(1, n, 2), n}) for n in tiles]
-    plans = {
-        (t, h, w): AttentionPlan(shape.grid, shape.tile, (t, h, w), method=method)
-        for t in sides[0]
-        for h in sides[1]
-        for w in sides[2]
-        if abs(t * h * w / (tiles[0] * tiles[1] * tiles[2]) - density) < 0.5 * density
-    }
-    if not plans:
-        return AttentionPlan(shape.grid, shape.tile, (1, 1, 1), method=method)
-
-    def cost(window: Size3) -> float:
-        share = [w / n for w, n in zip(window, tiles, strict=True)]
-        return abs(share[0] * share[1] * share[2] / density - 1) + 0.1 * (max(share) / min(share) - 1)
-
-    return plans[min(plans, key=cost)]
 
 
 def _timed(

@@ -23,8 +23,9 @@ from fpsgen.attention.op import attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Size3
 from fpsgen.bench.baselines import fa3_fp8_alone, peers
-from fpsgen.bench.kernel import Shape, attend_alone, density_of, norm_rope, operations, plan_for
+from fpsgen.bench.kernel import attend_alone, density_of, norm_rope, operations
 from fpsgen.bench.provenance import provenance
+from fpsgen.bench.shapes import Shape, plan_for
 from fpsgen.bench.timing import captured, measure
 
 CLOCK = {

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from fpsgen.bench.provenance import spread
 from fpsgen.errors import DISK, FpsgenError
@@ -13,12 +16,25 @@ from fpsgen.evaluate.quality import QUALITY
 from fpsgen.pipeline.events import peak_rss
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import mean_density
-from fpsgen.pipeline.size import token_grid
-
-if TYPE_CHECKING:
-    from fpsgen.bench.end_to_end import Runs
 
 SCHEMA = "fpsgen.bench/2"
+
+
+@dataclass
+class Runs:
+    """What the repeats of one method gave. Times in seconds; steps: one list of step times per repeat."""
+
+    method: str
+    stages: dict[str, list[float]] = field(default_factory=dict)
+    totals: list[float] = field(default_factory=list)
+    steps: list[list[float]] = field(default_factory=list)
+    attention: list[float | None] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    frames: np.ndarray | None = None
+    path: Path | None = None
+    cuda_bytes: int | None = None
+    quality: dict[str, float | None] = field(default_factory=dict)  # see evaluate.quality
 
 
 def bench_row(runs: Runs, baseline: Runs, base: GenerateRequest, facts: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +65,7 @@ def bench_row(runs: Runs, baseline: Runs, base: GenerateRequest, facts: dict[str
         "attention_share": round(statistics.median(attention) / denoise, 4) if attention else None,
         "density": mean_density(runs.report),
         "kernels": runs.report["kernels"],
+        "bf16_backend": runs.report["bf16_backend"],
         "peak_memory": {"rss_bytes_of_process": peak_rss(), "cuda_bytes": runs.cuda_bytes},
         "speedup_denoise": round(statistics.median(baseline.stages["denoise"]) / denoise, 3),
         "speedup_total": round(statistics.median(baseline.totals) / statistics.median(runs.totals), 3),
@@ -65,7 +82,7 @@ def linear_of(report: dict[str, Any]) -> str:
 def setting_of(base: GenerateRequest) -> dict[str, Any]:
     """What every row of a bench says of the video."""
     video, sampling = base.video, base.sampling
-    grid = token_grid(video.frames, video.height, video.width)
+    grid = base.model.geometry.token_grid(video.width, video.height, video.frames)
     return {
         "model": base.model.spec.name,
         "prompt": base.prompt.text,

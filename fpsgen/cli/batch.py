@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fpsgen.cli import console
-from fpsgen.cli.options import complete_files, examples, takes_settings
+from fpsgen.cli.options import argument, examples, takes_settings
 from fpsgen.errors import PARTIAL
-from fpsgen.report.lines import clock
+from fpsgen.report.lines import duration
 from fpsgen.settings.gather import gather
 from fpsgen.text import plural
 
@@ -28,15 +28,7 @@ EXAMPLES = examples(
     'A line of a .jsonl file: {"prompt": "a cat surfing", "seed": 1, "output": "cat.mp4"}',
 )
 
-File = Annotated[
-    str,
-    typer.Argument(
-        metavar="FILE",
-        help=".txt (a prompt per line), .jsonl (options too), - (stdin).",
-        show_default=False,
-        autocompletion=complete_files,
-    ),
-]
+File = Annotated[str, argument("FILE", ".txt (a prompt per line), .jsonl (options too), - (stdin).")]
 
 
 @takes_settings("batch")
@@ -63,26 +55,20 @@ def make_batch(file: str, given: dict[str, Any], command: str) -> None:
     from fpsgen.batch.run import run
     from fpsgen.cli import progress
     from fpsgen.models.catalog.machine import this_machine
-    from fpsgen.pipeline.events import Timing
     from fpsgen.pipeline.memory import check_machine
 
     machine = this_machine()
     for job in jobs.jobs:
         check_machine(job.request, machine)
-    console.quiet_libraries(settings.debug)
     outcomes: list[Outcome] = []
-    with progress.choose(settings.quiet) as events:
+    with progress.working(settings.quiet, settings.debug, jobs.warnings) as (events, timing):
         shown = ShownProgress(events)
-        timing = Timing(events)
-        for text in jobs.warnings:
-            timing.warn(text)
         events.note("batch", f"{plural(len(jobs.jobs), 'video')} into {jobs.folder}, model {models_of(jobs)}")
         try:
-            with console.library_warnings(timing.warn, settings.debug):
-                for outcome in run(jobs, shown, timing):
-                    outcomes.append(outcome)
-                    if not settings.json and outcome.path is not None:
-                        print(outcome.path, flush=True)
+            for outcome in run(jobs, shown, timing):
+                outcomes.append(outcome)
+                if not settings.json and outcome.path is not None:
+                    print(outcome.path, flush=True)
         except BaseException:
             left = len(jobs.jobs) - sum(outcome.path is not None for outcome in outcomes)
             count = plural(len(jobs.jobs), "video")
@@ -130,7 +116,7 @@ class ShownProgress:
             self._events.warn(f"{self._place} line {outcome.job.number} failed: {what} ({fix})")
             return
         self._spent.append(outcome.seconds)
-        eta = f", ETA {clock(self._rest(self._left) or 0)}" if self._left else ""
+        eta = f", ETA {duration(self._rest(self._left) or 0)}" if self._left else ""
         name = outcome.path.name if outcome.path else ""
         self._events.note(self._place, f"{name} in {outcome.seconds:.1f} s{eta}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import typer
 from fpsgen.cli import console
 from fpsgen.cli.options import CONTEXT, Command, Group, examples, takes_settings
 from fpsgen.errors import USAGE, FpsgenError
-from fpsgen.settings.bench_table import SHAPES
-from fpsgen.settings.gather import DEFAULT, gather
+from fpsgen.settings.gather import DEFAULT, Settings, gather
+from fpsgen.settings.groups.measuring import SHAPES
 from fpsgen.settings.parsers import method_names
 from fpsgen.signals import interruptible
 
@@ -57,19 +58,12 @@ def bench(context: typer.Context, given: dict[str, Any]) -> None:
     with measuring(settings) as (request, timing):
         with timing.stage("import"):
             from fpsgen.bench import end_to_end
-        with console.library_warnings(timing.warn, settings.debug):
-            rows = end_to_end.run(
-                request, settings.compare, settings.repeats, settings.random_weights, timing, command_line()
-            )
+        arguments = (request, settings.compare, settings.repeats, settings.random_weights, timing, command_line())
+        rows = end_to_end.run(*arguments)
     path = end_to_end.save(rows, Path(settings.bench_output), request.output.path.parent)
-    if settings.json:
-        console.print_json("bench", rows, timing.warnings)
-        return
-    if not settings.quiet:
-        from fpsgen.report.bench import table
+    from fpsgen.report.bench import table
 
-        print("\n".join(table(rows)))
-    print(path, flush=True)
+    console.print_rows("bench", rows, settings, lambda: table(rows), path, warnings=timing.warnings)
 
 
 @app.command("kernel", cls=Command, epilog=KERNEL_EXAMPLES)
@@ -89,16 +83,17 @@ def kernel(given: dict[str, Any]) -> None:
     import torch
 
     from fpsgen.bench import kernel as measured
-    from fpsgen.bench.end_to_end import append_rows
+    from fpsgen.bench.rows import append_rows
+    from fpsgen.bench.shapes import Shape, captured_shapes
     from fpsgen.pipeline.loaded_model import choose_device
     from fpsgen.report.kernel import line, lines
 
     by_name: dict[Any, Any] = SHAPES
     if settings.captured is not None:
-        shapes = measured.captured_shapes(Path(settings.captured), settings.tile)
+        shapes = captured_shapes(Path(settings.captured), settings.tile)
     else:
         shapes = [
-            measured.Shape(str(name), by_name.get(name, name), heads, 64 if name == "nano" else 128, batch, tile)
+            Shape(str(name), by_name.get(name, name), heads, 64 if name == "nano" else 128, batch, tile)
             for name in settings.shape
             for heads in settings.heads
             for batch in settings.batch
@@ -119,83 +114,59 @@ def kernel(given: dict[str, Any]) -> None:
             append_rows([row], path)
             if not settings.quiet:
                 console.note(line(row))
-    if settings.json:
-        console.print_json("bench kernel", rows)
-        return
-    if not settings.quiet:
-        print("\n".join(lines(rows)))
-    print(path, flush=True)
+    console.print_rows("bench kernel", rows, settings, lambda: lines(rows), path)
 
 
 @app.command("steps", cls=Command, epilog=STEPS_EXAMPLES)
 @takes_settings("bench steps")
 def steps(given: dict[str, Any]) -> None:
     """Error of every denoising step against dense bf16, on the dense trajectory: cosine, MSE, SNR; rows and a chart."""
-    settings = gather(given)
-
-    with measuring(settings) as (request, timing):
-        with timing.stage("import"):
-            from fpsgen.bench import steps as measured
-            from fpsgen.bench.rows import append_rows
-        with console.library_warnings(timing.warn, settings.debug):
-            rows = measured.run(request, settings.compare, timing, command_line())
-    from fpsgen.report import steps as shown
-
-    path = Path(settings.bench_output) / "steps.jsonl"
-    append_rows(rows, path)
-    present(rows, path, shown, "bench steps", settings, timing)
+    with_chart("steps", gather(given), "compare")
 
 
 @app.command("waterfall", cls=Command, epilog=WATERFALL_EXAMPLES)
 @takes_settings("bench waterfall")
 def waterfall(given: dict[str, Any]) -> None:
     """What each part is worth, added one by one: tile order, attention, FP8 linear layers, fused passes, decoder."""
-    settings = gather(given)
+    with_chart("waterfall", gather(given), "repeats", "random_weights")
 
+
+def with_chart(name: str, settings: Settings, *taken: str) -> None:
+    """Run `fpsgen bench NAME`: rows into NAME.jsonl, a chart beside them; print table and paths.
+
+    bench/NAME.py measures: its run(request, ..., timing, command) gets the settings `taken` in between. report/NAME.py
+    shows: table(rows), chart(rows).
+    """
     with measuring(settings) as (request, timing):
         with timing.stage("import"):
-            from fpsgen.bench import waterfall as measured
-            from fpsgen.bench.rows import append_rows
-        with console.library_warnings(timing.warn, settings.debug):
-            rows = measured.run(request, settings.repeats, settings.random_weights, timing, command_line())
-    from fpsgen.report import waterfall as shown
-
-    path = Path(settings.bench_output) / "waterfall.jsonl"
-    append_rows(rows, path)
-    present(rows, path, shown, "bench waterfall", settings, timing)
-
-
-def present(rows: list[dict[str, Any]], path: Path, shown: Any, command: str, settings: Any, timing: Any) -> None:
-    """Write the chart beside the rows, print table and paths. shown: a module of report/ with table and chart."""
+            measured = import_module(f"fpsgen.bench.{name}")
+        arguments = (request, *(getattr(settings, key) for key in taken), timing, command_line())
+        rows = measured.run(*arguments)
+    from fpsgen.bench.rows import append_rows
     from fpsgen.files import write_text
 
+    shown = import_module(f"fpsgen.report.{name}")
+    path = Path(settings.bench_output) / f"{name}.jsonl"
+    append_rows(rows, path)
     chart = write_text(shown.chart(rows), path.with_suffix(".svg"), overwrite=True)
-    if settings.json:
-        console.print_json(command, rows, timing.warnings)
-        return
-    if not settings.quiet:
-        print("\n".join(shown.table(rows)))
-    print(path, chart, sep="\n", flush=True)
+    command, warnings = f"bench {name}", timing.warnings
+    console.print_rows(command, rows, settings, lambda: shown.table(rows), path, chart, warnings=warnings)
 
 
 @contextmanager
-def measuring(settings: Any) -> Iterator[tuple[Any, Any]]:
+def measuring(settings: Settings) -> Iterator[tuple[Any, Any]]:
     """The request that is measured and its Timing, with progress shown meanwhile. Raises FpsgenError as plan_bench and
     check_machine do.
     """
     from fpsgen.bench.plan import plan_bench
     from fpsgen.cli import progress
     from fpsgen.cli.model_choice import choose_model
-    from fpsgen.pipeline.events import Timing
     from fpsgen.pipeline.memory import check_machine
 
     planned = plan_bench(settings, choose_model)
     check_machine(planned.request)
-    console.quiet_libraries(settings.debug)
-    with progress.choose(settings.quiet) as events:
-        timing = Timing(events)
-        for text in (*settings.warnings, *planned.notes):
-            timing.warn(text)
+    warnings = (*settings.warnings, *planned.notes)
+    with progress.working(settings.quiet, settings.debug, warnings) as (events, timing):
         events.note("model", f"{planned.request.model.spec.name} ({planned.request.model.reason})")
         yield planned.request, timing
 

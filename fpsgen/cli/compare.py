@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from fpsgen.cli import console, options
 from fpsgen.cli.options import examples, takes_settings
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
@@ -21,24 +19,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = examples("fpsgen compare bf16.mp4 fps.mp4", "fpsgen compare a.mp4 b.mp4 --no-video --json")
 
-First = Annotated[
-    str,
-    typer.Argument(
-        metavar="A",
-        help="A video, shown on the left.",
-        show_default=False,
-        autocompletion=options.complete_files,
-    ),
-]
-Second = Annotated[
-    str,
-    typer.Argument(
-        metavar="B",
-        help="Another of the same size, rate and length.",
-        show_default=False,
-        autocompletion=options.complete_files,
-    ),
-]
+First = Annotated[str, options.argument("A", "A video, shown on the left.")]
+Second = Annotated[str, options.argument("B", "Another of the same size, rate and length.")]
 
 
 @takes_settings("compare")

@@ -13,6 +13,7 @@ import traceback as tb
 import warnings as py_warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 from fpsgen.errors import DISK, FpsgenError
@@ -80,6 +81,11 @@ def can_draw() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 
 
+def at_terminal() -> bool:
+    """Whether a person can be asked."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def debugging(flag: bool) -> bool:
     """Whether tracebacks and the libraries' own messages are wanted: --debug or FPSGEN_DEBUG=1."""
     return flag or os.environ.get("FPSGEN_DEBUG", "").lower() in ("1", "true", "yes", "on")
@@ -137,6 +143,26 @@ def print_json(
         "error": failure,
     }
     print(json.dumps(body, indent=2), flush=True)
+
+
+def print_rows(
+    command: str,
+    rows: list[dict[str, Any]],
+    settings: Any,
+    table: Callable[[], list[str]],
+    *paths: Path,
+    warnings: list[str] | None = None,
+) -> None:
+    """What was measured: the JSON object with --json, else a table (not with --quiet) and the paths of files.
+
+    settings: of a command with --json and --quiet.
+    """
+    if settings.json:
+        print_json(command, rows, warnings)
+        return
+    if not settings.quiet:
+        print("\n".join(table()))
+    print(*paths, sep="\n", flush=True)
 
 
 def quiet_libraries(debug: bool) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from fpsgen.cli import console
-from fpsgen.cli.options import complete_files, complete_models, examples, takes_settings
+from fpsgen.cli.options import argument, complete_models, examples, option, takes_settings
 from fpsgen.errors import USAGE, FpsgenError
-from fpsgen.settings.bench_table import EVALUATE
 from fpsgen.settings.gather import gather
+from fpsgen.settings.groups.measuring import EVALUATE
 from fpsgen.text import plural
 
 EXAMPLES = examples(
@@ -22,21 +20,14 @@ EXAMPLES = examples(
 )
 HELD_OUT, SAMPLES = "prompts/nano-held-out.txt", "prompts/wan.txt"
 
-Which = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL", help="A model's name or folder.", show_default=False, autocompletion=complete_models
-    ),
-]
+Which = Annotated[str | None, argument("MODEL", "A model's name or folder.", complete_models)]
 Prompts = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--prompts",
         metavar="FILE",
-        help=f"Prompts as fpsgen batch takes them. \\[nano: {HELD_OUT}, else {SAMPLES}]",
-        show_default=False,
-        rich_help_panel=EVALUATE,
-        autocompletion=complete_files,
+        help=f"Prompts as fpsgen batch takes them. [nano: {HELD_OUT}, else {SAMPLES}]",
+        group=EVALUATE,
     ),
 ]
 
@@ -60,7 +51,6 @@ def evaluate(given: dict[str, Any], which: Which = None, prompts: Prompts = None
     from fpsgen.cli.batch import sample_or
     from fpsgen.cli.bench import command_line
     from fpsgen.cli.model_choice import choose_model
-    from fpsgen.pipeline.events import Timing
     from fpsgen.pipeline.memory import check_machine
 
     choice = choose_model(settings)
@@ -69,21 +59,11 @@ def evaluate(given: dict[str, Any], which: Which = None, prompts: Prompts = None
     jobs = read_batch(source, given | {"output": f"{folder}/", "overwrite": True}, True, lambda _: choice)
     requests = with_seeds([job.request for job in jobs.jobs], settings.seeds)
     check_machine(requests[0])
-    console.quiet_libraries(settings.debug)
-    with progress.choose(settings.quiet) as events:
-        timing = Timing(events)
-        for text in jobs.warnings:
-            timing.warn(text)
+    with progress.working(settings.quiet, settings.debug, jobs.warnings) as (events, timing):
         events.note("model", f"{choice.spec.name} ({choice.reason})")
         events.note("evaluate", f"{plural(len(requests), 'video')} a method, into {folder}")
-        with console.library_warnings(timing.warn, settings.debug):
-            rows = run(requests, teacher, settings.compare, folder, timing, command_line())
+        rows = run(requests, teacher, settings.compare, folder, timing, command_line())
     path = save(rows, folder)
     from fpsgen.report.evaluate import summarize, table
 
-    if settings.json:
-        console.print_json("evaluate", summarize(rows), timing.warnings)
-        return
-    if not settings.quiet:
-        print("\n".join(table(rows)))
-    print(path, flush=True)
+    console.print_rows("evaluate", summarize(rows), settings, lambda: table(rows), path, warnings=timing.warnings)

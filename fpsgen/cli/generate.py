@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
-from fpsgen.cli.options import complete_files, examples, takes_settings
+from fpsgen.cli.options import argument, examples, option, takes_settings
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.settings.gather import gather
-from fpsgen.settings.table import VIDEO
+from fpsgen.settings.groups.video import VIDEO
 
 EXAMPLES = examples(
     'fpsgen generate "a cat surfing"',
@@ -20,20 +18,10 @@ EXAMPLES = examples(
     "FPSGEN_CONFIG names a settings file.",
 )
 
-Prompt = Annotated[
-    str | None,
-    typer.Argument(metavar="PROMPT", help='What the video shows, in quotes: "a cat surfing".', show_default=False),
-]
+Prompt = Annotated[str | None, argument("PROMPT", 'What the video shows, in quotes: "a cat surfing".', None)]
 Prompts = Annotated[
     str | None,
-    typer.Option(
-        "--prompts",
-        metavar="FILE",
-        help="Many videos, as fpsgen batch FILE makes them.",
-        show_default=False,
-        rich_help_panel=VIDEO,
-        autocompletion=complete_files,
-    ),
+    option("--prompts", metavar="FILE", help="Many videos, as fpsgen batch FILE makes them.", group=VIDEO),
 ]
 
 

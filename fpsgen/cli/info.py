@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from fpsgen.cli import console, options
 from fpsgen.cli.options import examples, takes_settings
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.files import make_folder
 from fpsgen.settings.gather import gather
+from fpsgen.settings.table import SETTINGS
 from fpsgen.text import plural, show
 
 INFO_EXAMPLES = examples(
@@ -19,25 +18,15 @@ INFO_EXAMPLES = examples(
 )
 REPLAY_EXAMPLES = examples("fpsgen replay outputs/a-cat-surfing-7.mp4", "fpsgen replay cat.mp4 -o again.mp4")
 
-File = Annotated[
-    str,
-    typer.Argument(
-        metavar="FILE",
-        help="A video that fpsgen made, or the JSON beside it.",
-        show_default=False,
-        autocompletion=options.complete_files,
-    ),
-]
+File = Annotated[str, options.argument("FILE", "A video that fpsgen made, or the JSON beside it.")]
 Sheet = Annotated[
     str | None,
-    typer.Option(
-        "--sheet",
-        metavar="PNG",
-        help="Write a contact sheet of the video: 12 of its frames on one picture.",
-        show_default=False,
-        autocompletion=options.complete_files,
+    options.option(
+        "--sheet", metavar="PNG", help="Write a contact sheet of the video: 12 of its frames on one picture."
     ),
 ]
+# settings of a recipe that are always shown; others where they are not the default
+SHOWN = ("negative", "frames", "fps", "steps", "guidance", "shift", "seed", "method", "schedule", "dtype")
 SHEET_FRAMES, SHEET_COLUMNS, SHEET_WIDTH = 12, 4, 320  # the last in pixels of a frame
 
 
@@ -100,6 +89,8 @@ def replay(file: File, given: dict[str, Any]) -> None:
 
 def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of what made the video. Any JSON may stand in a recipe; what makes no sense is shown as it is."""
+    from fpsgen.pipeline.recipe import AS_SCHEDULED
+
     get = recipe.get
     model = table(recipe, "model")
     rows = [("prompt", str(get("prompt"))), ("negative", str(get("negative")) or "(empty)")]
@@ -112,6 +103,9 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
     size = get("scaled_to")
     rows += [("scaled to", "x".join(map(str, size)))] if isinstance(size, list) else []
     rows += [(name, str(get(name))) for name in ("steps", "guidance", "shift", "seed", "method")]
+    for entry in SETTINGS.values():
+        if entry.recipe and entry.name not in SHOWN and get(entry.name) not in (None, entry.default, AS_SCHEDULED):
+            rows.append((entry.option[2:], str(get(entry.name))))
     rows += schedule_rows(table(recipe, "schedule"))
     rows.append(("ran on", f"{get('device')}, {get('dtype')}, VAE {get('vae_dtype')}"))
     rows.append(("versions", ", ".join(f"{name} {value}" for name, value in table(recipe, "versions").items())))
@@ -138,6 +132,8 @@ def schedule_rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
             how = f"window {'x'.join('all' if side == 0 else str(side) for side in profile.window)} tiles"
         tile = profile.tile if isinstance(profile.tile, str) else "x".join(map(str, profile.tile or ()))
         rows.append((f"  sigma {low:.3g} to {high:.3g}", f"{name}: {profile.method}, {how}, tile {tile}"))
+    if schedule.fp8_linear:
+        rows.append(("  FP8 linears", ", ".join(schedule.fp8_linear)))
     if schedule.dense_layers:
         rows.append(("  dense layers", ", ".join(map(str, schedule.dense_layers))))
     return rows

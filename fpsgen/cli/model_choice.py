@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from fpsgen.cli import console
@@ -50,7 +49,7 @@ def choose_model(settings: Settings) -> ModelChoice:
 
 def fetch(spec: ModelSpec, settings: Settings) -> None:
     """Bring a model's files onto this machine, with progress on stderr. Raises FpsgenError MODEL, NETWORK, DISK."""
-    from fpsgen.cli.models import Bytes
+    from fpsgen.cli.transfer import Bytes
     from fpsgen.models.catalog.pull import pull
 
     console.quiet_libraries(settings.debug)
@@ -58,14 +57,9 @@ def fetch(spec: ModelSpec, settings: Settings) -> None:
         pull(spec.source, spec.revision, progress)
 
 
-def at_terminal() -> bool:
-    """Whether a person can be asked."""
-    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
-
-
 def _agreed(spec: ModelSpec) -> bool:
     """Whether a person, if one is there, wants it fetched now."""
-    if not at_terminal():
+    if not console.at_terminal():
         return False
     from fpsgen.models.catalog.cache import bytes_to_fetch
 

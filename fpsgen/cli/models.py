@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
-from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fpsgen.cli import console, options
+from fpsgen.cli.transfer import Bytes
 from fpsgen.errors import MODEL, USAGE, FpsgenError
-from fpsgen.report.lines import amount, columns
+from fpsgen.report.lines import amount
+from fpsgen.report.models import described, listed
 from fpsgen.text import plural, show
 
 if TYPE_CHECKING:
     from fpsgen.models.catalog.registry import ModelSpec
-    from fpsgen.models.catalog.vocabulary import Vocabulary
 
 app = typer.Typer(
     name="models",
@@ -32,12 +30,7 @@ app = typer.Typer(
 
 Name = Annotated[
     str,
-    typer.Argument(
-        metavar="NAME",
-        help="nano, wan2.1-1.3b, wan2.1-14b, OWNER/REPOSITORY, or a folder.",
-        show_default=False,
-        autocompletion=options.complete_models,
-    ),
+    options.argument("NAME", "nano, wan2.1-1.3b, wan2.1-14b, OWNER/REPOSITORY, or a folder.", options.complete_models),
 ]
 
 
@@ -45,6 +38,7 @@ Name = Annotated[
 def list_models(as_json: options.Json = False) -> None:
     """List the models that fpsgen knows by name, and which of them are on this machine."""
     from fpsgen.models.catalog.cache import on_disk
+    from fpsgen.models.catalog.folder import folder_size
     from fpsgen.models.catalog.registry import models
 
     rows = []
@@ -68,19 +62,7 @@ def list_models(as_json: options.Json = False) -> None:
     if as_json:
         console.print_json("models list", rows)
         return
-    lines = [["name", "parameters", "download", "on disk", "GPU memory", "licence"]]
-    for row in rows:
-        lines.append(
-            [
-                show(row["name"]),
-                _parameters(row["parameters_b"]),
-                f"{row['download_gb']:g} GB" if row["download_gb"] else "-",
-                amount(row["bytes_on_disk"]) if row["path"] else "no",
-                f"{row['min_memory_gb']:g} GB" if row["min_memory_gb"] else "none",
-                show(row["licence"]),
-            ]
-        )
-    print("\n".join(columns(lines)))
+    print("\n".join(listed(rows)))
 
 
 @app.command("show", cls=options.Command, epilog=options.examples("fpsgen models show nano"))
@@ -88,6 +70,7 @@ def show_model(name: Name, as_json: options.Json = False) -> None:
     """Show what is known of a model: licence, sizes, defaults, what it can do, and whether this machine can run it."""
     from fpsgen.models.catalog.cache import bytes_to_fetch
     from fpsgen.models.catalog.choice import choose
+    from fpsgen.models.catalog.folder import folder_size
     from fpsgen.models.catalog.machine import lacks, this_machine
 
     choice = choose(name, missing_ok=True)
@@ -104,41 +87,8 @@ def show_model(name: Name, as_json: options.Json = False) -> None:
     if as_json:
         console.print_json("models show", [row])
         return
-    size = f"{spec.width}x{spec.height}, {spec.frames} frames at {spec.fps} a second"
-    sampling = f"{spec.steps} steps, guidance {spec.guidance:g}, shift {spec.shift:g}"
-    disk = f"{choice.folder} ({amount(folder_size(choice.folder))})" if choice.folder else "no"
-    lines = [
-        ["name", spec.name],
-        ["what", spec.description],
-        ["licence", spec.licence],
-        ["source", spec.source + ("" if spec.embedded else f" at {spec.revision}")],
-        [
-            "on disk",
-            disk if choice.folder or not row["bytes_to_fetch"] else f"no; {amount(row['bytes_to_fetch'])} to fetch",
-        ],
-        ["parameters", _parameters(spec.parameters)],
-        ["machine", f"{lack}" if lack else "fits this one"],
-        ["default", f"{size}; {sampling}"],
-        *(
-            ["size", f"{label} {_sizes([size])}" + _noted(spec.notes.get(label))]
-            for label, size in spec.resolutions.items()
-        ),
-        ["makes", f"{_sizes(spec.trained_sizes)}; other sizes are scaled from these"]
-        if spec.trained_sizes
-        else ["makes", f"sides in multiples of {geometry.side} up to {geometry.positions * geometry.side}"],
-        ["lengths", f"{geometry.temporal}n+1 frames"],
-        ["prompt", f"the first {spec.max_sequence_length} tokens of it"],
-        ["schedule", "its own, which its weights were trained with" if spec.trained_schedule else "none of its own"],
-        *(
-            [["scheduler", f"{choice.pipeline.scheduler}" + _replaced(choice.replaced_scheduler)]]
-            if choice.pipeline
-            else []
-        ),
-        *([[kind, ", ".join(words)] for kind, words in _drawn(vocabulary)] if vocabulary else []),
-        ["negative", spec.negative_prompt or "(empty)"],
-    ]
-    for label, text in lines:
-        print(f"{label:<10}  {show(text, 2000)}")
+    size = folder_size(choice.folder) if choice.folder else 0
+    print("\n".join(described(choice, size, row["bytes_to_fetch"], lack)))
 
 
 @app.command(cls=options.Command, epilog=options.examples("fpsgen models pull wan2.1-1.3b"))
@@ -240,7 +190,7 @@ def rm(
     if not (quiet and yes):
         console.note(f"{store.folder}: {amount(size)}")
     if not yes:
-        if not sys.stdin.isatty():
+        if not console.at_terminal():
             raise FpsgenError("nobody is there to be asked", "add --yes", USAGE)
         if not console.ask("remove it?"):
             console.note(f"{name} stays")
@@ -265,13 +215,6 @@ def known(name: str) -> tuple[ModelSpec | None, str]:
     raise FpsgenError(f"no model is named {show(name)!r}", f"choose from {names}, or OWNER/REPOSITORY", MODEL)
 
 
-def folder_size(folder: Path) -> int:
-    """Bytes of the files of a model folder."""
-    from fpsgen.models.catalog.folder import model_files
-
-    return sum(path.stat().st_size for path in model_files(folder) if path.exists())
-
-
 def _complete(source: str, revision: str) -> bool:
     """Whether a pinned commit is intact on disk; a branch may have moved, unless nothing can be asked."""
     from fpsgen.models.catalog.cache import cached
@@ -290,73 +233,8 @@ def _complete(source: str, revision: str) -> bool:
     return True
 
 
-def _parameters(count: float) -> str:
-    """Parameters, given in thousand millions."""
-    return f"{count * 1e3:.0f} M" if count < 1 else f"{count:g} B"
-
-
-def _sizes(sizes: Iterable[tuple[int, int]]) -> str:
-    return ", ".join(f"{width}x{height}" for width, height in sizes)
-
-
-def _noted(note: str | None) -> str:
-    return f" ({note})" if note else ""
-
-
-def _replaced(name: str | None) -> str:
-    return ", in whose place UniPCMultistepScheduler is used" if name else ""
-
-
-def _drawn(vocabulary: Vocabulary) -> list[tuple[str, tuple[str, ...]]]:
-    return [
-        ("draws", vocabulary.subjects),
-        ("colours", vocabulary.colours),
-        ("motions", vocabulary.motions),
-        ("places", vocabulary.backgrounds),
-    ]
-
-
 def _result(command: str, row: dict[str, Any], as_json: bool) -> None:
     if as_json:
         console.print_json(f"models {command}", [row])
     else:
         print(row["path"], flush=True)
-
-
-class Bytes:
-    """Bytes as they pass: a bar on a terminal, a line for every tenth elsewhere, nothing when quiet."""
-
-    def __init__(self, quiet: bool, title: str) -> None:
-        self._quiet, self._title = quiet, title
-        self._bar: Any = None
-        self._tenth = 0
-        self._start = time.monotonic()
-        self._first = -1
-
-    def __enter__(self) -> Bytes:
-        if not self._quiet and console.can_draw():
-            from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-            from rich.progress import TransferSpeedColumn as Speed
-
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(16), DownloadColumn(), Speed())
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-            self._bar.add_task(self._title, total=None)
-            self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def __call__(self, name: str, done: int, total: int) -> None:
-        if self._bar is not None:
-            self._bar.update(0, completed=done, total=total, description=name[-30:])
-            return
-        self._first = done if self._first < 0 else self._first
-        tenth = done * 10 // total if total else 10
-        if self._quiet or tenth <= self._tenth:
-            return
-        self._tenth = tenth
-        pace = (done - self._first) / max(time.monotonic() - self._start, 1e-3)
-        console.note(f"{self._title}  {amount(done)} of {amount(total)}, {amount(pace)}/s")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from fpsgen.cli import console, progress
 from fpsgen.errors import USAGE, FpsgenError
-from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.libraries import import_libraries
 from fpsgen.pipeline.memory import check_machine
 from fpsgen.report.lines import describe, summary
@@ -28,19 +27,14 @@ def make_video(
     """
     capture = capture_of(settings)
     check_machine(request)
-    console.quiet_libraries(settings.debug)
-    with progress.choose(settings.quiet) as events:
-        timing = Timing(events)
-        for text in (*settings.warnings, *notes):
-            timing.warn(text)
+    with progress.working(settings.quiet, settings.debug, (*settings.warnings, *notes)) as (events, timing):
         events.note("model", f"{request.model.spec.name} ({request.model.reason})")
         events.note("video", describe(request))
         with timing.stage("import"):
             import_libraries()
         from fpsgen.pipeline.run import run
 
-        with console.library_warnings(timing.warn, settings.debug):
-            result = run(request, timing, capture=capture)
+        result = run(request, timing, capture=capture)
         if made_on not in (None, result.recipe["device"]):
             timing.warn(f"it was made on {show(made_on)}, and now on {result.recipe['device']}")
         events.note("saved", summary(result.report))

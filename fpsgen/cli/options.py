@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from fpsgen.settings.setting import Setting
-from fpsgen.settings.table import SETTINGS, preset_names
+from fpsgen.settings.table import SETTINGS
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -76,8 +76,8 @@ def annotation(entry: Setting, command: str = "") -> Any:
         names = [f"{entry.option}/{entry.option.replace('--', '--no-', 1)}"]
     if entry.short:
         names.append(entry.short)
-    unset = entry.unset_in.get(command, entry.unset)
-    text = entry.help + (f" [{unset}]" if unset else "")
+    default = entry.default_text(command)
+    text = entry.help + (f" [{default}]" if default else "")
     option = typer.Option(
         *names,
         rich_help_panel=entry.group,
@@ -109,6 +109,17 @@ def complete_files(incomplete: str) -> list[str]:
     return _files(incomplete, ())
 
 
+def argument(metavar: str, help: str, complete: Callable[[str], list[str]] | None = complete_files) -> Any:
+    """A command's argument. complete: what shells offer for it."""
+    return typer.Argument(metavar=metavar, help=help, show_default=False, autocompletion=complete)
+
+
+def option(*names: str, metavar: str, help: str, group: str | None = None) -> Any:
+    """A command's own option whose value is a file."""
+    shown = {"rich_help_panel": group, "show_default": False, "autocompletion": complete_files}
+    return typer.Option(*names, metavar=metavar, help=help.replace("[", "\\["), **shown)
+
+
 def _files(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
     """Folders, and files with one of `suffixes` (any, if none are named), that begin so."""
     folder, _, start = incomplete.rpartition("/")
@@ -134,7 +145,9 @@ def _sizes(incomplete: str) -> list[str]:
 
 
 def _schedules(incomplete: str) -> list[str]:
-    return _starting(preset_names(), incomplete) + _files(incomplete, (".toml",))
+    from fpsgen.attention.presets import PRESETS
+
+    return _starting(PRESETS, incomplete) + _files(incomplete, (".toml",))
 
 
 _LISTS: dict[str, Callable[[str], list[str]]] = {
@@ -147,9 +160,9 @@ _LISTS: dict[str, Callable[[str], list[str]]] = {
 
 def _completion(entry: Setting) -> Callable[[str], list[str]]:
     def complete(incomplete: str) -> list[str]:
-        if callable(entry.complete):
-            return _starting(entry.complete(), incomplete)
-        return _LISTS[entry.complete](incomplete) if entry.complete else []
+        if isinstance(entry.complete, str):
+            return _LISTS[entry.complete](incomplete)
+        return _starting(entry.complete or entry.parser.names(), incomplete)
 
     return complete
 

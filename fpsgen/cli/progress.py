@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 from fpsgen.cli import console
-from fpsgen.report.lines import clock
+from fpsgen.pipeline.events import Timing
+from fpsgen.report.lines import duration
 from fpsgen.text import plural
 
 
@@ -76,7 +79,7 @@ class Plain(Quiet):
             self._tenth = done * 10 // total
             self.note(self._stage, f"{done}/{total} {pace(done, total, self._spent)}  {note}")
         if self._unknown and 1 < done < total:  # the first step warms up
-            self.note("batch", f"ETA of all about {clock(self._spent / done * total * self._unknown)}")
+            self.note("batch", f"ETA of all about {duration(self._spent / done * total * self._unknown)}")
             self._unknown = 0
 
     def note(self, name: str, text: str) -> None:
@@ -84,7 +87,7 @@ class Plain(Quiet):
 
     def job(self, place: str, prompt: str, rest: float | None, left: int) -> None:
         super().job(place, prompt, rest, left)
-        self.note(place, console.one_line(prompt, 60) + (f", ETA of all {clock(rest)}" if rest else ""))
+        self.note(place, console.one_line(prompt, 60) + (f", ETA of all {duration(rest)}" if rest else ""))
 
     def warn(self, text: str) -> None:
         console.warning(text)
@@ -138,7 +141,7 @@ class Drawn(Quiet):
         done = index + 1
         self._pace = f", {plural(total, 'step')}, {self._spent / done:.2f} s/it"
         rest = self._spent / done * total * self._unknown - self._spent
-        every = f"all about {clock(rest)}  " if self._unknown else ""
+        every = f"all about {duration(rest)}  " if self._unknown else ""
         text = f"{done}/{total} {pace(done, total, self._spent)}  {every}{self._job or note}"
         self._progress.update(self._task, total=total, completed=done, note=text)
 
@@ -147,7 +150,7 @@ class Drawn(Quiet):
 
     def job(self, place: str, prompt: str, rest: float | None, left: int) -> None:
         super().job(place, prompt, rest, left)
-        self._job = f"{place} " + (f"all {clock(rest)}  " if rest else "") + console.one_line(prompt, 40)
+        self._job = f"{place} " + (f"all {duration(rest)}  " if rest else "") + console.one_line(prompt, 40)
 
     def warn(self, text: str) -> None:
         self._print(f"warning: {text}")
@@ -161,7 +164,22 @@ def choose(quiet: bool) -> Quiet:
     return Quiet() if quiet else Drawn() if console.can_draw() else Plain()
 
 
+@contextmanager
+def working(quiet: bool, debug: bool = False, warnings: Iterable[str] = ()) -> Iterator[tuple[Quiet, Timing]]:
+    """Progress on stderr for the block, and a Timing that reports to it.
+
+    warnings: said first; those that our own code raises meanwhile follow. Libraries are silent unless debug.
+    """
+    console.quiet_libraries(debug)
+    with choose(quiet) as events:
+        timing = Timing(events)
+        for text in warnings:
+            timing.warn(text)
+        with console.library_warnings(timing.warn, debug):
+            yield events, timing
+
+
 def pace(done: int, total: int, spent: float) -> str:
     """Seconds for a step so far, and the time that the rest will take."""
     each = spent / done
-    return f"{each:.2f} s/it ETA {clock(each * (total - done))}"
+    return f"{each:.2f} s/it ETA {duration(each * (total - done))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from fpsgen.cli import console, options, progress
 from fpsgen.errors import USAGE, FpsgenError
+from fpsgen.settings.gather import gather
 from fpsgen.text import plural
 
 
@@ -58,12 +60,7 @@ class _Steps:
 @app.callback(invoke_without_command=True)
 def train(
     context: typer.Context,
-    config: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="FILE", help="A run as TOML.", show_default=False, autocompletion=options.complete_files
-        ),
-    ] = None,
+    config: Annotated[str | None, options.argument("FILE", "A run as TOML.")] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", metavar="NAME", help="A run that comes with fpsgen: nano-demo.")
     ] = None,
@@ -71,13 +68,11 @@ def train(
         str | None,
         typer.Option("--output", "-o", metavar="DIR", rich_help_panel="Output", help="The run's folder. [runs/NAME]"),
     ] = None,
-    device: Annotated[
-        str, typer.Option("--device", metavar="NAME", rich_help_panel="Machine", help="auto, cpu, cuda or cuda:N.")
-    ] = "auto",
+    device: options.Device = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Distil a model's dense attention into its sparse one, export it and make a sample.
+    """Distil a model's dense attention into its sparse one, export it and evaluate it.
 
     stdout: the folder of the trained model. Exit codes: 2 usage, 4 input file, 5 model, 6 machine, 7 disk, 9 loss not
     finite or rising, 11 folder in use.
@@ -88,6 +83,7 @@ def train(
 
     if (config is None) == (preset is None):
         raise FpsgenError("give a run's file or --preset", "for example fpsgen train --preset nano-demo", USAGE)
+    where = gather({"device": device}).device
     run = runs.preset(preset) if preset is not None else runs.read_config(Path(str(config)))
     folder = Path(output) if output else Path("runs") / run.name
 
@@ -98,24 +94,27 @@ def train(
     with progress.choose(bool(quiet) or not first) as events:
         timing = Timing(events)
         with timing.stage("import"):
-            from fpsgen.cli.train_videos import Validation, sample_and_measure
+            from fpsgen.cli.train_videos import Validation, evaluate_run
             from fpsgen.pipeline.loaded_model import choose_device
             from fpsgen.train.run import train as train_run
         events.note("run", f"{run.name}: {plural(run.steps, 'step')} of {run.batch}, in {folder}")
         with console.library_warnings(timing.warn, False), timing.stage("train"):
             steps = _Steps(timing, "pairs"), _Steps(timing, "train")
-            result = train_run(run, folder, choose_device(device), *steps, events.note, Validation(run, device, timing))
+            result = train_run(run, folder, choose_device(where), *steps, events.note, Validation(run, where, timing))
         if not first:
             return
         for line in _outcome(result.report):
             events.note("error", line)
-        found = sample_and_measure(run, result.model, folder, device, timing)
-        for name, value in found["psnr_db"].items():
-            events.note("sample", f"{folder / name}.mp4: {value:.1f} dB PSNR to the dense video of the same seed")
+        rows, page = evaluate_run(run, result.model, folder / "evaluation", where, timing)
+    from fpsgen.report.evaluate import summarize, table
+
     if as_json:
-        console.print_json("train", [result.report | {"model": str(result.model), **found}])
-    else:
-        print(result.model, flush=True)
+        found = {"model": str(result.model), "page": str(page), "evaluation": summarize(rows)}
+        console.print_json("train", [result.report | found])
+        return
+    if not quiet:
+        print("\n".join(table(rows)), file=sys.stderr)
+    print(result.model, flush=True)
 
 
 def _first_process() -> bool:

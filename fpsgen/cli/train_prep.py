@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,11 +26,8 @@ EXAMPLES = options.examples(
 def prep(
     data: Annotated[
         str | None,
-        typer.Argument(
-            metavar="DATA",
-            help="Videos with captions: a folder, a .csv, a .jsonl, a .tar or a folder of them (WebDataset).",
-            show_default=False,
-            autocompletion=options.complete_files,
+        options.argument(
+            "DATA", "Videos with captions: a folder, a .csv, a .jsonl, a .tar or a folder of them (WebDataset)."
         ),
     ] = None,
     teacher: Annotated[
@@ -136,7 +131,7 @@ def _videos(
     sources = find_sources(data)
     folder = Path(output) if output else Path("data") / (data.stem or "data")
 
-    with _working(quiet) as timing:
+    with progress.working(bool(quiet)) as (events, timing):
         with timing.stage("import"):
             from fpsgen.pipeline.loaded_model import choose_device
             from fpsgen.train.prep.run import prepare, sample_bytes
@@ -144,7 +139,7 @@ def _videos(
         config = PrepConfig(width, height, frames, fps, count, share, thresholds)
         each = sample_bytes(choice, config)
         what = f"{len(sources)} videos, {frames} frames of {width}x{height} at {fps} fps, for {spec.name}"
-        timing.events.note("data", f"{what}; at most {amount(each * len(sources) * count)} in {folder}")
+        events.note("data", f"{what}; at most {amount(each * len(sources) * count)} in {folder}")
         with timing.stage("prepare"):
             found = prepare(sources, config, choice, folder, choose_device(settings.device), timing)
         if share and not found["held_out"]:
@@ -164,27 +159,15 @@ def _pairs(
         raise FpsgenError(f"run {run.name} {why}: there is nothing to prepare", "start it: fpsgen train", USAGE)
     folder = Path(output) if output else Path("runs") / run.name
     settings = gather({"device": device})
-    with _working(quiet) as timing:
+    with progress.working(bool(quiet)) as (events, timing):
         with timing.stage("import"):
             from fpsgen.pipeline.loaded_model import choose_device
             from fpsgen.train.teacher import prepare_pairs
         what = f"{len(run.prompts)} prompts, {run.teacher_steps} steps each"
-        timing.events.note("run", f"{run.name}: {what}, in {folder}")
+        events.note("run", f"{run.name}: {what}, in {folder}")
         with timing.stage("pairs"):
             shards = prepare_pairs(run, folder, choose_device(settings.device), timing)
     return {"prompts": len(shards), "pairs": len(shards) * run.teacher_steps, "folder": str(folder)}
-
-
-@contextmanager
-def _working(quiet: bool) -> Iterator[Any]:
-    """A Timing with progress on stderr, for the block; warnings of ours go there."""
-    from fpsgen.pipeline.events import Timing
-
-    console.quiet_libraries(False)
-    with progress.choose(bool(quiet)) as events:
-        timing = Timing(events)
-        with console.library_warnings(timing.warn, False):
-            yield timing
 
 
 def _number(parser: Any, option: str, text: str) -> Any:

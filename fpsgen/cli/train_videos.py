@@ -1,4 +1,4 @@
-"""Videos that show how a run gets on, and what it came to: made by the same path as `fpsgen generate`."""
+"""How a run gets on, in videos made as `fpsgen generate` does, and what it came to, as `fpsgen evaluate` does."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from fpsgen.bench.evaluate import save
+from fpsgen.bench.suite import Models, Variant
+from fpsgen.bench.suite import run as run_suite
 from fpsgen.cli.progress import Quiet
-from fpsgen.evaluate.compare import compare_videos
 from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.patch.schedule_choice import ScheduleWarning
 from fpsgen.pipeline.events import Timing
-from fpsgen.pipeline.loaded_model import LoadedModel, load_model
+from fpsgen.pipeline.loaded_model import LoadedModel
 from fpsgen.pipeline.plan import plan
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import render, run
@@ -21,10 +23,12 @@ from fpsgen.settings.gather import gather
 from fpsgen.train.config import TrainConfig
 
 SEED = 0
+EVALUATED = 4  # prompts at most
+EVERY = 2  # velocities are compared at each second step
 
 
-def request_of(config: TrainConfig, choice: ModelChoice, path: Path, device: str) -> GenerateRequest:
-    """A video of the run's last prompt, of its size, steps and guidance."""
+def request_of(config: TrainConfig, choice: ModelChoice, prompt: str, path: Path, device: str) -> GenerateRequest:
+    """A video of the run's size, steps and guidance."""
     values = {
         "res": f"{config.width}x{config.height}",
         "frames": str(config.frames),
@@ -32,7 +36,14 @@ def request_of(config: TrainConfig, choice: ModelChoice, path: Path, device: str
     }
     values |= {"guidance": str(config.guidance), "shift": str(config.shift), "seed": str(SEED)}
     values |= {"model": config.model, "output": str(path), "device": device, "overwrite": True}
-    return plan(config.prompts[-1] if config.prompts else "a cat surfing", gather(values), choice).request
+    return plan(prompt, gather(values), choice).request
+
+
+def prompts_of(config: TrainConfig) -> tuple[str, ...]:
+    """What is shown of a run: its first held-out prompts, or its last prompt; "a cat surfing" without any."""
+    if not config.prompts:
+        return ("a cat surfing",)
+    return config.prompts[-max(1, config.held_out) :][:EVALUATED]
 
 
 class Validation:
@@ -43,7 +54,7 @@ class Validation:
 
     def __call__(self, pipe: Any, choice: ModelChoice, path: Path, writes: bool) -> None:
         config = self._config
-        request = request_of(config, choice, path, self._device)
+        request = request_of(config, choice, prompts_of(config)[0], path, self._device)
         request = request.replace(attention={"schedule": config.parsed_schedule()})
         transformer = pipe.transformer
         model = LoadedModel(pipe, transformer.device, transformer.dtype)
@@ -56,34 +67,23 @@ class Validation:
                 render(model, request, timing)
 
 
-def sample_and_measure(
+def evaluate_run(
     config: TrainConfig, folder: Path, out: Path, device: str, timing: Timing
-) -> dict[str, dict[str, Any]]:
-    """Three videos of one prompt and seed in `out`: dense.mp4 and untrained.mp4 of the run's model, dense and by the
-    run's schedule, and trained.mp4 of the exported folder. videos: their paths by name; psnr_db, ssim: of the other two
-    to the dense one.
+) -> tuple[list[dict[str, Any]], Path]:
+    """Videos of `prompts_of` in `out`: dense and untrained of the run's model, dense and by the run's schedule, and
+    trained of the exported folder. Rows of bench.suite, all against the dense ones of equal seeds, and the page's path.
     """
     base = choose(config.model)
-    wanted = {
-        "dense": (base, {"schedule": config.parsed_schedule(), "method": "bf16"}),
-        "untrained": (base, {"schedule": config.parsed_schedule()}),
-        "trained": (choose(str(folder)), {}),
-    }
-    videos: dict[str, Any] = {}
-    loaded: tuple[ModelChoice, LoadedModel] | None = None
-    for name, (choice, attention) in wanted.items():
-        request = request_of(config, choice, out / f"{name}.mp4", device).replace(attention=attention)
-        if name == "dense":
-            request = request.with_settings(linear="bf16")
-        if loaded is None or loaded[0] is not choice:
-            loaded = (choice, load_model(request, timing))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ScheduleWarning)  # that it was not trained is the point of one
-            videos[name] = run(request, timing, loaded[1]).path
-    found: dict[str, dict[str, Any]] = {"videos": {name: str(path) for name, path in videos.items()}}
-    found |= {"psnr_db": {}, "ssim": {}}
-    for name in ("untrained", "trained"):
-        apart = compare_videos(videos["dense"], videos[name])
-        found["psnr_db"][name] = round(apart.psnr_of_all, 2)
-        found["ssim"][name] = round(float(apart.ssim.mean()), 4)
-    return found
+    student = choose(str(folder))
+    variants = {"untrained": (base, config.parsed_schedule()), "trained": (student, None)}
+    rows: list[dict[str, Any]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScheduleWarning)  # that it was not trained is the point of one
+        for name, (choice, schedule) in variants.items():
+            prompts = prompts_of(config)
+            requests = [request_of(config, choice, prompt, out / "a.mp4", device) for prompt in prompts]
+            teacher = request_of(config, base, prompts[0], out / "a.mp4", device)
+            variant = Variant(name, schedule, linear=None)
+            found = run_suite(Models(requests[0], teacher), requests, [variant], out, timing, every=EVERY)
+            rows += [row for row in found if row["variant"] == name or name == "untrained"]
+    return rows, save(rows, out)

@@ -17,7 +17,7 @@ from fpsgen.pipeline.plan import Plan
 from fpsgen.pipeline.recipe import AS_SCHEDULED
 from fpsgen.pipeline.request import GenerateRequest, json_ready
 from fpsgen.pipeline.sigmas import scheduler_of, step_sigmas
-from fpsgen.report.lines import amount, clock
+from fpsgen.report.lines import amount, duration
 from fpsgen.settings.table import SETTINGS
 from fpsgen.text import show
 
@@ -113,12 +113,8 @@ def foresee(planned: Plan) -> Outlook:
     """What the plan would do. torch is not imported, but where a GPU has to be asked."""
     request = planned.request
     schedule, why = planned_schedule(request)
-    video, geometry = request.video, request.model.geometry
-    grid = (
-        ((video.frames - 1) // geometry.temporal + 1) // geometry.patch[0],
-        video.height // geometry.spatial // geometry.patch[1],
-        video.width // geometry.spatial // geometry.patch[2],
-    )
+    video = request.video
+    grid = request.model.geometry.token_grid(video.width, video.height, video.frames)
     profiles = profile_steps(schedule, request, grid)
     tokens = grid[0] * grid[1] * grid[2]
     return Outlook(planned, schedule, why, profiles, grid, estimate(request, tokens, profiles, schedule))
@@ -145,7 +141,7 @@ def _estimate_rows(found: Estimate) -> list[tuple[str, str, str]]:
         parts = (f"{names.get(k, k)} {'unknown' if v is None else f'{v:g} GB'}" for k, v in found.memory_gb.items())
         rows.append(("GPU memory", ", ".join(parts), "estimated from file sizes and measured rows"))
     if found.denoise_s is not None:
-        return [*rows, ("denoising", f"about {clock(found.denoise_s)}", "measured on this card")]
+        return [*rows, ("denoising", f"about {duration(found.denoise_s)}", "measured on this card")]
     return [*rows, ("denoising", "time unknown", "nothing like it was measured on this card")]
 
 

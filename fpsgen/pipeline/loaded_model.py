@@ -14,6 +14,7 @@ from fpsgen.attention.op import UnsupportedDeviceError
 from fpsgen.errors import ENVIRONMENT, MODEL, FpsgenError
 from fpsgen.models.catalog.cache import missing
 from fpsgen.models.catalog.machine import this_machine
+from fpsgen.models.catalog.manifest import sha256
 from fpsgen.models.wan.load import load
 from fpsgen.models.wan.lora_file import add_lora_file
 from fpsgen.models.wan.random_weights import random_pipeline
@@ -27,13 +28,14 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 @dataclass(frozen=True)
 class LoadedModel:
     """pipe: a diffusers WanPipeline. dtype: the transformer's; the VAE is fp32. random: its weights mean nothing, and
-    only denoising can be run.
+    only denoising can be run. lora_sha256: of the LoRA file that was merged, if one was.
     """
 
     pipe: Any
     device: torch.device
     dtype: torch.dtype
     random: bool = False
+    lora_sha256: str | None = None
 
 
 def load_model(request: GenerateRequest, timing: Timing, random: bool = False) -> LoadedModel:
@@ -47,9 +49,11 @@ def load_model(request: GenerateRequest, timing: Timing, random: bool = False) -
         if choice.folder is None:
             raise missing(choice.spec.name, choice.spec)
         pipe = load(choice, device=device, dtype=dtype)
-        if request.values()["lora"]:
-            add_lora_file(pipe, Path(request.values()["lora"]))
-        return LoadedModel(pipe, device, dtype)
+        if not request.values()["lora"]:
+            return LoadedModel(pipe, device, dtype)
+        lora = Path(request.values()["lora"])
+        add_lora_file(pipe, lora)
+        return LoadedModel(pipe, device, dtype, lora_sha256=sha256(lora))
 
 
 @contextmanager

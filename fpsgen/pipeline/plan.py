@@ -20,8 +20,9 @@ from fpsgen.pipeline.output import resolve_output
 from fpsgen.pipeline.request import GenerateRequest, request_from_values
 from fpsgen.pipeline.size import EVEN, nearest_trained, resolve_frames, resolve_size
 from fpsgen.settings.gather import DEFAULT, Settings
+from fpsgen.settings.groups.sampling import MAX_TEXT
 from fpsgen.settings.setting import Setting
-from fpsgen.settings.table import MAX_TEXT, SETTINGS
+from fpsgen.settings.table import SETTINGS
 from fpsgen.text import clean_text, nearest, plural, show
 
 DRAWN = "drawn"  # the origin of a seed that nobody set

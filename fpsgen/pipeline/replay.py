@@ -11,9 +11,10 @@ from fpsgen.errors import BAD_INPUT, MODEL, FpsgenError
 from fpsgen.files import read_json
 from fpsgen.models.catalog.cache import HUB_ID
 from fpsgen.models.catalog.choice import ModelChoice, choose
+from fpsgen.models.catalog.manifest import sha256
 from fpsgen.models.catalog.registry import models
 from fpsgen.pipeline.output import resolve_output, sidecar
-from fpsgen.pipeline.plan import check_prompt
+from fpsgen.pipeline.plan import check_lora, check_prompt
 from fpsgen.pipeline.recipe import AS_SCHEDULED, RECIPE_SCHEMA, versions
 from fpsgen.pipeline.request import GenerateRequest, request_from_values
 from fpsgen.pipeline.size import resolve_frames
@@ -83,7 +84,21 @@ def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRe
     what = values["prompt"], values["seed"]
     path, numbered = resolve_output(settings.output, *what, settings.overwrite, values["frames"], values["fps"])
     values |= {"path": path, "numbered": numbered, "overwrite": settings.overwrite, "metadata": True, "device": device}
+    differ += _check_lora(recipe, values["lora"])
     return request_from_values(values, choice), differ + _other_versions(recipe.get("versions"))
+
+
+def _check_lora(recipe: dict[str, Any], name: str) -> list[str]:
+    """How the LoRA file may differ from the recipe's. Raises FpsgenError BAD_INPUT where it does, or is gone."""
+    if not name:
+        return []
+    check_lora(name)
+    if "lora_sha256" not in recipe:
+        return [f"its LoRA file {show(name)} may have changed since"]
+    if recipe["lora_sha256"] != sha256(Path(name)):
+        what = f"LoRA {show(name)} is not the file that this video was made with"
+        raise FpsgenError(what, "put that file back, or make the video anew with fpsgen generate", BAD_INPUT)
+    return []
 
 
 def _before(name: str, device: str) -> Any:

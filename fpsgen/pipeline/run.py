@@ -32,7 +32,6 @@ from fpsgen.pipeline.output import VIDEO, write_output, write_sidecar
 from fpsgen.pipeline.plan import words_note
 from fpsgen.pipeline.recipe import AS_SCHEDULED, build_recipe
 from fpsgen.pipeline.request import GenerateRequest
-from fpsgen.pipeline.size import token_grid
 from fpsgen.pipeline.step_ends import StepEnds
 
 REPORT_SCHEMA = "fpsgen.report/1"
@@ -145,8 +144,9 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
         set_shift(pipe, request.sampling.shift)
-        chosen = dense_backend(values["bf16_backend"])
-        with chosen, apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
+        head_dim = pipe.transformer.config.attention_head_dim
+        chosen = dense_backend(values["bf16_backend"], model.device, model.dtype, head_dim)
+        with chosen as backend, apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
             with timing.stage("text"):
                 embeds = _stand_in(model, request) if model.random else encode(pipe, request, timing)
             observer = None
@@ -160,7 +160,8 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
             shape = None if model.random else frame_shape(pipe, latents)
             held = dict(zip(("frames", "height", "width"), shape, strict=True)) if shape else {}
             recipe = build_recipe(request, _found_out(model, handle, request) | held)
-            return _Denoised(latents, shape, handle.report(), attention_s, recipe)
+            report = handle.report() | {"bf16_backend": backend}
+            return _Denoised(latents, shape, report, attention_s, recipe)
 
 
 def step_cache(request: GenerateRequest) -> Any:
@@ -198,7 +199,8 @@ def one_batch(request: GenerateRequest, device: torch.device) -> bool:
 
     Not where diffusers' rounding is asked for, and not with a step cache, which would judge both branches together.
     """
-    tokens = math.prod(token_grid(request.video.frames, request.video.height, request.video.width))
+    video = request.video
+    tokens = math.prod(request.model.geometry.token_grid(video.width, video.height, video.frames))
     values, guided = request.values(), request.sampling.guidance > 1
     return guided and tokens <= MOST_TOKENS[device.type] and not values["exact"] and values["cache"] == "none"
 
@@ -290,7 +292,8 @@ def _of_capture(request: GenerateRequest) -> dict[str, Any]:
 def _found_out(model: LoadedModel, handle: Any, request: GenerateRequest) -> dict[str, Any]:
     """What a recipe needs and only the loaded model tells."""
     on_gpu, values = model.device.type == "cuda", request.values()
-    return {
+    adapter = {"lora_sha256": model.lora_sha256} if model.lora_sha256 else {}
+    return adapter | {
         "scheduler": type(model.pipe.scheduler).__name__,
         "method": handle.method or AS_SCHEDULED,
         "linear": values["linear"] or AS_SCHEDULED,

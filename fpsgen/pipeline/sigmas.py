@@ -10,8 +10,7 @@ import struct
 
 from fpsgen.models.catalog.choice import ModelChoice
 
-UNIPC, EULER = "UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"
-EXACT = (UNIPC, EULER)  # other schedulers are close to the first
+UNIPC, EULER = "UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"  # others are close to the first
 _TRAIN_TIMESTEPS = 1000
 
 

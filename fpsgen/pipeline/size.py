@@ -79,10 +79,5 @@ def resolve_frames(frames: int | None, seconds: float | None, fps: int, default:
     return frames
 
 
-def token_grid(frames: int, height: int, width: int) -> tuple[int, int, int]:
-    """(T, H, W) of the transformer's tokens."""
-    return (frames - 1) // TIME + 1, height // SIDE, width // SIDE
-
-
 def _nearest(value: float, step: int) -> int:
     return max(step, round(value / step) * step)

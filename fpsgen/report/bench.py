@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fpsgen.report.lines import columns
+from fpsgen.report.lines import columns, versions
 from fpsgen.text import plural
 
 COLUMNS = {
@@ -103,9 +103,8 @@ def setting(row: dict[str, Any]) -> str:
 
 def where(row: dict[str, Any]) -> str:
     """Where it was measured, on one line."""
-    versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
     commit = f", commit {row['commit']}" if row["commit"] else ""
-    return f"{row['device']}, {versions}{commit}, {row['created']}"
+    return f"{row['device']}, {versions(row)}{commit}, {row['created']}"
 
 
 def notes(rows: list[dict[str, Any]]) -> list[str]:
@@ -122,6 +121,8 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
     if any(row.get("fused") for row in rows) and not all(row.get("fused") for row in rows):
         ours = "our VAE decoder" if on_cpu else "fused passes and our VAE decoder"  # none are fused on a CPU
         found.append(f"bf16: diffusers as it comes; the others: with {ours}")
+    backends = dict.fromkeys(row.get("bf16_backend") for row in rows if is_baseline(row))  # rows of 0.1 name none
+    found += [f"bf16: dense attention by {name}" for name in backends if name not in (None, "auto")]
     return found
 
 

@@ -7,7 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fpsgen.attention.methods import METHODS
+
+OTHER_COLOUR = "#888888"
 WIDTH, HEIGHT, LEFT, BOTTOM = 460, 250, 46, 34
+DOCUMENT = "max-width:640px;font:13px system-ui,sans-serif;background:#fff;--line:#bbb"
 
 
 class Point(NamedTuple):
@@ -15,6 +19,11 @@ class Point(NamedTuple):
     x: float
     y: float
     colour: str
+
+
+def colour_of(method: str) -> str:
+    """A method's colour, "#rrggbb", in every chart; grey for one that is not known."""
+    return METHODS[method].colour if method in METHODS else OTHER_COLOUR
 
 
 def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
@@ -54,6 +63,19 @@ def lines(
             f"<title>{html.escape(name)}</title></polyline>"
         )
     return _svg(parts, f"{y_label} by {x_label}")
+
+
+def document(body: str, names: Sequence[tuple[str, str]]) -> str:
+    """A chart as a file of its own, with a legend. names: (name, colour) of the curves."""
+    legend, x, y = [], 60, 32
+    for name, colour in names:
+        width = 20 + 7 * len(name)
+        if x + width > WIDTH:
+            x, y = 60, y + 16
+        legend.append(f'<text x="{x}" y="{y}" fill="{colour}">{html.escape(name)}</text>')
+        x += max(70, width)
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" style="{DOCUMENT}"'
+    return body.replace("<svg", opening, 1).replace("</svg>", f"{''.join(legend)}</svg>", 1) + "\n"
 
 
 def _axes(x_label: str, y_label: str, x: tuple[float, float], y: tuple[float, float]) -> list[str]:

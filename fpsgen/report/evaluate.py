@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fpsgen.attention.methods import METHODS
 from fpsgen.report import charts
-from fpsgen.report.lines import columns
+from fpsgen.report.lines import columns, versions
 from fpsgen.report.template import embedded, fill
 from fpsgen.text import plural
 
@@ -31,7 +30,6 @@ COLUMNS = {
 }
 FORMS = {"ssim": "{:.3f}", "stlpips": "{:.3f}", "flicker": "{:.2f}", "denoise_s": "{:.2f}", "vmaf": "{:.0f}"}
 SHOWN_PROMPTS = 4  # videos of so many prompts are inside the page
-OTHER_COLOUR = "#888888"
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -83,7 +81,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         videos = [{"name": _caption(row), "data": embedded(Path(row["video"]))} for row in own]
         groups.append({"prompt": f"{prompt} (seed {seed})", "videos": videos})
     points = [
-        charts.Point(entry["variant"], 100 * entry["density"], entry["psnr_db"], colour(entry))
+        charts.Point(entry["variant"], 100 * entry["density"], entry["psnr_db"], _colour(entry))
         for entry in entries
         if entry["psnr_db"] is not None and entry["density"] is not None
     ]
@@ -121,18 +119,15 @@ def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
     return found
 
 
-def colour(entry: dict[str, Any]) -> str:
-    """The colour of a variant's method, "#rrggbb"."""
-    method = "fps" if entry["method"] == "as scheduled" else entry["method"]
-    return METHODS[method].colour if method in METHODS else OTHER_COLOUR
+def _colour(entry: dict[str, Any]) -> str:
+    return charts.colour_of("fps" if entry["method"] == "as scheduled" else entry["method"])
 
 
 def _setting(rows: Sequence[dict[str, Any]]) -> str:
     row = rows[0]
-    versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
     size = f"{row['model']}, {row['width']}x{row['height']}, {plural(row['frames'], 'frame')}"
-    size = f"{size}, {plural(row['steps'], 'step')}"
-    return f"{size}, guidance {row['guidance']:g}; {row['device']}, {versions}, commit {row['commit'] or 'unknown'}"
+    sampling = f"{plural(row['steps'], 'step')}, guidance {row['guidance']:g}"
+    return f"{size}, {sampling}; {row['device']}, {versions(row)}, commit {row['commit'] or 'unknown'}"
 
 
 def _caption(row: dict[str, Any]) -> str:

@@ -25,11 +25,16 @@ def summary(report: dict[str, Any]) -> str:
     return f"in {report['total_s']:.1f} s, peak {peak or 'unknown'}{density}"
 
 
-def clock(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A duration as 05:12, or 1:05:12 from an hour on."""
     whole = round(seconds)
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"
+
+
+def versions(row: dict[str, Any]) -> str:
+    """The versions that a row was made with."""
+    return ", ".join(f"{name} {number}" for name, number in row["versions"].items())
 
 
 def amount(size: float) -> str:

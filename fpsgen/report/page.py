@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fpsgen.attention.methods import METHODS
 from fpsgen.report import charts
 from fpsgen.report.bench import (
     BANDS,
@@ -22,7 +21,6 @@ from fpsgen.report.bench import (
 from fpsgen.report.template import embedded, fill
 
 OURS = "fps"
-OTHER_COLOUR = "#888888"
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -48,18 +46,15 @@ def page(rows: list[dict[str, Any]]) -> str:
         bars=_bars(rows),
         scatter=_scatter(rows),
         steps=charts.lines(
-            [(row["method"], colour(row["method"]), row["steps_s"]) for row in rows if row.get("steps_s")],
+            [(row["method"], charts.colour_of(row["method"]), row["steps_s"]) for row in rows if row.get("steps_s")],
             "denoising step",
             "seconds",
         ),
-        keys=[{"name": name, "colour": colour(name)} for name in dict.fromkeys(row["method"] for row in rows)],
+        keys=[
+            {"name": name, "colour": charts.colour_of(name)} for name in dict.fromkeys(row["method"] for row in rows)
+        ],
         videos=[{"name": name, "data": embedded(path)} for name, path in videos],
     )
-
-
-def colour(method: str) -> str:
-    """The method's colour, "#rrggbb"."""
-    return METHODS[method].colour if method in METHODS else OTHER_COLOUR
 
 
 def _label(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -85,7 +80,7 @@ def _bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "parts": [
                     {
                         "width": round(100 * seconds / longest, 2),
-                        "colour": colour(row["method"]) if index < 2 else OTHER_COLOUR,
+                        "colour": charts.colour_of(row["method"]) if index < 2 else charts.OTHER_COLOUR,
                         "title": f"{name}: {seconds:.2f} s",
                     }
                     for index, (name, seconds) in enumerate(parts)
@@ -103,6 +98,7 @@ def _seconds(row: dict[str, Any]) -> float:
 def _scatter(rows: list[dict[str, Any]]) -> str:
     known = [row for row in rows if row["psnr_db"] is not None]
     points = [
-        charts.Point(row["method"], row["speedup_denoise"], row["psnr_db"], colour(row["method"])) for row in known
+        charts.Point(row["method"], row["speedup_denoise"], row["psnr_db"], charts.colour_of(row["method"]))
+        for row in known
     ]
     return "" if len(points) < 2 else charts.scatter(points, "speed-up of denoising", "PSNR to the baseline, dB")

@@ -21,7 +21,6 @@ COLUMNS = {
     "snr": "SNR, dB, mean",
     "cosine": "Cosine, least",
 }
-SIZE = "max-width:640px;font:13px system-ui,sans-serif;background:#fff;--line:#bbb"
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -56,11 +55,7 @@ def chart(rows: list[dict[str, Any]]) -> str:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     curves = [(name, METHODS[name].colour, [r["snr_db"] for r in rows if r["method"] == name]) for name in methods]
     body = charts.lines(curves, "denoising step", "SNR of the velocity, dB")
-    names = "".join(
-        f'<text x="{60 + 70 * i}" y="32" fill="{colour}">{name}</text>' for i, (name, colour, _) in enumerate(curves)
-    )
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" style="{SIZE}"'
-    return body.replace("<svg", opening, 1).replace("</svg>", f"{names}</svg>", 1) + "\n"
+    return charts.document(body, [(name, colour) for name, colour, _ in curves])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from fpsgen.errors import FpsgenError
 from fpsgen.fields import Field, Spec, fields, mapping, or_null, parse_json, real, text, whole
 from fpsgen.files import read_bytes
 from fpsgen.report import charts
-from fpsgen.report.lines import clock, columns
+from fpsgen.report.lines import columns, duration
 from fpsgen.report.template import embedded, fill
 from fpsgen.text import plural, show
 
@@ -90,7 +90,7 @@ def _facts(rows: Sequence[Row]) -> str:
     if not rows or not seconds:
         return "no step yet"
     done = f"{plural(rows[-1]['step'], 'step')}, {plural(samples, 'sample')}"
-    return f"{done}, {clock(seconds)} of training, {samples / seconds:.3g} samples/s"
+    return f"{done}, {duration(seconds)} of training, {samples / seconds:.3g} samples/s"
 
 
 def _parts(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -1,1 +1,1 @@
-"""Settings: what there is (table), how a text becomes a value (parsers), which layer wins (gather). No torch."""
+"""Settings: what there is (groups/, table), how text becomes a value (parsers), which layer wins (gather). No torch."""

@@ -71,7 +71,7 @@ def listed(one: Parser, wanted: str) -> Parser:
         names = f" ({', '.join(one.names())})" if one.names() else ""
         return f"a list of {wanted}{names} with commas between them"
 
-    return Parser(read, explain)
+    return Parser(read, explain, one.names)
 
 
 def _switch(text: str) -> bool:

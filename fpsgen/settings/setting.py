@@ -1,8 +1,8 @@
-"""What one setting is. The table of all of them is in table.py."""
+"""What one setting is. The settings are in groups/, the table of all of them is in table.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,19 +11,26 @@ from fpsgen.settings.parsers import Parser, switch
 LINE, FILE, ENVIRONMENT = "line", "file", "environment"  # a line of a prompt file, fpsgen.toml, FPSGEN_<NAME>
 ANYWHERE = (LINE, FILE, ENVIRONMENT)
 
+# Commands: that make videos, that plan one, all that take settings.
+MADE = ("generate", "batch")
+PLANNED = (*MADE, "bench", "bench steps", "bench waterfall", "evaluate")
+EVERY = (*PLANNED, "bench kernel", "replay", "compare", "info", "doctor", "models")
+
 
 @dataclass(frozen=True)
 class Setting:
     """One setting: everything that options, files, variables, recipes, job keys, help and --dry-run know of it.
 
     name: key of files and lines, FPSGEN_<NAME>, and --<name> unless `flag` says otherwise.
-    help: one short line. unset: what it is where nobody sets it, for people ("drawn"); unset_in: in a
-    command where that differs. example: a value that parses.
+    help: one short line. example: a value that parses.
     default: the value where nobody sets it; None with model_default takes that attribute of the ModelSpec.
+    unset: what help calls the default where its value does not say it ("drawn"); unset_in: in a command where that
+    differs.
     commands: those that take the option. layers: where else it may be set.
     recipe: written into recipes and read back by replay. key: part of a job's key, so that another value is another
     video. becomes: names in a recipe or plan of what it is turned into ("seconds" becomes "frames").
-    complete: what shells offer: the values, or the name of a list that only the command line knows ("models").
+    complete: what shells offer, where the parser's names do not say it: the values, or the name of a list that only
+    the command line knows ("models").
     mistaken_for: other words that people try for it.
     """
 
@@ -44,7 +51,7 @@ class Setting:
     recipe: bool = False
     key: bool = False
     becomes: tuple[str, ...] = ()
-    complete: Callable[[], tuple[str, ...]] | str = ""
+    complete: tuple[str, ...] | str = ()
     mistaken_for: tuple[str, ...] = ()
 
     @property
@@ -62,6 +69,12 @@ class Setting:
         """On or off: the option takes no value."""
         return self.parser is switch
 
+    def default_text(self, command: str = "") -> str:
+        """What help says of the default in a command; empty for what is off or not set."""
+        values = self.default if isinstance(self.default, tuple) else (self.default,)
+        text = ",".join("on" if v is True else str(v) for v in values if v is not None and v is not False)
+        return self.unset_in.get(command) or self.unset or text
+
     def read(self, value: object) -> Any:
         """The value of what a person, a file or a recipe says. Raises ValueError for what does not suit."""
         if isinstance(value, bool):
@@ -71,3 +84,13 @@ class Setting:
         if isinstance(value, int | float):
             return self.parser.read(repr(value))
         raise ValueError
+
+
+def decides_video(name: str, parser: Parser, help: str, **given: Any) -> Setting:
+    """A setting that decides what the video looks like: in every layer, in recipes and in job keys."""
+    return Setting(name, parser, help, **{"commands": PLANNED, "layers": ANYWHERE, "recipe": True, "key": True} | given)
+
+
+def on_off(name: str, help: str, **given: Any) -> Setting:
+    """A switch that is off unless `given` says otherwise."""
+    return Setting(name, switch, help, **{"example": "true", "default": False} | given)

@@ -20,6 +20,7 @@ from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.fields import Field, choice, fields, many, text, whole
 from fpsgen.files import open_tensors, read_json
 from fpsgen.models.catalog.manifest import sha256
+from fpsgen.models.catalog.stamp import facts_of, is_stamped, write_stamp
 from fpsgen.text import show
 from fpsgen.train.data import Batch
 from fpsgen.train.objective import Source
@@ -115,8 +116,8 @@ def open_folder(
     folder: Path, size: tuple[int, int, int], model: Mapping[str, Any], schedule: Schedule, shift: float
 ) -> tuple[Clips, Clips]:
     """Samples to train on, and those that the folder holds out (all of them, if it holds out none). size: width,
-    height, frames of the run. model: config of its transformer. Digests are compared. Raises FpsgenError BAD_INPUT for
-    a folder that is not whole, or of another size.
+    height, frames of the run. model: config of its transformer. Digests are compared once (models.catalog.stamp).
+    Raises FpsgenError BAD_INPUT for a folder that is not whole, or of another size.
     """
     what = f"data {show(folder)}"
     row = fields(read_json(folder / "data.json", 1 << 26, what), _FIELDS, what, more=True, example=_REMEDY)
@@ -128,11 +129,16 @@ def open_folder(
             BAD_INPUT,
         )
     places = []
+    before = facts_of(folder, [folder / name for name in ("data.json", *(entry["name"] for entry in row["shards"]))])
+    checked = is_stamped(folder, before)
     for entry in row["shards"]:
         path = folder / entry["name"]
-        if not path.is_file() or path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
+        there = path.is_file() and path.stat().st_size == entry["size"]
+        if not there or not (checked or sha256(path) == entry["sha256"]):
             raise FpsgenError(f"{what}: {show(entry['name'])} is not whole", _REMEDY, BAD_INPUT)
         places += [(path, number) for number in range(entry["samples"])]
+    if not checked:
+        write_stamp(folder, before)
     held = set(row["held_out"])
     trained = [place for number, place in enumerate(places) if number not in held]
     if not trained:

@@ -13,7 +13,7 @@ from fpsgen.attention.schedule import LINEAR_PARTS, Schedule
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
 from fpsgen.fields import Field, Spec, choice, fields, many, raw, real, switch, text, whole
 from fpsgen.files import read_json, read_text, read_toml
-from fpsgen.settings.table import LINEARS
+from fpsgen.settings.groups.speed import LINEARS
 from fpsgen.text import show, split_lines
 
 _LIMIT = 1 << 20

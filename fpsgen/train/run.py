@@ -105,12 +105,7 @@ def train(
 
 def token_grid(config: TrainConfig, geometry: Geometry) -> tuple[int, int, int]:
     """Tokens (T, H, W) of the run's videos."""
-    latents = (
-        (config.frames - 1) // geometry.temporal + 1,
-        *(s // geometry.spatial for s in (config.height, config.width)),
-    )
-    t, h, w = (size // side for size, side in zip(latents, geometry.patch, strict=True))
-    return t, h, w
+    return geometry.token_grid(config.width, config.height, config.frames)
 
 
 def _move(pipe: Any, device: torch.device) -> None:

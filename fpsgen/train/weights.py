@@ -45,14 +45,16 @@ class Weights:
 
     def collect(self) -> None:
         """Add the gradients of a backward pass to those of the masters, in fp32."""
-        for name, p in self.used.items():
-            master = self.masters[name]
-            if master is p or p.grad is None:
-                continue
-            if master.grad is None:
-                master.grad = p.grad.float()
-            else:
-                master.grad += p.grad
+        found = [(self.masters[name], p) for name, p in self.used.items() if p.grad is not None]
+        found = [(master, p) for master, p in found if master is not p]
+        fresh = [(master, p) for master, p in found if master.grad is None]
+        summed = [(master, p) for master, p in found if master.grad is not None]
+        for master, _ in fresh:
+            master.grad = torch.empty_like(master)
+        for pairs, into in ((fresh, torch._foreach_copy_), (summed, torch._foreach_add_)):
+            if pairs:
+                into([local(master.grad) for master, _ in pairs], [local(p.grad) for _, p in pairs])
+        for _, p in found:
             p.grad = None
 
     def clip(self) -> float:
@@ -70,8 +72,8 @@ class Weights:
             group["lr"] = learning_rate(self._config, number)
         self._optimizer.step()
         self.forget_gradients()
-        for name, master in self.masters.items():
-            local(self.average[name]).lerp_(local(master.detach()), 1 - self._config.ema)
+        averages = [local(self.average[name]) for name in self.masters]
+        torch._foreach_lerp_(averages, [local(p.detach()) for p in self.masters.values()], 1 - self._config.ema)
         self._use(self.masters)
 
     @contextmanager
@@ -107,7 +109,8 @@ class Weights:
 
     @torch.no_grad()
     def _use(self, values: Mapping[str, torch.Tensor]) -> None:
-        for name, p in self.used.items():
-            if values[name] is not p:
-                local(p.detach()).copy_(local(values[name].detach()))
+        changed = [name for name, p in self.used.items() if values[name] is not p]
+        if changed:
+            used = [local(self.used[name].detach()) for name in changed]
+            torch._foreach_copy_(used, [local(values[name].detach()) for name in changed])
         gather_anew(self._transformer)

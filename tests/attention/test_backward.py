@@ -32,10 +32,17 @@ def test_gathered_gradients_in_bf16():
     check(*gathered(backward, WIDE, False, torch.bfloat16), 8e-3, 3e-2)
 
 
+SERVED = "served_by(g, len(groups), heads)"
 MISTAKES = {
     "sums assigned, not added, where lists overlap": ("head] += some", "head] = some.to(total.dtype)"),
-    "the first head's list for all": ("slice(g % heads, g % heads + 1)", "slice(0, 1)"),
-    "the first batch's list for all": ("slice(g // heads, g // heads + 1)", "slice(0, 1)"),
+    "the first head's list for all": (
+        "served_by(g, len(groups), heads)",
+        "served_by(g, len(groups), heads)[0], slice(0, 1)",
+    ),
+    "the first batch's list for all": (
+        "served_by(g, len(groups), heads)",
+        "slice(0, 1), served_by(g, len(groups), heads)[1]",
+    ),
     "keys in the place of queries": ("places[1:]", "places[:3]"),
     "gradient at the unquantized inputs": ("if fp8:", "if not fp8:"),
     "scales of single blocks": ("layout, granularity, int8_qk=int8_qk", "layout, int8_qk=int8_qk"),

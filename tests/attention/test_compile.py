@@ -50,10 +50,13 @@ def test_hopper(consumers, length, center_v):
 
 
 @pytest.mark.parametrize("means", [False, True], ids=["", "means"])
+@pytest.mark.parametrize(
+    ("name", "norm"), [("quantize_qkv", False), ("quantize_qkv", True), ("norm_rope_quantize", True)]
+)
 @pytest.mark.parametrize(("dim", "block"), [(128, 128), (64, 64)])
-def test_int8_casts(dim, block, means):
-    usage = build_quantize("quantize_qkv", dim, block, False, means, int8_qk=True)
-    print(f"quantize_qkv int8 D={dim} block={block} means={means}: {usage}")
+def test_int8_casts(dim, block, name, norm, means):
+    usage = build_quantize(name, dim, block, norm, means, int8_qk=True)
+    print(f"{name} int8 D={dim} block={block} norm={norm} means={means}: {usage}")
     assert usage.stack == 0 and usage.local_loads == 0
 
 

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fpsgen.attention import AttentionPlan, Profile, attend, kept_density, select_lists
 from fpsgen.attention.kernels.launch_config import Sm90Config, choose_portable
 
 from .cases import CASES, HOPPER_CASES, Case
 from .gpu import hopper_marks, needs_gpu, run
-from .numerics import check, truth
+from .numerics import check_norm_rope, faults, measure, truth
 
 pytestmark = needs_gpu
 HOPPER = [Sm90Config(3, stages=2, pingpong=True), Sm90Config(2, poly=8)]
@@ -23,10 +24,20 @@ def hopper(test):
     return test
 
 
+# The sm_90 kernel takes the offset of INT8 scores off with a block's maximum, which shifts all P of the block by up to
+# 2^-13: such a P falls to the other side of a rounding boundary twice as often as one that fp32's rounding alone moves.
+SM90_SHARE = 0.2  # see numerics.NOISE_SHARE
+
+
 def contract(case, config=None, inputs=None):
     inputs, laid, (out, lse) = run(case, True, inputs=inputs, config=config, int8_qk=True)
     true = truth(*inputs, laid.layout, laid.tile_lists, True, case.granularity, int8=True)
-    return check(out, lse, true, case.name)
+    figures = measure(out, lse, true)
+    if isinstance(config, Sm90Config):
+        figures["share"] = SM90_SHARE
+    broken = faults(figures)
+    assert not broken, f"{case.name}: {'; '.join(broken)}"
+    return figures
 
 
 @hopper
@@ -59,6 +70,17 @@ def test_portable_keeps_the_contract(case):
     contract(case, config)
 
 
+@pytest.mark.parametrize("smooth_k", [False, True])
+@pytest.mark.parametrize("case", HOPPER_CASES, ids=lambda case: case.name)
+def test_norm_and_rope_on_the_way_into_int8(case, smooth_k):
+    from fpsgen.attention.kernels import quantize
+
+    laid, (q, k, v) = case.lay("cuda"), case.inputs(torch.bfloat16, "cuda")
+    norm_rope = case.norm_rope(torch.bfloat16, "cuda")
+    ready = quantize(q, k, v, laid.tables, case.granularity, True, norm_rope, smooth_k, int8_qk=True)
+    check_norm_rope(ready, q, k, laid.layout, case.granularity, norm_rope, ready.k_mean if smooth_k else None)
+
+
 def test_nan_is_not_hidden():
     case = HOPPER_CASES[1]
     q, k, v = case.inputs(device="cuda")
@@ -69,17 +91,22 @@ def test_nan_is_not_hidden():
 
 @pytest.mark.parametrize("threshold", [2.0, 50.0])
 def test_blocks_left_out(threshold):
-    """Far blocks count nothing at 2; at 50 not a bit changes."""
+    """Every other block is far behind the first: at 2 its values count nothing, at 50 not a bit changes."""
     case = Case("far", (9, 11, 13), (4, 5, 6), dim=128)
     laid = case.lay("cuda")
     q, k, v = case.inputs(device="cuda")
     behind = (laid.layout.token_block % 2).cuda()[:, None, None]
-    inputs = 1.0 + 0.1 * q, 3.0 / 128**0.5 * (1.0 - 1.1 * behind) + 0.02 * k, v
+    inputs = 1.0 + 0.1 * q, 3.0 / 128**0.5 * (1.0 - 1.1 * behind) + 0.02 * k, v + 5 * behind
     config = choose_portable(128, laid.layout.block, True, torch.cuda.get_device_capability())
     _, _, (plain, _) = run(case, True, inputs=inputs, config=config, int8_qk=True)
     _, _, (out, _) = run(case, True, inputs=inputs, config=config, int8_qk=True, pv_threshold=threshold)
-    apart = float((out - plain).norm() / plain.norm())
-    assert (apart > 1e-2) if threshold == 2.0 else torch.equal(out, plain)
+    if threshold == 50.0:
+        assert torch.equal(out, plain)
+        return
+    seen = [x[:, behind.flatten() == 0] for x in inputs]
+    near = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (inputs[0], *seen[1:]))).transpose(1, 2)
+    far, apart = (float((x - near).norm() / near.norm()) for x in (plain, out))
+    assert apart < 0.1 < 0.5 < far
 
 
 def video_like():
@@ -118,6 +145,7 @@ def test_a_choice_does_not_wait_for_the_device(method):
 
 @pytest.mark.parametrize("smooth_v", [False, True])
 def test_sage_is_near_dense_attention(smooth_v):
+    """Its LSE is off by what INT8 costs some scores, as the reference's is."""
     q, k, v = video_like()
     plan = AttentionPlan(GRID, "blocks", method="sage", options={"smooth_v": smooth_v})
     out, lse = attend(q, k, v + 2, plan, return_lse=True)
@@ -125,4 +153,8 @@ def test_sage_is_near_dense_attention(smooth_v):
     score = wide[0] @ wide[1].mT * 128**-0.5
     true = (score.softmax(-1) @ wide[2]).transpose(1, 2)
     assert float((out - true).norm() / true.norm()) < 0.02
-    torch.testing.assert_close(lse.double(), score.logsumexp(-1), atol=0.02, rtol=1e-3)
+    torch.testing.assert_close(lse.double(), score.logsumexp(-1), atol=0.1, rtol=0)
+    plan = AttentionPlan(GRID, "blocks", method="sage", impl="reference")
+    _, same = attend(*(x.cpu().float() for x in (q, k, v)), plan, return_lse=True)
+    apart = (lse.cpu() - same).abs()
+    assert apart.mean() < 1e-3 and apart.max() < 0.07  # a P that falls to the other side of a rounding boundary

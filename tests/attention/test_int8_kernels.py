@@ -15,7 +15,7 @@ from .gradients import case_mask, check_rows, of_case, row_noise
 from .gradients import check as check_gradients
 from .interpreter import interpreted, kernel_modules
 from .mutant import INTERPRETED, kernels_with
-from .numerics import check, check_prepared, truth
+from .numerics import check, check_norm_rope, check_prepared, truth
 
 SOME = [
     BY_NAME[name]
@@ -105,13 +105,32 @@ def test_a_nan_is_not_hidden(kernels, granularity):
     assert torch.equal(out.isnan().any(-1), wanted.isnan().any(-1))
 
 
-def test_a_norm_is_applied_before_the_cast(kernels):
+@pytest.mark.parametrize("smooth_k", [False, True], ids=["", "smooth_k"])
+@pytest.mark.parametrize(("name", "granularity"), [("ragged_window", 1), ("per_batch_head", 3)])
+def test_norm_and_rope_on_the_way_into_int8(kernels, name, granularity, smooth_k):
+    case = BY_NAME[name]
+    laid, (q, k, v), norm_rope = case.lay(), case.inputs(torch.bfloat16), case.norm_rope(torch.bfloat16)
+    ready = kernels.quantize(q, k, v, laid.tables, granularity, False, norm_rope, smooth_k, int8_qk=True)
+    assert ready.q.dtype == ready.k.dtype == torch.int8 and ready.q.abs().max() == ready.k.abs().max() == 127
+    check_norm_rope(ready, q, k, laid.layout, granularity, norm_rope, ready.k_mean if smooth_k else None)
+    given = (laid.tables, laid.lists, True, granularity)
+    out, lse = kernels.attention_kernel(q, k, v, *given, norm_rope, smooth_k=smooth_k, int8_qk=True)
+    wide = norm_rope.apply(q.float(), k.float())
+    same, height = kernels.attention_kernel(*wide, v.float(), *given, smooth_k=smooth_k, int8_qk=True)
+    assert float((out - same).norm() / same.norm()) < 1e-2
+    torch.testing.assert_close(lse, height, atol=2e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("granularity", [1, 3])
+def test_a_nan_before_the_norm_is_not_hidden(kernels, granularity):
+    """Of a token's query: it passes through the scales, as it does where the norm comes first."""
     case = BY_NAME["ragged_window"]
-    laid, (q, k, v), norm_rope = case.lay(), case.inputs(), case.norm_rope()
-    given = (laid.tables, laid.lists, True, case.granularity)
+    laid, (q, k, v), norm_rope = case.lay(), case.inputs(torch.bfloat16), case.norm_rope(torch.bfloat16)
+    q[0, 0, 0, 0] = math.nan
+    given = (laid.tables, laid.lists, True, granularity)
     out, _ = kernels.attention_kernel(q, k, v, *given, norm_rope, int8_qk=True)
     same, _ = kernels.attention_kernel(*norm_rope.apply(q, k), v, *given, int8_qk=True)
-    assert torch.equal(out, same)
+    assert out[0, 0].isnan().any() and torch.equal(out.isnan(), same.isnan())
 
 
 @pytest.mark.parametrize("name", ["ragged_window", "per_batch_head", "shared_scales"])
@@ -205,6 +224,14 @@ MISTAKES = {  # what is wrong: module, function, what is there, what is put ther
         "tl.load(q_scale + bh.to(tl.int64) * num_blocks + block_q) * softmax_scale",
         "tl.load(k_scale + bh.to(tl.int64) * num_blocks + block_q) * softmax_scale",
     ),
+    "a row's NaN is lost before the norm": ("norm_rope_quantize", "_measure_rows", "_NAN_BITS", "0"),
+    "normed values cut off": ("norm_rope_quantize", "_cast_rows", "cast_int8(values)", "values.to(tl.int8)"),
+    "normed queries by E4M3's scale": (
+        "norm_rope_quantize",
+        "_cast_rows",
+        "block_scale_int8(ahead) if INT8 else block_scale(ahead)",
+        "block_scale(ahead)",
+    ),
     "a NaN is lost": ("quantize_qkv", "_largest", "amax + tl.sum(tl.sum(values * 0.0, 1), 0)", "amax + 0.0"),
     "leaves out what any row needs": (
         "attend_portable",
@@ -226,7 +253,9 @@ def judge(kernels) -> None:
     case = BY_NAME["ragged_window"]
     test_int8_keeps_the_contract(kernels, case)
     test_prepared_inputs_equal_the_rule_to_the_bit(kernels, case.name)
+    test_norm_and_rope_on_the_way_into_int8(kernels, case.name, 1, False)
     test_a_nan_is_not_hidden(kernels, 1)
+    test_a_nan_before_the_norm_is_not_hidden(kernels, 1)
     test_far_blocks_are_left_out(kernels, FAR[0], 2.0)
 
 

@@ -78,8 +78,9 @@ def test_presets_survive_toml(name, tmp_path):
 def test_toml_keeps_every_field():
     odd = Profile('q"\\\n', "fps", tile=(6, 8, 8), window=(3, 0, 0.25), granularity=3, smooth_k=True)
     stated = Profile("b", "sta", tile="paper", density=0.3)
-    windows = ((0.5, 1.0, odd.name), (0.0, 0.5, "b"))
-    schedule = Schedule("mine", (odd, stated), windows, dense_layers=(3, 1), trained=True)
+    rough = Profile("c", "sage", smooth_k=False)
+    windows = ((0.5, 1.0, odd.name), (0.2, 0.5, "b"), (0.0, 0.2, "c"))
+    schedule = Schedule("mine", (odd, stated, rough), windows, dense_layers=(3, 1), trained=True)
     assert Schedule.from_toml(schedule.to_toml()) == schedule
     assert schedule.dense_layers == (1, 3)
 

@@ -130,6 +130,16 @@ def test_defaults_are_the_authors():
     assert AttentionPlan(GRID, "blocks", method="sparge").pv_threshold == 50.0
 
 
+@pytest.mark.parametrize(
+    ("threshold", "kernel"), [(0.0, "hopper"), (50.0, "hopper"), (20.0, "hopper"), (5.0, "triton")]
+)
+def test_a_threshold_that_counts_is_said_by_the_kernels_name(monkeypatch, threshold, kernel):
+    """The sm_90 kernel leaves no block out."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    plan = AttentionPlan((9, 20, 26), "even", method="sparge", options={"pvthreshd": float(threshold)})
+    assert plan.kernel("cuda", 128) == kernel
+
+
 MISTAKES = {
     "blocks that are not alike are no longer seen": ("mask | ~alike_k", "mask | False"),
     "queries that are not alike no longer see all": ("| ~alike_q)", ")"),

@@ -1,5 +1,7 @@
 """Sparse VideoGen: both masks against positions of tokens, the choice against errors computed token by token."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -66,6 +68,15 @@ def test_both_come_near_to_the_share_on_the_grids_of_wan(grid, off):
     plan = AttentionPlan(grid, "even", method="svg")
     for lists in svg.near_windows(tiling, 0.25):
         assert abs(lists.density(plan.layout) / 0.25 - 1) < off
+
+
+@pytest.mark.parametrize("tile", ["even", "fit", (2, 4, 4)])
+@pytest.mark.parametrize("grid", [(9, 10, 16), (13, 20, 26), (1, 9, 9)])
+def test_what_a_window_and_the_first_frame_keep(grid, tile):
+    plan = AttentionPlan(grid, tile, method="svg")
+    for window in itertools.product(*svg.axis_extents(grid, plan.tile, plan.block)):
+        lists = svg._with_first_frame(plan.tiling, window)
+        assert svg._kept(plan.tiling, window) == pytest.approx(lists.density(plan.layout), abs=1e-9)
 
 
 def heads_of_two_kinds(seed=3):

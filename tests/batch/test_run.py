@@ -271,6 +271,26 @@ def test_signals_end_a_batch(batch, tmp_path, number, code):
     assert not [name for name in os.listdir("outputs") if not name.startswith(".fpsgen-batch")]
 
 
+def test_jobs_with_another_lora_get_a_model_of_their_own(batch, monkeypatch):
+    import sys
+
+    made = []
+    loaded, run = sys.modules["fpsgen.pipeline.loaded_model"], sys.modules["fpsgen.pipeline.run"]
+    monkeypatch.setattr(loaded, "load_model", lambda request, timing: request.values()["lora"])
+    real = run.run
+
+    def records(request, timing, model):
+        made.append((request.values()["lora"], model))
+        return real(request, timing, model)
+
+    monkeypatch.setattr(run, "run", records)
+    for name in ("a", "b"):
+        Path(f"{name}.safetensors").touch()
+    lines = [{"prompt": "a cat", "lora": f"{name}.safetensors"} for name in ("a", "b")]
+    assert batch(write(*lines, {"prompt": "a cat"})) == 0, batch.err
+    assert made == [("a.safetensors",) * 2, ("b.safetensors",) * 2, ("", "")]
+
+
 def test_a_signal_that_a_library_swallowed_ends_the_batch_all_the_same(batch, generator, monkeypatch):
     import sys
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fpsgen.bench.end_to_end import Runs
-from fpsgen.bench.rows import bench_row
+from fpsgen.bench.rows import Runs, bench_row
 from fpsgen.bench.suite import Variant, _of_variant
+from fpsgen.bench.timing import quantile
 from fpsgen.models.catalog.choice import choose
 from fpsgen.pipeline.plan import plan
 from fpsgen.settings.gather import Settings
@@ -25,6 +25,7 @@ def runs(method: str, steps: list[list[float]]) -> Runs:
         "schedule": "s",
         "steps": kinds,
         "kernels": {"k": 2},
+        "bf16_backend": "fa3",
         "density": 0.5,
         "components": {"linear": {"fp8_emulated": 2}},
     }
@@ -61,6 +62,17 @@ def test_speed_ups_are_the_baselines_medians_over_ours(base):
 
 
 def test_a_row_says_what_linear_layers_ran_in_where_the_schedule_chose():
-    report = {"schedule": "s", "density": None, "kernels": {}, "components": {"linear": {"fp8_rowwise": 4}}}
+    report = {
+        "schedule": "s",
+        "density": None,
+        "kernels": {},
+        "bf16_backend": "auto",
+        "components": {"linear": {"fp8_rowwise": 4}},
+    }
     assert _of_variant(Variant("fps", linear=None), report)["linear"] == "fp8"
     assert _of_variant(Variant("fps", linear=None), report | {"components": {}})["linear"] == "bf16"
+
+
+def test_quantiles_are_values_that_were_measured():
+    times = [float(number) for number in range(10, -1, -1)]
+    assert [quantile(times, share) for share in (0, 0.1, 0.5, 0.9, 1)] == [0, 1, 5, 9, 10] and quantile([3.0], 0.9) == 3

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
+from fpsgen.attention.methods import METHODS
 from fpsgen.cli.app import run
 
 
@@ -53,3 +56,14 @@ def fpsgen(capsys, monkeypatch, tmp_path):
     work.mkdir()
     monkeypatch.chdir(work)
     return Shell(capsys)
+
+
+@pytest.fixture
+def made_up_method(monkeypatch):
+    """A method that is not fpsgen's, in the list of methods; it chooses its keys at each call, per head."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1]))
+    from attention.made_up_method import METHOD
+
+    monkeypatch.setitem(METHODS, METHOD.name, METHOD)
+    yield METHOD
+    sys.modules.pop("attention.made_up_method", None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,17 +23,6 @@ def generate(fpsgen, tiny_dir):
         return fpsgen("generate", "a cat", "-m", tiny_dir, *SMALL, "--overwrite", "-o", "a.mp4", *arguments)
 
     return call
-
-
-@pytest.fixture
-def online(monkeypatch):
-    """A method that chooses its keys at each call, per head."""
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1]))
-    from attention.made_up_method import METHOD
-
-    monkeypatch.setitem(METHODS, METHOD.name, METHOD)
-    yield METHOD
-    sys.modules.pop("attention.made_up_method", None)
 
 
 def test_what_is_saved_is_what_attention_gets(fpsgen, generate, monkeypatch):
@@ -92,7 +80,7 @@ def test_usage(fpsgen, generate, tiny_dir):
     fpsgen.refused(4, broken.name)
 
 
-def test_every_method_is_measured_on_captured_inputs(fpsgen, generate, online):
+def test_every_method_is_measured_on_captured_inputs(fpsgen, generate, made_up_method):
     assert generate("--capture", "caught", "--capture-layers", "1", "--capture-steps", "1") == 0, fpsgen.err
     assert fpsgen(*KERNEL, "--tile", "1x2x2") == 0, fpsgen.err
     rows = [json.loads(line) for line in Path("outputs/bench/kernel.jsonl").read_text().splitlines()]
@@ -101,7 +89,7 @@ def test_every_method_is_measured_on_captured_inputs(fpsgen, generate, online):
     by_name = {row["method"]: row for row in rows}
     assert by_name["bf16"]["error_to_dense"] == by_name["bf16"]["relative_error"] < 1e-2
     assert by_name["sta"]["relative_error"] < 1e-2 < by_name["sta"]["error_to_dense"]  # what the window costs
-    chosen = by_name[online.name]
+    chosen = by_name[made_up_method.name]
     assert chosen["online"] and chosen["density"] == pytest.approx(0.25) and chosen["relative_error"] < 4e-2
     assert chosen["tflops"] == pytest.approx(4 * 16 * 2 * 0.25 * 16**2 / chosen["median_ms"] / 1e9, abs=0.06)
     assert "to dense" in fpsgen.out

@@ -44,6 +44,15 @@ def test_info_shows_recipe_and_report(fpsgen, made):
     assert fpsgen("info", made) == 0 and not any(line.startswith("took") for line in fpsgen.lines)
 
 
+def test_info_shows_what_was_not_the_default(fpsgen, made):
+    shown = []
+    for changes in ({}, {"cache": "first-block", "cfg_until": 0.5, "linear": "bf16"}):
+        assert fpsgen("info", edit(made, **changes)) == 0
+        shown.append({line.split()[0]: line.split()[-1] for line in fpsgen.lines})
+    assert not {"cache", "cfg-until", "linear", "lora", "exact"} & set(shown[0])
+    assert (shown[1]["cache"], shown[1]["cfg-until"], shown[1]["linear"]) == ("first-block", "0.5", "bf16")
+
+
 def test_info_writes_a_contact_sheet(fpsgen, made):
     assert fpsgen("info", made, "--sheet", "new/frames.png") == 0 and fpsgen.lines[-1] == "new/frames.png"
     wide, high = Image.open("new/frames.png").size

@@ -36,7 +36,7 @@ def shop(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "this_machine", lambda: shop.machine)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(model_choice, "fetch", lambda spec, settings: shop.fetched.append(spec.name))
-    monkeypatch.setattr(model_choice, "at_terminal", lambda: shop.terminal)
+    monkeypatch.setattr(console, "at_terminal", lambda: shop.terminal)
     monkeypatch.setattr(console, "ask", lambda question: shop.asked.append(question) or shop.answer)
     monkeypatch.setattr(catalog.ModelChoice, "folder", property(lambda choice: choice.pipeline and tmp_path))
     return shop
@@ -75,6 +75,13 @@ def test_what_cannot_run_here_is_neither_fetched_nor_asked_about(shop):
         shop.choose(model="wan2.1-14b")
     assert caught.value.code == MODEL and "models pull wan2.1-14b" in caught.value.remedy
     assert not shop.asked and not shop.fetched
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_auto_takes_what_fits_the_device_that_is_named(shop, device):
+    shop.machine = Machine((80.0, 8.0), 512.0)
+    shop.fetched.append("wan2.1-14b")
+    assert shop.choose() == "wan2.1-14b" and shop.choose(device=device) == "nano"
 
 
 def test_a_named_model_that_is_missing(shop):

@@ -73,6 +73,11 @@ class Machine:
         )
 
 
+def without_stdin(machine: Machine, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-m", "fpsgen", *arguments]
+    return subprocess.run(command, cwd=machine.home, env=machine.environ(), capture_output=True, text=True, timeout=120)
+
+
 @pytest.fixture
 def hub(tiny_dir, tmp_path):
     folder = tmp_path / "served"
@@ -127,6 +132,7 @@ def test_pull_verify_path_generate_rm(fpsgen, hub):
     assert recipe["model"] == {"name": NAME, "source": NAME, "revision": COMMIT}
 
     refused(fpsgen("models", "rm", NAME), 2, "--yes")
+    refused(without_stdin(fpsgen, "models", "rm", NAME), 2, "--yes")
     assert folder.is_dir()
     assert fpsgen("models", "rm", NAME, "--yes").returncode == 0 and not folder.exists()
     refused(fpsgen("models", "path", NAME), 5)

@@ -98,6 +98,9 @@ def test_time_comes_from_rows_of_the_same_card_size_and_schedule(outlook, monkey
         {"res": (1024, 480)},
         {"method": "bf16"},
         {"linear": "bf16"},
+        {"exact": True},
+        {"cache": "first-block"},
+        {"cfg_until": 0.5},
     ):
         assert outlook(80.0, **asked | other).estimate.denoise_s is None
     assert outlook(80.0, name="another card", **asked).estimate.denoise_s is None

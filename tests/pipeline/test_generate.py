@@ -196,6 +196,7 @@ def test_dense_attention_runs_on_the_backend_that_was_named(request_for):
     plain, _ = make(request_for(method="bf16"))
     result, _ = make(request_for(method="bf16", bf16_backend="math"))
     assert result.report["attention"]["kernels"].keys() == {"_native_math"}
+    assert [made.report["attention"]["bf16_backend"] for made in (plain, result)] == ["auto", "math"]
     assert result.recipe["bf16_backend"] == "math" and plain.recipe["bf16_backend"] == "auto"
     again, _ = make(request_for(method="bf16"))
     assert again.report["attention"]["kernels"] == plain.report["attention"]["kernels"] != {}

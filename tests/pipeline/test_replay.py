@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
+from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.pipeline.recipe import build_recipe
 from fpsgen.pipeline.replay import load_recipe, request_from
 from fpsgen.settings.gather import gather
@@ -32,6 +34,13 @@ def test_a_recipe_of_0_1_gives_what_was_asked_then(settings):
     assert request.machine.device == "cpu" and request.machine.dtype == "fp32"
 
 
+def test_a_model_of_another_revision_is_said(settings):
+    recipe, _ = load_recipe(OLD)
+    assert not any("the model was" in line for line in request_from(recipe, settings())[1])
+    other = recipe | {"model": recipe["model"] | {"revision": "f" * 40}}
+    assert any("the model was at ffff" in line for line in request_from(other, settings())[1])
+
+
 @pytest.mark.parametrize(("device", "impl"), [(None, "reference"), ("cpu", "reference"), ("cuda", "auto")])
 def test_options_that_came_later_are_as_it_was_without_them(settings, device, impl):
     """0.1.0 had diffusers' own rounding, and the reference on a CPU: with these, the frames are the same to the bit."""
@@ -41,3 +50,22 @@ def test_options_that_came_later_are_as_it_was_without_them(settings, device, im
     chosen = json.loads(OLD.read_text())["recipe"] | {"exact": False, "method_impl": "auto"}
     values = request_from(chosen, settings(device=device))[0].values()
     assert values["exact"] is False and values["method_impl"] == "auto"
+
+
+def test_the_lora_file_is_the_one_of_the_recipe(settings, tmp_path):
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(b"adapter")
+    recipe = json.loads(OLD.read_text())["recipe"] | {"lora": str(file)}
+    _, differ = request_from(recipe, settings())
+    assert any(str(file) in line for line in differ)  # a recipe without a digest
+    recipe["lora_sha256"] = hashlib.sha256(b"adapter").hexdigest()
+    request, differ = request_from(recipe, settings())
+    assert request.values()["lora"] == str(file) and not any(str(file) in line for line in differ)
+    file.write_bytes(b"another")
+    with pytest.raises(FpsgenError) as caught:
+        request_from(recipe, settings())
+    assert caught.value.code == BAD_INPUT and str(file) in caught.value.message
+    file.unlink()
+    with pytest.raises(FpsgenError) as caught:
+        request_from(recipe, settings())
+    assert caught.value.code == BAD_INPUT and str(file) in caught.value.message

@@ -7,7 +7,8 @@ import itertools
 import pytest
 
 from fpsgen.errors import USAGE, FpsgenError
-from fpsgen.pipeline.size import fit_aspect, nearest_trained, resolve_frames, resolve_size, token_grid
+from fpsgen.models.catalog.geometry import Geometry
+from fpsgen.pipeline.size import fit_aspect, nearest_trained, resolve_frames, resolve_size
 
 NAMED = {"480p": (832, 480), "720p": (1280, 720)}
 
@@ -80,8 +81,9 @@ def test_lengths_that_do_not_fit_name_the_nearest(frames, near):
 
 
 def test_token_grid():
-    assert token_grid(81, 720, 1280) == (21, 45, 80)
-    assert token_grid(81, 480, 832) == (21, 30, 52)
+    wan, coarse = Geometry(8, 4, (1, 2, 2), 1024), Geometry(16, 4, (2, 2, 1), 1024)
+    assert wan.token_grid(1280, 720, 81) == (21, 45, 80) and wan.token_grid(832, 480, 81) == (21, 30, 52)
+    assert coarse.token_grid(1280, 704, 77) == (10, 22, 80)
 
 
 def test_sizes_are_scaled_from_the_trained_size_nearest_in_shape():
@@ -90,3 +92,4 @@ def test_sizes_are_scaled_from_the_trained_size_nearest_in_shape():
     assert nearest_trained((1280, 800), trained) == (256, 160)
     assert nearest_trained((256, 160), trained) == (256, 160)
     assert nearest_trained((640, 384), ()) == (640, 384)
+    assert nearest_trained((640, 400), [(128, 80), (256, 160), (64, 40)]) == (256, 160)  # the largest of equal shape

@@ -10,7 +10,7 @@ import pytest
 from fpsgen.cli.app import run
 from fpsgen.errors import BAD_INPUT, DISK, OK, FpsgenError
 from fpsgen.report import charts
-from fpsgen.report.bench import cells, markdown, table
+from fpsgen.report.bench import cells, markdown, notes, table
 from fpsgen.report.page import page
 
 
@@ -39,6 +39,12 @@ def test_cells_say_what_the_row_says():
     assert shown["speedup"] == "3.00x" and shown["denoise"] == "4.00" and shown["psnr"] == "25.0"
     assert shown["step"] == "2.000 (1.800-2.200)" and shown["memory"] == "2.0 GB" and shown["density"] == "25%"
     assert cells(ROWS[0])["psnr"] == "-" and cells(row("fps", 1.0, None, ssim=1))["psnr"] == "equal"
+
+
+def test_the_baselines_attention_is_named():
+    for name, said in (("fa3", ["bf16: dense attention by fa3"]), ("auto", []), (None, [])):
+        rows = [row("bf16", 1.0, None, bf16_backend=name), row("fps", 3.0, 25.0, bf16_backend="cudnn")]
+        assert [note for note in notes(rows) if "dense attention" in note] == said
 
 
 def test_the_page_shows_the_rows_and_escapes_what_they_hold():

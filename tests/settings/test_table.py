@@ -25,7 +25,7 @@ from fpsgen.settings import parsers
 from fpsgen.settings.setting import ANYWHERE, Setting
 from fpsgen.settings.table import SETTINGS
 SETTINGS["eta"] = Setting("eta", parsers.real(0, 1), "A made-up one.", "Quality", "0.5", metavar="X", default=0.25,
-    commands=("generate", "batch"), layers=ANYWHERE, recipe=True, key=True, complete=lambda: ("0.5", "0.75"))
+    commands=("generate", "batch"), layers=ANYWHERE, recipe=True, key=True, complete=("0.5", "0.75"))
 from fpsgen.cli.app import run
 sys.exit(run(sys.argv[1:]))
 """

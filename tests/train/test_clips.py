@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.models.catalog.manifest import sha256
+from fpsgen.train import clips as clips_module
 from fpsgen.train.clips import Clips, TrajectoryEnds, open_folder
 from fpsgen.train.data import Batch
 from fpsgen.train.sigmas import draw_sigmas, share
@@ -56,6 +58,8 @@ def test_noise_levels_are_logit_normal_under_the_shift():
         assert float((found < cut).float().mean()) == pytest.approx(float((wanted < cut).float().mean()), abs=5e-3)
         assert share(cut, 5.0) == pytest.approx(float((wanted < cut).float().mean()), abs=5e-3)
     assert (share(0.0, 5.0), share(1.0, 5.0)) == (0.0, 1.0)
+    parts = sorted(share(float(sigma), 5.0) * 40 for sigma in draw_sigmas(40, 5.0))  # one of each 40th part
+    assert all(number - 0.01 <= part <= number + 1.01 for number, part in enumerate(parts))
     within = draw_sigmas(100, 3.0, 0.9, 1.0)
     assert float(within.min()) >= 0.9 and float(within.max()) <= 1.0
 
@@ -116,6 +120,25 @@ def test_folders_that_are_not_whole_are_refused(tmp_path, fault):
         model = MODEL | {"text_dim": 64} if fault == "model" else MODEL
         open_folder(folder, (128, 64, 9) if fault == "size" else SIZE, model, PLAN, 5.0)
     assert caught.value.code == BAD_INPUT
+
+
+def test_digests_are_compared_again_where_a_file_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, read = write_folder(tmp_path / "data"), []
+    monkeypatch.setattr(clips_module, "sha256", lambda path: read.append(path.name) or sha256(path))
+    for count in (2, 2):  # shards that were read after the first and the second time
+        open_folder(folder, SIZE, MODEL, PLAN, 5.0)
+        assert len(read) == count
+    shard = folder / "00001.safetensors"
+    was = shard.stat()
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    os.utime(shard, ns=(was.st_atime_ns, was.st_mtime_ns))
+    for _ in range(2):  # what is broken gets no stamp
+        with pytest.raises(FpsgenError) as caught:
+            open_folder(folder, SIZE, MODEL, PLAN, 5.0)
+        assert caught.value.code == BAD_INPUT and shard.name in caught.value.message
 
 
 def test_flow_to_the_ends_of_trajectories():

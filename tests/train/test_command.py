@@ -12,7 +12,10 @@ from fpsgen.errors import OK, USAGE
 from .conftest import SCHEDULE
 
 
-@pytest.mark.parametrize("words", [[], ["run.toml", "--preset", "nano-demo"], ["--preset", "nano"]])
+@pytest.mark.parametrize(
+    "words",
+    [[], ["run.toml", "--preset", "nano-demo"], ["--preset", "nano"], ["--preset", "nano-demo", "--device", "gpu"]],
+)
 def test_usage_is_judged_first(words, capsys):
     assert run(["train", *words]) == USAGE
     assert not capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def test_generate_runs_a_lora_by_its_schedule(lora_file, tiny_dir, tmp_path):
     assert fpsgen([*words, "--res", "64x64", "--frames", "9", "--steps", "2"]) == OK
     recipe = json.loads(out.with_suffix(".json").read_text())["recipe"]
     assert "trained = true" in recipe["schedule"]["toml"] and recipe["lora"] == str(lora_file)
+    assert recipe["lora_sha256"] == hashlib.sha256(lora_file.read_bytes()).hexdigest()
 
 
 def test_a_file_that_is_no_lora_of_the_model_is_refused(tiny_dir, tmp_path, lora_file):

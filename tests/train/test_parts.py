@@ -163,11 +163,26 @@ def test_prepared_pairs_are_not_made_again(make_config, tiny_dir, tmp_path, monk
     before = [load_file(path)["velocity"] for path in paths]
     paths[1].unlink()
     made = []
-    true = teacher.trajectory
-    monkeypatch.setattr(teacher, "trajectory", lambda *given: made.append(given[2]) or true(*given))
+    true = teacher.trajectories
+    monkeypatch.setattr(teacher, "trajectories", lambda *given: made.append(given[2]) or true(*given))
     teacher.make_pairs(pipe, config, 16, tmp_path / "pairs", Silent())
-    assert made == ["b"]
+    assert made == [["b"]]
     assert all(torch.equal(load_file(path)["velocity"], old) for path, old in zip(paths, before, strict=True))
+
+
+def test_prompts_that_share_forwards_get_the_pairs_that_each_gets_alone(make_config, tiny_dir):
+    from fpsgen.models.wan.load import load
+    from fpsgen.train.teacher import trajectories, trajectory
+
+    config, pipe = make_config(), load(tiny_dir)
+    prompts, seeds = ["a cat", "a long red ball"], [5, 6]
+    together = trajectories(pipe, config, prompts, 16, seeds)
+    for found, prompt, seed in zip(together, prompts, seeds, strict=True):
+        alone = trajectory(pipe, config, prompt, 16, seed)
+        assert found.keys() == alone.keys()
+        for name, x in alone.items():
+            assert found[name].shape == x.shape and found[name].dtype == x.dtype
+            torch.testing.assert_close(found[name].float(), x.float(), atol=5e-3, rtol=5e-3)
 
 
 def test_the_student_runs_by_the_profile_of_its_noise_level(make_config, tiny_dir, pairs):

@@ -12,7 +12,7 @@ from fpsgen.train.loop import Trainer
 from fpsgen.train.objective import Objective, velocity_error
 from fpsgen.train.parallel import Processes
 from fpsgen.train.ramp import STAGES, ramp_stage, ramped
-from fpsgen.train.weights import Weights
+from fpsgen.train.weights import Weights, learning_rate
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 GRID = (3, 4, 4)
@@ -128,13 +128,28 @@ def test_fp8_linears_are_trained_through(make_config, tmp_path, sharding, monkey
     assert type(layer) is torch.nn.Linear
 
 
+def test_matrices_decay_and_vectors_do_not(make_config):
+    model = transformer().requires_grad_(True)
+    config = make_config(lr=0.1, weight_decay=0.5, warmup=0)
+    weights = Weights(model, config)
+    before = {name: p.detach().clone() for name, p in weights.masters.items()}
+    for p in weights.masters.values():
+        p.grad = torch.zeros_like(p)
+    weights.step(0)
+    kept = 1 - 0.5 * learning_rate(config, 0)
+    for name, p in weights.masters.items():
+        torch.testing.assert_close(p.detach(), before[name] * (kept if p.dim() > 1 else 1.0))
+
+
 def test_a_ramp_goes_from_dense_to_the_schedule(make_config):
-    schedule = make_config().parsed_schedule()
+    schedule, grid = make_config().parsed_schedule(), (9, 10, 16)
     assert [ramp_stage(step, 80) for step in (0, 9, 10, 79, 80, 10**9)] == [0, 0, 1, 7, STAGES, STAGES]
     assert ramp_stage(0, 0) == STAGES
-    late = [next(p for p in ramped(schedule, stage, GRID).profiles if p.name == "late") for stage in range(STAGES + 1)]
-    densities = [profile.resolve(GRID)[3] for profile in late]
+    late = [next(p for p in ramped(schedule, stage, grid).profiles if p.name == "late") for stage in range(STAGES + 1)]
+    densities = [profile.resolve(grid)[3] for profile in late]
     assert densities[0] == 1.0 and densities == sorted(densities, reverse=True)
+    wanted = [1 - stage / STAGES * (1 - densities[-1]) for stage in range(STAGES)]
+    assert [profile.density for profile in late[:-1]] == pytest.approx(wanted)
     assert late[-1] == next(p for p in schedule.profiles if p.name == "late")
 
 

@@ -119,8 +119,8 @@ def backward_queries(
         acc = tl.dot(ds, key, acc)
 
     result = acc - total[:, None] * tl.load(k_mean + bh * D + channels)[None, :]
-    at = ((token + lanes_q).to(tl.int64) * heads + head)[:, None] * D + channels[None, :]
-    tl.store(dq + at, (result * softmax_scale).to(dq.dtype.element_ty), mask=(lanes_q < rows_left)[:, None])
+    offsets = ((token + lanes_q).to(tl.int64) * heads + head)[:, None] * D + channels[None, :]
+    tl.store(dq + offsets, (result * softmax_scale).to(dq.dtype.element_ty), mask=(lanes_q < rows_left)[:, None])
 
 
 @triton.jit
@@ -198,10 +198,10 @@ def backward_keys(
         ds = p * (product - shift[None, :])
         acc_k = tl.dot(ds.to(query.dtype), query, acc_k)
 
-    at = ((token + lanes_k).to(tl.int64) * heads + head)[:, None] * D + channels[None, :]
+    offsets = ((token + lanes_k).to(tl.int64) * heads + head)[:, None] * D + channels[None, :]
     keep = (lanes_k < rows_left)[:, None]
-    tl.store(dk + at, (acc_k * softmax_scale).to(dk.dtype.element_ty), mask=keep)
-    tl.store(dv + at, acc_v.to(dv.dtype.element_ty), mask=keep)
+    tl.store(dk + offsets, (acc_k * softmax_scale).to(dk.dtype.element_ty), mask=keep)
+    tl.store(dv + offsets, acc_v.to(dv.dtype.element_ty), mask=keep)
 
 
 def query_gradient(

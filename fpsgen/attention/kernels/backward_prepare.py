@@ -48,9 +48,9 @@ def backward_stats(
     real = rows < tl.load(block_len + block)
     token = tl.load(block_start + block).to(tl.int64) + rows
     line = ((bh // heads).to(tl.int64) * tokens + token) * heads + bh % heads
-    at = line[:, None] * D + channels[None, :]
-    o = tl.load(out + at, mask=real[:, None], other=0.0).to(tl.float32)
-    do = tl.load(grad + at, mask=real[:, None], other=0.0).to(tl.float32)
+    offsets = line[:, None] * D + channels[None, :]
+    o = tl.load(out + offsets, mask=real[:, None], other=0.0).to(tl.float32)
+    do = tl.load(grad + offsets, mask=real[:, None], other=0.0).to(tl.float32)
     height = tl.load(lse + bh.to(tl.int64) * tokens + token, mask=real, other=float("inf"))
     to = (bh.to(tl.int64) * num_blocks + block) * BLOCK + rows
     tl.store(delta_out + to, tl.sum(o * do, 1))
@@ -89,9 +89,9 @@ def expand_fp8(
     to = ((batch * tokens + token) * heads + head)[:, None] * D + channels[None, :]
     tl.store(q_out + to, tl.load(q + padded).to(tl.float32).to(tl.bfloat16), mask=real)
     tl.store(k_out + to, tl.load(k + padded).to(tl.float32).to(tl.bfloat16), mask=real)
-    at = v + batch * stride_vb + head.to(tl.int64) * stride_vh + token[:, None] * stride_vl + channels[None, :]
+    pointers = v + batch * stride_vb + head.to(tl.int64) * stride_vh + token[:, None] * stride_vl + channels[None, :]
     scale = tl.load(v_scale + bh.to(tl.int64) * D + channels)[None, :]
-    values = (tl.load(at, mask=real, other=0.0).to(tl.float32) * (1.0 / scale)).to(tl.float8e4nv)
+    values = (tl.load(pointers, mask=real, other=0.0).to(tl.float32) * (1.0 / scale)).to(tl.float8e4nv)
     tl.store(v_out + to, (values.to(tl.float32) * scale).to(tl.bfloat16), mask=real)
 
 

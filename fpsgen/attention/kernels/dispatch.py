@@ -16,7 +16,7 @@ from fpsgen.attention.kernels.launch_config import HEAD_DIMS, PortableConfig, Sm
 from fpsgen.attention.kernels.quantize_qkv import quantize_into
 from fpsgen.attention.kernels.workspace import Workspace, make_workspace
 from fpsgen.attention.norm_rope import NormRope
-from fpsgen.attention.plan import BlockLists, DeviceTables
+from fpsgen.attention.plan import BlockLists, DeviceTables, leaves_out
 
 
 def attention_kernel(
@@ -58,7 +58,7 @@ def attention_kernel(
     if not padded:
         raise ValueError(f"head dim is {dim}.\nThe kernels take head dims up to {HEAD_DIMS[-1]}.")
     dtype = q.dtype
-    if norm_rope and (padded != dim or not fp8 or int8_qk):
+    if norm_rope and (padded != dim or not fp8):
         q, k = norm_rope.apply(q, k)
         norm_rope = None
     if padded != dim:
@@ -77,7 +77,7 @@ def attention_kernel(
             lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
         if fp8:
             permuted = isinstance(config, Sm90Config)
-            quantize_into(workspace, q, k, v, tables, granularity, permuted, norm_rope, smooth_k, center_v, int8_qk)
+            quantize_into(workspace, q, k, v, tables, granularity, permuted, norm_rope, smooth_k, center_v)
         quantized = workspace if fp8 else None
         launch(config, (q, k, v), quantized, tables, lists, out, lse, dim**-0.5, center_v, pv_threshold)
         if fp8 and smooth_k and return_lse:  # that of the keys as they were given
@@ -87,15 +87,11 @@ def attention_kernel(
 
 
 def choose(q: torch.Tensor, tables: DeviceTables, fp8: bool, pv_threshold: float = 0.0) -> PortableConfig | Sm90Config:
-    """The kernel and its launch configuration for q [B, L, H, 64 or 128].
-
-    The sm_90 kernel leaves no key block out. From a threshold of 20 on that makes no difference: P is 2^-20 of its
-    largest value or less, which is 0 in E4M3.
-    """
+    """The kernel and its launch configuration for q [B, L, H, 64 or 128]; the sm_90 kernel leaves no key block out."""
     block, dim = tables.layout.block, q.shape[-1]
     capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
     sm90 = None
-    if q.is_cuda and not 0 < pv_threshold < 20:
+    if q.is_cuda and not leaves_out(pv_threshold):
         sm90 = choose_sm90(dim, block, tables.layout.blocks_per_tile, fp8, capability)
     return sm90 or choose_portable(dim, block, fp8, capability, TRITON)
 

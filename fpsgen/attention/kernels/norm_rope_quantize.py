@@ -19,6 +19,8 @@ import triton.language as tl
 from fpsgen.attention.kernels.quantize_parts import (
     add_sum,
     block_scale,
+    block_scale_int8,
+    cast_int8,
     load_angles,
     load_pairs,
     measure_channels,
@@ -26,6 +28,8 @@ from fpsgen.attention.kernels.quantize_parts import (
     split_pairs,
     sum_channels,
 )
+
+_NAN_BITS = tl.constexpr(0x7FC00000)
 
 
 @triton.jit
@@ -47,10 +51,11 @@ def _measure_rows(
     D: tl.constexpr,
     ROWS: tl.constexpr,
     HEADS: tl.constexpr,
+    INT8: tl.constexpr,
 ):
     """Of ROWS tokens of a block: norms[token] = 1 / sqrt(mean of squares over heads and channels + eps), and
     amax[head, 0] of the block's scale group raised to the largest magnitude after norm and rotation; then one more of
-    the group's parts is `finished`. A row that holds NaN raises nothing.
+    the group's parts is `finished`. A row that holds NaN raises nothing, with INT8 it raises amax to NaN.
     """
     rows = part * ROWS + tl.arange(0, ROWS)
     real = rows < length
@@ -78,7 +83,11 @@ def _measure_rows(
     norm = 1.0 / tl.sqrt_rn(tl.sum(squares, 1) / (heads * D) + eps)
     tl.store(norms + token, norm, mask=real)
     peaks *= norm[:, None]
-    raise_amax(amax, lane * num_blocks, tl.max(tl.where(peaks >= 0, peaks, 0.0), 0), lane < heads)
+    if INT8:  # NaN is the largest of all as an integer
+        peak = tl.max(tl.where(peaks >= 0, peaks.to(tl.int32, bitcast=True), _NAN_BITS), 0).to(tl.float32, bitcast=True)
+    else:
+        peak = tl.max(tl.where(peaks >= 0, peaks, 0.0), 0)
+    raise_amax(amax, lane * num_blocks, peak, lane < heads)
     tl.debug_barrier()  # all threads have written
     tl.atomic_add(finished, 1, sem="release")
 
@@ -108,10 +117,11 @@ def _cast_rows(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Norm, rotation and cast of ROWS tokens of a block, heads `first` to `last` - 1, once `wanted` parts of the scale
-    group are finished. out, scales: at the block; head by head they are num_blocks apart. adds: no cast, but total
-    [H, D] plus the rows' sums.
+    """Norm, rotation and cast to out's type of ROWS tokens of a block, heads `first` to `last` - 1, once `wanted` parts
+    of the scale group are finished. out, scales: at the block; head by head they are num_blocks apart. adds: no cast,
+    but total [H, D] plus the rows' sums.
     """
+    INT8: tl.constexpr = out.dtype.element_ty == tl.int8
     rows = part * ROWS + tl.arange(0, ROWS)
     real = rows < length
     token = start + rows
@@ -130,7 +140,7 @@ def _cast_rows(
         words = one
         more = rows < tl.where(head + 1 < last, length, 0)
         one = load_pairs(x + (head + 1) * stride_h, offsets, more[:, None], "evict_first")
-        scale = block_scale(ahead)
+        scale = block_scale_int8(ahead) if INT8 else block_scale(ahead)
         ahead = tl.load(amax + tl.minimum(head + 1, last - 1) * num_blocks, cache_modifier=".cg")
         gains = load_pairs(weight, head * (D // 2) + pair, pair >= 0, "")
         gain_even, gain_odd = split_pairs(gains, weight.dtype.element_ty)
@@ -145,7 +155,7 @@ def _cast_rows(
             tl.store(scales + head * num_blocks, scale, mask=part == 0)
             values = tl.join((even * cos - odd * sin) * inverse, (even * sin + odd * cos) * inverse).reshape(ROWS, D)
             to = out + (head * num_blocks).to(tl.int64) * (BLOCK * D) + cells
-            tl.store(to, values.to(tl.float8e4nv), cache_modifier=".cs")
+            tl.store(to, cast_int8(values) if INT8 else values.to(tl.float8e4nv), cache_modifier=".cs")
 
 
 @triton.jit
@@ -250,7 +260,7 @@ def norm_rope_quantize(
             if unit < 0:
                 _measure_rows(
                     *(x, weight, norms, amax, finished, table, start, length, (unit + 2 * parts) // 2),
-                    *(stride_l, stride_h, heads, num_blocks, eps, D, ROWS, HEADS),
+                    *(stride_l, stride_h, heads, num_blocks, eps, D, ROWS, HEADS, q_out.dtype.element_ty == tl.int8),
                 )
             else:
                 part = unit // 2 // shares

@@ -310,10 +310,10 @@ def quantize(
 
     permuted: V's keys in the order of attend_fp8_sm90.py, see _cast_values. norm_rope: q and k are normed and rotated
     first. smooth_k, center_v: k and v less their mean over all tokens, which k_mean and v_mean hold. int8_qk: q and k
-    in INT8; no norm_rope then.
+    in INT8.
     """
     workspace = make_workspace(q, tables, int8_qk=int8_qk)
-    quantize_into(workspace, q, k, v, tables, granularity, permuted, norm_rope, smooth_k, center_v, int8_qk)
+    quantize_into(workspace, q, k, v, tables, granularity, permuted, norm_rope, smooth_k, center_v)
     return workspace
 
 
@@ -328,11 +328,8 @@ def quantize_into(
     norm_rope: NormRope | None,
     smooth_k: bool = False,
     center_v: bool = False,
-    int8_qk: bool = False,
 ) -> None:
-    """quantize() into a new workspace of make_workspace."""
-    if int8_qk and norm_rope is not None:
-        raise ValueError("queries and keys in INT8 are not normed in the pass that quantizes.\nNorm them before.")
+    """quantize() into a new workspace of make_workspace, whose q and k say their type."""
     batch, tokens, heads, dim = q.shape
     layout, w = tables.layout, workspace
     blocks = layout.num_blocks

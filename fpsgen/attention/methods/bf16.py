@@ -2,7 +2,7 @@
 
 from fpsgen.attention.methods.base import Method
 
-# setting bf16_backend: what computes it, and how diffusers calls that; "auto" leaves it to PyTorch
+# setting bf16_backend: what computes it, and how diffusers calls that; "auto": see models/patch/backend.py
 BACKENDS = {
     "auto": "native",
     "cudnn": "_native_cudnn",

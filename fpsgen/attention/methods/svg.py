@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from fpsgen.attention.methods.base import Method, Selection
-from fpsgen.attention.windows import axis_extents
+from fpsgen.attention.windows import axis_extents, window_density, window_start
 
 if TYPE_CHECKING:
     import torch
@@ -58,9 +58,6 @@ def near_windows(tiling: Tiling, sparsity: float) -> tuple[TileLists, TileLists]
     """Spatial and temporal lists (G = 1 each): the windows that, with the first frame's blocks, come nearest to the
     share `sparsity` of all pairs; of equally near ones the most even.
     """
-    from fpsgen.attention.tiles import BlockLayout
-
-    layout = BlockLayout(tiling)
     t, h, w = axis_extents(tiling.grid, tiling.tile, tiling.block)
     spatial = [(extent, h[-1], w[-1]) for extent in t]
     temporal = [(t[-1], *extents) for extents in product(h, w)]
@@ -68,12 +65,26 @@ def near_windows(tiling: Tiling, sparsity: float) -> tuple[TileLists, TileLists]
     def nearest(windows: list[Size3]) -> TileLists:
         def cost(window: Size3) -> tuple[float, float]:
             shares = [side / n for side, n in zip(window[1:], tiling.unit_grid[1:], strict=True)]
-            off = abs(_with_first_frame(tiling, window).density(layout) / sparsity - 1)
+            off = abs(_kept(tiling, window) / sparsity - 1)
             return round(off, 6), max(shares) / min(shares)
 
         return _with_first_frame(tiling, min(windows, key=cost))
 
     return nearest(spatial), nearest(temporal)
+
+
+def _kept(tiling: Tiling, window: Size3) -> float:
+    """Share of all pairs that a window keeps together with the first frame's blocks."""
+    alone = window_density(tiling.grid, tiling.tile, tiling.block, window)
+    frames, side = tiling.grid[0], (tiling.block or tiling.tile)[0]
+    units, row = -(-frames // side), tiling.units_per_tile[0]
+    seen = 0  # pairs of a query's frame with one of the first block of frames, where the window holds that block
+    for first in range(0, units, row):
+        last = min(first + row, units)
+        if window_start(first, last, window[0], units) == 0:
+            seen += (min(last * side, frames) - first * side) * min(side, frames)
+    in_time = window_density((frames, 1, 1), (tiling.tile[0], 1, 1), (side, 1, 1), (window[0], 1, 1))
+    return min(side, frames) / frames + alone - alone / in_time * seen / frames**2
 
 
 def _with_first_frame(tiling: Tiling, window: Size3) -> TileLists:

@@ -179,6 +179,11 @@ def model_files(folder: Path) -> list[Path]:
     return [path for path in found if path.is_file() or path.is_symlink()]
 
 
+def folder_size(folder: Path) -> int:
+    """Bytes of the files of a pipeline folder that are read."""
+    return sum(path.stat().st_size for path in model_files(folder) if path.exists())
+
+
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """The object in a JSON file of a model. Raises FpsgenError MODEL."""
     try:

@@ -25,6 +25,12 @@ class Geometry:
         """Both sides of a video must be multiples of this, in pixels."""
         return self.spatial * math.lcm(self.patch[1], self.patch[2])
 
+    def token_grid(self, width: int, height: int, frames: int) -> tuple[int, int, int]:
+        """Tokens (T, H, W) of a video."""
+        latents = (frames - 1) // self.temporal + 1, height // self.spatial, width // self.spatial
+        t, h, w = (size // patch for size, patch in zip(latents, self.patch, strict=True))
+        return t, h, w
+
     def refuses(self, width: int, height: int, frames: int) -> str:
         """Why the model cannot make this; "" where it can. Pixels, frames."""
         if width % self.side or height % self.side or min(width, height) < self.side:

@@ -1,27 +1,21 @@
 """Is what lies on disk what was fetched, or what came with fpsgen?
 
 A manifest says what each file should be; in the Hugging Face cache the name of a file's blob is its digest. A full
-check costs a second per 2 GB, so it is done once, and a stamp of every file (size, times, inode) is kept in the user's
-cache folder: a file whose stamp differs is checked again.
+check costs a second per 2 GB, so it is done once and a stamp is kept (stamp.py): a file that changed is checked again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-import platformdirs
-
 from fpsgen.errors import FpsgenError
-from fpsgen.files import make_folder, read_json, write_text
-from fpsgen.models.catalog.folder import MANIFEST, broken, check_folder, model_files, wanted
+from fpsgen.models.catalog.folder import MANIFEST, broken, check_folder, folder_size, model_files, wanted
 from fpsgen.models.catalog.manifest import read_manifest
+from fpsgen.models.catalog.stamp import Facts, facts_of, is_stamped, write_stamp
 
 Progress = Callable[[str, int, int], None]
-_STAMP = "fpsgen.stamp/1"
 
 
 def verify_folder(folder: Path, progress: Progress = lambda name, done, total: None) -> list[str]:
@@ -30,14 +24,14 @@ def verify_folder(folder: Path, progress: Progress = lambda name, done, total: N
     Every file is compared with its digest, in the manifest or in the blob's name; where there is neither, the folder
     is judged by its structure alone.
     """
-    before = _stats(folder)
+    before = _facts(folder)
     wrong = _compare(folder, progress)
     try:
         check_folder(folder)
     except FpsgenError as error:
         wrong.append(error.message)
     if not wrong and _digests(folder):
-        _write_stamp(folder, before)
+        write_stamp(folder, before)
     return wrong
 
 
@@ -45,20 +39,19 @@ def check_intact(folder: Path) -> None:
     """Raise FpsgenError MODEL unless every file of the folder is what its digest says. Milliseconds, unless a file
     changed since the last full check.
     """
-    before = _stats(folder)
-    with suppress(FpsgenError):
-        if read_json(_stamp_file(folder), 1 << 22, "the stamp").get("files") == before:
-            return
+    before = _facts(folder)
+    if is_stamped(folder, before):
+        return
     wrong = _compare(folder)
     if wrong:
         raise broken(folder, wrong[0])
     if _digests(folder):
-        _write_stamp(folder, before)
+        write_stamp(folder, before)
 
 
 def mark_intact(folder: Path) -> None:
     """Note that every file of a folder was compared with its digest just now, as it came."""
-    _write_stamp(folder, _stats(folder))
+    write_stamp(folder, _facts(folder))
 
 
 def has_digests(folder: Path) -> bool:
@@ -84,7 +77,7 @@ def _compare(folder: Path, progress: Progress = lambda name, done, total: None) 
     except FpsgenError as error:
         return [error.message]
     files = {path.relative_to(folder).as_posix(): path for path in model_files(folder)}
-    total = sum(path.stat().st_size for path in files.values() if path.exists())
+    total = folder_size(folder)
     wrong = [f"{name}: it is missing, and {MANIFEST} names it" for name in digests if name not in files]
     done = 0
     for name, path in files.items():
@@ -130,32 +123,5 @@ def _malformed(path: Path) -> str:
         return f"it is no whole safetensors file ({str(error).splitlines()[0][:100]})"
 
 
-def _stats(folder: Path) -> dict[str, list[int]]:
-    """Name -> size, time of change, time of change of its inode, inode; links followed."""
-    found = {}
-    for path in model_files(folder):
-        with suppress(OSError):
-            facts = path.stat()
-            found[path.relative_to(folder).as_posix()] = [
-                facts.st_size,
-                facts.st_mtime_ns,
-                facts.st_ctime_ns,
-                facts.st_ino,
-            ]
-    return found
-
-
-def _write_stamp(folder: Path, before: dict[str, list[int]]) -> None:
-    """Keep that the folder is intact. before: its files as they were when the check began, so that one that changed
-    meanwhile does not pass. A cache that cannot be written costs time, no more.
-    """
-    path = _stamp_file(folder)
-    body = {"schema": _STAMP, "folder": str(folder.resolve()), "files": before}
-    with suppress(FpsgenError):
-        make_folder(path.parent)
-        write_text(json.dumps(body), path, overwrite=True)
-
-
-def _stamp_file(folder: Path) -> Path:
-    name = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return platformdirs.user_cache_path("fpsgen") / "intact" / f"{name}.json"
+def _facts(folder: Path) -> Facts:
+    return facts_of(folder, model_files(folder))

@@ -32,7 +32,7 @@ from fpsgen.models.patch.schedule_choice import checkpoint_schedule, resolve_sch
 from fpsgen.models.patch.stack import Observer, Patch, Run, install, undo
 from fpsgen.models.patch.step_cache import enable
 from fpsgen.models.patch.timer import Timer
-from fpsgen.settings.table import LINEARS
+from fpsgen.settings.groups.speed import LINEARS
 
 HOOK = "fpsgen"
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from fpsgen.errors import USAGE, FpsgenError
-from fpsgen.settings.table import CACHES
+from fpsgen.settings.groups.speed import CACHES
 
 _, FIRST_BLOCK, MAGCACHE, TAYLORSEER = CACHES
 
 
 def cache_config(name: str, steps: int, mag_ratios: Sequence[float] = ()) -> Any:
-    """The configuration for `enable_cache` or fpsgen.apply(cache=...); name: one of settings.table.CACHES but "none".
+    """The configuration for `enable_cache` or fpsgen.apply(cache=...); name: one of CACHES but "none".
 
     first-block: diffusers' default threshold 0.05. magcache: threshold 0.12, at most 2 steps skipped in a row, the
     first fifth kept, as its authors run Wan2.1 (arXiv 2506.09045); mag_ratios: what they measured of the model.

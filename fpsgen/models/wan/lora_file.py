@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 from safetensors import SafetensorError
 
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, ENVIRONMENT, FpsgenError
-from fpsgen.fields import choice, fields, parse_json, raw
+from fpsgen.fields import Field, choice, fields, many, mapping, or_null, parse_json, raw, real, text, whole
 from fpsgen.files import open_tensors
 from fpsgen.text import show
 
 KEY, SCHEMA = "fpsgen", "fpsgen.lora/1"
+SETTINGS = "lora_adapter_metadata"  # of peft, as diffusers stores them
 _TENSOR = re.compile(r"transformer\.(.+)\.lora_[AB]\.(?:weight|bias)")
+
+
+_PREFIX = "transformer."
+
+
+def _modules(value: Any) -> Any:
+    """Names of the layers that have an adapter, or one pattern."""
+    return (text(10_000) if isinstance(value, str) else many(text(1000), 1, 100_000)).check(value)
+
+
+_SETTINGS = {
+    "r": whole(1, 1 << 16),
+    "lora_alpha": real(0, 1e6),
+    "rank_pattern": or_null(mapping(whole(1, 1 << 16))),
+    "alpha_pattern": or_null(mapping(real(0, 1e6))),
+    "target_modules": or_null(Field(_modules, "a list of names of layers")),
+}
 
 
 def lora_schedule(path: Path) -> Schedule | None:
     """The schedule that an adapter was trained with, None where it does not say. Raises FpsgenError BAD_INPUT."""
     what = f"LoRA {show(path)}"
-    try:
-        with open_tensors(path) as file:
-            about = (file.metadata() or {}).get(KEY)
-    except (OSError, SafetensorError) as error:
-        raise FpsgenError(
-            f"{what} is no safetensors file: {show(error, 120)}", "name another file", BAD_INPUT
-        ) from error
+    about = _metadata(path).get(KEY)
     if about is None:
         return None
     spec = {"schema": choice([SCHEMA]), "schedule": raw(1 << 20)}
@@ -45,10 +60,12 @@ def add_lora_file(pipe: Any, path: Path) -> None:
     schedule = lora_schedule(path)
     place = {"weight_name": path.name, "local_files_only": True, "use_safetensors": True}
     folder = str(path.resolve().parent)
+    _check_settings(path)
     try:
-        wrong = _judge(type(pipe).lora_state_dict(folder, **place), pipe.transformer)
-        if not wrong:
-            pipe.load_lora_weights(folder, **place)
+        with _quiet_diffusers():
+            wrong = _judge(type(pipe).lora_state_dict(folder, **place), pipe.transformer)
+            if not wrong:
+                pipe.load_lora_weights(folder, **place)
     except Exception as error:  # whatever the libraries raise for a file that they cannot use
         if "PEFT" in str(error):
             raise FpsgenError(
@@ -61,6 +78,37 @@ def add_lora_file(pipe: Any, path: Path) -> None:
     pipe.fuse_lora(components=["transformer"])
     pipe.unload_lora_weights()
     pipe.transformer.fpsgen_schedule = schedule
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with open_tensors(path) as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        what = f"LoRA {show(path)} is no safetensors file: {show(error, 120)}"
+        raise FpsgenError(what, "name another file", BAD_INPUT) from error
+
+
+def _check_settings(path: Path) -> None:
+    """Judge what the file says to peft, before the libraries do. Raises FpsgenError BAD_INPUT."""
+    written = _metadata(path).get(SETTINGS)
+    if written is None:
+        return
+    what = f"{SETTINGS} of LoRA {show(path)}"
+    found = parse_json(written, what, example="export it again")
+    own = {key.removeprefix(_PREFIX): value for key, value in found.items() if key.startswith(_PREFIX)}
+    fields(own, {key: _SETTINGS[key] for key in own if key in _SETTINGS}, what, more=True, example="export it again")
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """What diffusers logs of a file that it cannot use, it raises too."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _judge(tensors: dict[str, torch.Tensor], transformer: Any) -> list[str]:

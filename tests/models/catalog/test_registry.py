@@ -14,6 +14,7 @@ from fpsgen.errors import MODEL, FpsgenError
 from fpsgen.models.catalog import cache, registry
 from fpsgen.models.catalog.cache import cached
 from fpsgen.models.catalog.choice import choose
+from fpsgen.models.catalog.geometry import Geometry
 from fpsgen.models.catalog.machine import Machine, lacks
 from fpsgen.models.catalog.registry import models, read_registry
 
@@ -197,3 +198,9 @@ def test_a_folder_takes_the_defaults_of_its_size(tiny_dir, tmp_path):
         assert (spec.steps, spec.guidance, spec.shift) == (model.steps, model.guidance, model.shift)
         assert spec.name == "copy" and spec.trained_schedule and not spec.embedded and spec.licence == "unknown"
         assert replace(spec, name="") != replace(model, name="")
+
+
+def test_a_video_is_as_long_as_the_rotary_table_at_most():
+    model = Geometry(spatial=8, temporal=4, patch=(1, 2, 2), positions=5)
+    assert not model.refuses(80, 80, 17) and "17" in model.refuses(80, 80, 21)
+    assert "80x80" in model.refuses(96, 80, 17) and "80x80" in model.refuses(80, 96, 17)

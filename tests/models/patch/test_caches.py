@@ -20,7 +20,7 @@ from fpsgen.errors import FpsgenError
 from fpsgen.models.catalog.registry import find_spec
 from fpsgen.models.patch.step_cache import cache_config
 from fpsgen.models.wan.load import load
-from fpsgen.settings.table import CACHES
+from fpsgen.settings.groups.speed import CACHES
 
 LIMIT = 1e-5
 ORDER = pytest.mark.parametrize("first", ["apply", "feature"])

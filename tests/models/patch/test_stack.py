@@ -141,6 +141,16 @@ def test_strict_holds_for_every_component(transformer):
     assert caught.value.code == NUMERIC
 
 
+def test_a_block_that_is_left_out_is_no_step_cache(transformer):
+    with apply(transformer, case.one(case.TILED)) as handle:
+        transformer.blocks[1].forward = lambda hidden_states, *_: hidden_states
+        case.forward(transformer)
+        report = handle.report()
+    (row,) = report["fallbacks"]
+    assert (row["component"], row["reason"], row["layers"]) == ("attention", "not_called", [1])
+    assert report["skipped_by_cache"] == 0
+
+
 def test_a_strict_apply_that_fails_leaves_no_fp8_layer():
     """A layer that does not fit is a deviation, found when the others have been changed already."""
     transformer = tiny_transformer(head_dim=16)

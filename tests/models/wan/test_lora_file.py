@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -59,13 +61,32 @@ def test_what_does_not_fit_is_named(pipe, tmp_path, word):
     assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"transformer.target_modules": 5}', "[" * 99_999])
+UNUSABLE = {  # and what the message names
+    "{": "lora_adapter_metadata",
+    "[]": "lora_adapter_metadata",
+    '{"transformer.target_modules": 5}': "target_modules is 5",
+    '{"transformer.r": 0}': "r is 0",
+    '{"transformer.r": 9, "transformer.target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}': "a.safetensors",
+    '{"transformer.r": 4, "transformer.no_such_setting": 1}': "a.safetensors",
+    "[" * 99_999: "lora_adapter_metadata",
+}
+
+
+@pytest.mark.parametrize("text", UNUSABLE)
 def test_metadata_that_cannot_be_used(pipe, tmp_path, text):
-    path = tmp_path / "a.safetensors"
+    """Two lines of ours, and none of diffusers."""
+    path, said = tmp_path / "a.safetensors", []
     save_file(adapter(pipe), path, metadata={"lora_adapter_metadata": text})
-    with pytest.raises(FpsgenError) as caught:
-        add_lora_file(pipe, path)
-    assert caught.value.code == BAD_INPUT
+    handler = logging.Handler()
+    handler.emit = said.append
+    logging.getLogger("diffusers").addHandler(handler)
+    try:
+        with pytest.raises(FpsgenError) as caught:
+            add_lora_file(pipe, path)
+    finally:
+        logging.getLogger("diffusers").removeHandler(handler)
+    assert caught.value.code == BAD_INPUT and not said
+    assert UNUSABLE[text] in caught.value.message and "\n" not in caught.value.message
 
 
 def test_one_that_fits_is_merged(tiny_dir, tmp_path):

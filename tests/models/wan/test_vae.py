@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fpsgen.assets import weights_dir
 from fpsgen.models.wan.vae import Decoder, _width, decode_chunks, decoded_chunks
@@ -53,6 +54,29 @@ def test_chunks_of_any_size_give_the_same_pixels(config, frames):
     for budget in (1, 1 << 17, 1 << 30):
         got = fast(vae, z, None, budget)
         assert got.shape == wanted.shape and psnr(got, wanted) > 100
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest tensor that an operation gives within the block."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.bytes = max(self.bytes, result.nbytes)
+        return result
+
+
+@pytest.mark.parametrize("config", [WAN21, RESIDUAL], ids=["wan21", "residual"])
+def test_a_chunk_takes_no_more_memory_than_it_may(config):
+    vae, z = autoencoder(config), torch.randn(1, 4, 9, 4, 6)
+    with torch.no_grad(), Largest() as one:
+        list(decoded_chunks(vae, z, torch.float32, 1))
+    for frames in (1, 4):
+        with torch.no_grad(), Largest() as found:
+            list(decoded_chunks(vae, z, torch.float32, frames * one.bytes))
+        assert found.bytes <= 1.2 * frames * one.bytes  # but for the history in front of a convolution's input
 
 
 @pytest.mark.parametrize("config", [WAN21, SHORT, RESIDUAL], ids=["wan21", "padded", "residual"])

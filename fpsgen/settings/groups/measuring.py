@@ -1,217 +1,164 @@
-"""Settings of measuring commands alone: bench, evaluate, --capture. table.py joins them to the others."""
+"""What measuring commands alone take: generate --capture, bench, evaluate."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from fpsgen.settings import parsers as parse
+from fpsgen.settings.groups.output import OUTPUT
 from fpsgen.settings.parsers import method_names
 from fpsgen.settings.setting import Setting
 
-BENCH, CAPTURE, EVALUATE = "Bench", "Capture", "Evaluate"
+BENCH, EVALUATE = "Bench", "Evaluate"
 SHAPES = {"nano": (9, 10, 16), "480p": (21, 30, 52), "720p": (21, 45, 80)}  # tokens (T, H, W); 81 frames for Wan
+_capture = partial(Setting, group="Capture", commands=("generate",))
+_kernel = partial(Setting, group=BENCH, commands=("bench kernel",))
+_bench = partial(Setting, group=BENCH, commands=("bench", "bench waterfall"))
+_evaluate = partial(Setting, group=EVALUATE, commands=("evaluate",))
+_results = partial(
+    Setting,
+    parser=parse.named("a folder"),
+    help="Where rows, page and videos go.",
+    group=OUTPUT,
+    metavar="FOLDER",
+    flag="--output",
+    short="-o",
+    complete="files",
+)
+_whole_numbers = parse.listed(parse.whole(0, 999), "whole numbers from 0")
 
-BENCH_SETTINGS = (
-    Setting(
+ENTRIES = (
+    _capture(
         "capture",
         parse.named("a folder"),
         "Save q, k, v of some layers and steps there.",
-        CAPTURE,
-        "captures/cat",
+        example="captures/cat",
         metavar="FOLDER",
-        commands=("generate",),
         complete="files",
     ),
-    Setting(
+    _capture(
         "capture_layers",
-        parse.listed(parse.whole(0, 999), "whole numbers from 0"),
+        _whole_numbers,
         "Layers to save.",
-        CAPTURE,
-        "0,14,29",
+        example="0,14,29",
         metavar="NUMBERS",
         unset="first, middle, last",
-        commands=("generate",),
     ),
-    Setting(
+    _capture(
         "capture_steps",
-        parse.listed(parse.whole(0, 999), "whole numbers from 0"),
+        _whole_numbers,
         "Steps to save.",
-        CAPTURE,
-        "0,25,49",
+        example="0,25,49",
         metavar="NUMBERS",
         unset="first, middle, last",
-        commands=("generate",),
     ),
-    Setting(
+    _kernel(
         "captured",
         parse.named("a folder"),
         "Measure on what generate --capture saved there.",
-        BENCH,
-        "captures/cat",
+        example="captures/cat",
         metavar="FOLDER",
-        commands=("bench kernel",),
         complete="files",
     ),
-    Setting(
+    _results(
         "bench_output",
-        parse.named("a folder"),
-        "Where rows, page and videos go.",
-        "Output",
-        "outputs/bench",
-        metavar="FOLDER",
-        flag="--output",
-        short="-o",
+        example="outputs/bench",
         default="outputs/bench",
-        unset="outputs/bench",
         commands=("bench", "bench steps", "bench waterfall", "bench kernel"),
-        complete="files",
     ),
-    Setting(
+    _results(
         "evaluate_output",
-        parse.named("a folder"),
-        "Where rows, page and videos go.",
-        "Output",
-        "outputs/evaluate",
-        metavar="FOLDER",
-        flag="--output",
-        short="-o",
+        example="outputs/evaluate",
         default="outputs/evaluate",
-        unset="outputs/evaluate",
         commands=("evaluate",),
-        complete="files",
     ),
-    Setting(
+    _evaluate(
         "teacher",
         parse.named("a model's name, a hub id or a folder"),
         "Whose dense videos are the reference.",
-        EVALUATE,
-        "wan2.1-1.3b",
+        example="wan2.1-1.3b",
         metavar="NAME",
         unset="the model itself",
-        commands=("evaluate",),
         complete="models",
         mistaken_for=("reference", "base"),
     ),
-    Setting(
-        "seeds",
-        parse.whole(1, 1000),
-        "Videos for each prompt.",
-        EVALUATE,
-        "3",
-        metavar="N",
-        default=1,
-        unset="1",
-        commands=("evaluate",),
-    ),
-    Setting(
+    _evaluate("seeds", parse.whole(1, 1000), "Videos for each prompt.", example="3", metavar="N", default=1),
+    _bench(
         "compare",
         parse.listed(parse.choice(method_names), "methods"),
         "Methods to measure beside fps.",
-        BENCH,
-        "bf16,fp8",
+        example="bf16,fp8",
         metavar="NAMES",
         default=("bf16",),
-        unset="bf16",
         unset_in={"bench kernel": "all"},
         commands=("bench", "bench steps", "bench kernel", "evaluate"),
-        complete=method_names,
         mistaken_for=("method", "methods", "baseline", "against"),
     ),
-    Setting(
+    _bench(
         "prompt",
         parse.named("a text"),
         "What the videos show.",
-        BENCH,
-        '"a cat surfing"',
+        example='"a cat surfing"',
         metavar="TEXT",
         default="a cat surfing",
-        unset="a cat surfing",
         commands=("bench", "bench steps", "bench waterfall"),
     ),
-    Setting(
-        "repeats",
-        parse.whole(1, 100),
-        "Videos per method.",
-        BENCH,
-        "3",
-        metavar="N",
-        default=1,
-        unset="1",
-        commands=("bench", "bench waterfall"),
-    ),
-    Setting(
+    _bench("repeats", parse.whole(1, 100), "Videos per method.", example="3", metavar="N", default=1),
+    _bench(
         "random_weights",
         parse.switch,
         "The model's true shape without a checkpoint; speed only, no video.",
-        BENCH,
-        "true",
+        example="true",
         default=False,
-        commands=("bench", "bench waterfall"),
     ),
-    Setting(
+    _kernel(
         "shape",
         parse.listed(parse.token_shape(tuple(SHAPES)), "shapes"),
         f"{', '.join(SHAPES)}, or TxHxW tokens.",
-        BENCH,
-        "480p,720p",
+        example="480p,720p",
         metavar="NAMES",
         default=("480p", "720p"),
-        unset="480p,720p",
-        commands=("bench kernel",),
-        complete=lambda: tuple(SHAPES),
+        complete=tuple(SHAPES),
     ),
-    Setting(
+    _kernel(
         "tile",
         parse.listed(parse.token_shape(("fit", "blocks")), "tiles"),
         "fit, blocks, or TxHxW tokens.",
-        BENCH,
-        "fit",
+        example="fit",
         metavar="NAMES",
         default=("fit",),
-        unset="fit",
-        commands=("bench kernel",),
     ),
-    Setting(
+    _kernel(
         "heads",
         parse.listed(parse.whole(1, 128), "whole numbers from 1 to 128"),
         "Heads of 128 channels.",
-        BENCH,
-        "12,40",
+        example="12,40",
         metavar="NUMBERS",
         default=(12,),
-        unset="12",
-        commands=("bench kernel",),
     ),
-    Setting(
+    _kernel(
         "batch",
         parse.listed(parse.whole(1, 128), "whole numbers from 1 to 128"),
         "Batch sizes.",
-        BENCH,
-        "1,2",
+        example="1,2",
         metavar="NUMBERS",
         default=(1,),
-        unset="1",
-        commands=("bench kernel",),
     ),
-    Setting(
+    _kernel(
         "density",
         parse.listed(parse.real(0.001, 1), "shares from 0.001 to 1"),
         "Kept share of windowed methods.",
-        BENCH,
-        "0.11,0.4",
+        example="0.11,0.4",
         metavar="SHARES",
         default=(0.05, 0.11, 0.2, 0.4),
-        unset="0.05,0.11,0.2,0.4",
-        commands=("bench kernel",),
     ),
-    Setting(
+    _kernel(
         "row_seconds",
         parse.real(0.01, 600),
         "Time spent on each row.",
-        BENCH,
-        "0.5",
+        example="0.5",
         metavar="S",
         flag="--seconds",
         default=0.5,
-        unset="0.5",
-        commands=("bench kernel",),
     ),
 )

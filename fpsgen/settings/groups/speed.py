@@ -1,0 +1,99 @@
+"""Attention and all else that makes a step faster."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fpsgen.attention.implementations import IMPLEMENTATIONS
+from fpsgen.attention.methods.bf16 import BACKENDS
+from fpsgen.settings import parsers as parse
+from fpsgen.settings.parsers import method_names
+from fpsgen.settings.setting import ANYWHERE, MADE, decides_video, on_off
+
+LINEARS = ("bf16", "fp8")
+CACHES = ("none", "first-block", "magcache", "taylorseer")  # those of models/patch/step_cache.py
+SPEED = "Acceleration"
+_decides = partial(decides_video, group=SPEED)
+
+ENTRIES = (
+    _decides(
+        "method",
+        parse.choice(method_names),
+        "Attention at every step, instead of the schedule's choice.",
+        example="fps",
+        metavar="NAME",
+        unset="as scheduled",
+        commands=MADE,
+        mistaken_for=("attention", "backend"),
+    ),
+    _decides(
+        "method_impl",
+        parse.choice(lambda: IMPLEMENTATIONS),
+        "auto; reference: slow and exact; triton: portable.",
+        example="reference",
+        metavar="NAME",
+        default="auto",
+        mistaken_for=("impl", "kernel"),
+    ),
+    _decides(
+        "bf16_backend",
+        parse.choice(lambda: tuple(BACKENDS)),
+        "auto, cudnn, flash, fa3, efficient, math: for dense 16-bit attention.",
+        example="cudnn",
+        metavar="NAME",
+        default="auto",
+        mistaken_for=("backend", "attention-backend"),
+    ),
+    _decides(
+        "schedule",
+        parse.named("a preset's name or a TOML file"),
+        "safe, balanced, paper or a TOML file.",
+        example="balanced",
+        metavar="NAME",
+        unset="model's own, or safe",
+        complete="schedules",
+        mistaken_for=("preset", "profile"),
+    ),
+    _decides(
+        "linear",
+        parse.choice(lambda: LINEARS),
+        "bf16, or fp8: linear layers on FP8 tensor cores.",
+        example="fp8",
+        metavar="NAME",
+        unset="as scheduled",
+    ),
+    _decides(
+        "cache",
+        parse.choice(lambda: CACHES),
+        f"Step cache: {', '.join(CACHES)}.",
+        example="first-block",
+        metavar="NAME",
+        default="none",
+        mistaken_for=("step-cache", "teacache"),
+    ),
+    _decides(
+        "cfg_until",
+        parse.real(0, 1),
+        "Guidance for this share of the steps only.",
+        example="0.5",
+        metavar="F",
+        default=1.0,
+        unset="1: all steps",
+        mistaken_for=("guidance-until", "cfg-end"),
+    ),
+    _decides(
+        "exact",
+        parse.switch,
+        "Round as diffusers does: nothing fused, VAE in fp32.",
+        example="true",
+        default=False,
+    ),
+    on_off(
+        "strict",
+        "Fail where anything is replaced or scaled (exit 9).",
+        group=SPEED,
+        commands=MADE,
+        layers=ANYWHERE,
+        recipe=True,
+    ),
+)
