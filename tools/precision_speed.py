@@ -20,8 +20,9 @@ import torch
 from fpsgen.attention.op import attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.profile import Profile
-from fpsgen.bench.kernel import Shape, attend_alone, norm_rope
+from fpsgen.bench.kernel import attend_alone, norm_rope
 from fpsgen.bench.provenance import provenance
+from fpsgen.bench.shapes import Shape
 from fpsgen.bench.timing import measure
 
 GRIDS = {"480p": (21, 30, 52), "720p": (21, 45, 80)}

@@ -110,7 +110,12 @@ def run(
     done, in a fraction of the time, and rows of variants have no video. Raises FpsgenError as pipeline.run.run does.
     """
     known = {row["key"]: row for row in read_rows(folder) if not row["video"] or Path(row["video"]).is_file()}
-    keys = [[_key(models, request, variant, videos) for variant in (dense, *variants)] for request in requests]
+    alone = Models(models.teacher, models.teacher)  # the reference is the same for every student
+    keys = [
+        [_key(alone, models.by_teacher(request), dense, videos)]
+        + [_key(models, request, variant, videos) for variant in variants]
+        for request in requests
+    ]
     missing = [number for number, each in enumerate(keys) if not all(key in known for key in each)]
     steps = sum(requests[n].sampling.steps * (1 + sum(key not in known for key in keys[n][1:])) for n in missing)
     progress = Progress(timing, steps)

@@ -6,8 +6,8 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+from fpsgen.report.charts import DOCUMENT
 from fpsgen.report.lines import columns
-from fpsgen.report.steps import SIZE
 
 WIDTH, ROW, LEFT, RIGHT = 640, 30, 170, 150
 ATTENTION, REST, VAE = ("self-attention", "#16a34a"), ("rest of denoising", "#86c99b"), ("VAE", "#bbbbbb")
@@ -61,5 +61,5 @@ def chart(rows: Sequence[dict[str, Any]]) -> str:
         x = 8 + 155 * number
         parts.append(f'<rect x="{x}" y="{foot + 4}" width="11" height="11" fill="{colour}"/>')
         parts.append(f'<text x="{x + 16}" y="{foot + 14}">{name}</text>')
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {foot + 24}" role="img" style="{SIZE}"'
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {foot + 24}" role="img" style="{DOCUMENT}"'
     return f'{opening} aria-label="seconds by stage">{"".join(parts)}</svg>\n'

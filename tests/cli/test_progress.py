@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from fpsgen.cli import console, progress
+from fpsgen.cli.batch import ShownProgress
 from fpsgen.errors import FpsgenError
 
 
@@ -112,3 +115,13 @@ def test_colour_on_request(capsys, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     console.warning("x")
     assert capsys.readouterr().err == "warning: x\n"
+
+
+def test_what_is_left_of_a_batch_follows_from_what_its_videos_took():
+    shown = ShownProgress(progress.Plain())
+    assert shown._rest(2) is None
+    job = SimpleNamespace(prompt="a cat", number=1)
+    for index, seconds in enumerate((10.0, 20.0), 1):
+        shown.job_start(job, index, 4)
+        shown.job_end(SimpleNamespace(error=None, path=None, seconds=seconds))
+    assert shown._rest(2) == 30

@@ -112,6 +112,12 @@ def finish(folder: Folder, **env: str) -> None:
     assert process.returncode == 0, said
 
 
+def counted(total: Counter[str]) -> str:
+    """The faults of all folders, each with its number."""
+    names = ("corrupt", "lost", "made twice", "without sidecar", "without ledger entry", "orphans")
+    return ", ".join(f"{total[name]} {name}" for name in names)
+
+
 def test_kills(tmp_path, row):
     """200 kill -9 in batches of 30 videos. The control does not look for what a killed run left."""
     draw = random.Random(0)
@@ -135,13 +141,12 @@ def test_kills(tmp_path, row):
         control += folder.faults()
     seen = {name: count for name, count in control.items() if count}
     redone = begun - jobs
-    names = ("corrupt", "lost", "made twice", "without sidecar", "without ledger entry", "orphans")
     row(
         "kill -9 in a batch",
         tried=kills,
         as_promised=kills - sum(total.values()),
         control=f"{control_kills} kills, left-overs not looked for: {', '.join(f'{c} {n}' for n, c in seen.items())}",
-        detail=f"{jobs} videos: {', '.join(f'{total[name]} {name}' for name in names)}, {redone} begun again",
+        detail=f"{jobs} videos: {counted(total)}, {redone} begun again",
     )
     assert not +total, total
     assert redone <= kills and seen

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hostile.test_batches import SMALL, Folder, finish
+from hostile.test_batches import SMALL, Folder, counted, finish
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(6000)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,14 +80,13 @@ def test_kills_of_nano(tmp_path, row):
         finish(folder)
         total += folder.faults()
         videos += folder.count
-    names = ("corrupt", "lost", "made twice", "without sidecar", "without ledger entry", "orphans")
     seen = ", ".join(f"{count} {name}" for name, count in before.items() if count)
     row(
         "kill -9 in a batch by nano",
         tried=kills,
         as_promised=kills - sum(total.values()),
         control=f"counted after each kill, before the next run: {seen}",
-        detail=f"{videos} videos: {', '.join(f'{total[name]} {name}' for name in names)}",
+        detail=f"{videos} videos: {counted(total)}",
     )
     assert not +total, total
     assert before["lost"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from fpsgen.bench.suite import read_rows
 from fpsgen.cli.app import run
 from fpsgen.errors import OK, USAGE
 
@@ -31,9 +33,20 @@ def test_a_run_from_a_file_to_a_video(tiny_dir, tmp_path, capsys):
     assert run(["train", str(tmp_path / "run.toml"), "-o", str(folder), "--device", "cpu"]) == OK
     said = capsys.readouterr()
     assert said.out == f"{folder / 'model'}\n"
-    recipes = {name: json.loads((folder / f"{name}.json").read_text())["recipe"] for name in ("dense", "trained")}
-    assert recipes["trained"]["prompt"] == "b" and "mine" in json.dumps(recipes["trained"])
-    assert recipes["dense"]["method"] == "bf16" and (folder / "dense.mp4").stat().st_size > 0
+    found = read_rows(folder / "evaluation")
+    rows = {row["variant"]: row for row in found}
+    assert (
+        len(found) == 3
+        and list(rows) == ["dense", "untrained", "trained"]
+        and {row["prompt"] for row in rows.values()} == {"b"}
+    )
+    assert rows["dense"]["density"] == 1 and rows["untrained"]["density"] == rows["trained"]["density"] < 1
+    assert rows["trained"]["schedule"] == "mine" and rows["untrained"]["schedule"] == "tiny"
+    errors = [rows[name]["velocity"]["late"]["mse"] for name in ("untrained", "trained")]
+    assert errors[0] != errors[1]
+    assert all(Path(row["video"]).stat().st_size > 0 for row in rows.values())
+    assert (folder / "evaluation" / "index.html").is_file()
+    assert all(name in said.err for name in ("untrained", "trained"))
 
 
 def test_the_first_word_is_a_run_or_a_command_of_the_group(monkeypatch, tmp_path):
