@@ -59,7 +59,7 @@ def _fa3_casts(*inputs: torch.Tensor) -> tuple[list[torch.Tensor], dict[str, tor
 
 def fa3_fp8_alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Callable[[], torch.Tensor]:
     """FlashAttention-3 in FP8 without its casts, which are done here; needs FlashAttention-3."""
-    function = flash_attention_3()
+    function: Any = flash_attention_3()
     cast, scales = _fa3_casts(q, k, v)
     return lambda: _first(function(*cast, **scales))
 

@@ -96,11 +96,8 @@ def launch(
     config, out, base2 = config or CrossConfig(), torch.empty_like(q), math.log2(math.e)
     cross_attention_kernel[batch * heads, triton.cdiv(length, config.rows)](
         *(q, k, v, out, inverse, weight, length, k.shape[1], heads, dim**-0.5 * base2, last_bias * base2),
-        D=dim,
-        ROWS=config.rows,
-        KEYS=config.keys,
-        NORM=norm is not None,
-        num_warps=config.warps,
-        num_stages=config.stages,
+        **{"D": dim, "ROWS": config.rows, "KEYS": config.keys, "NORM": norm is not None},
+        num_warps=config.warps,  # pyright: ignore[reportCallIssue]
+        num_stages=config.stages,  # pyright: ignore[reportCallIssue]
     )
     return out

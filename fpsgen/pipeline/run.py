@@ -256,8 +256,8 @@ def denoise(
         if not request.values()["exact"]:
             meanwhile.enter_context(coefficients_on_host(pipe.scheduler))
         if embeds[1] is not None and one_batch(request, embeds[0].device):
-            texts = (text.to(pipe.transformer.dtype) for text in (embeds[0], embeds[1]))
-            guidance = guidance_in_one_batch(pipe.transformer, *texts, lambda: pipe.do_classifier_free_guidance)
+            text, negative = (one.to(pipe.transformer.dtype) for one in (embeds[0], embeds[1]))
+            guidance = guidance_in_one_batch(pipe.transformer, text, negative, lambda: pipe.do_classifier_free_guidance)
             meanwhile.enter_context(guidance)
         latents = pipe(
             prompt_embeds=embeds[0],

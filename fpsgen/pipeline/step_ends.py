@@ -55,7 +55,7 @@ class StepEnds:
 
     def _report(self, ended: _Ended) -> None:
         seconds = None
-        if ended.event is not None:
+        if ended.event is not None and self._start is not None:
             ended.event.synchronize()
             seconds = self._start.elapsed_time(ended.event) / 1e3
             self._start = ended.event

@@ -53,7 +53,8 @@ class Weights:
             master.grad = torch.empty_like(master)
         for pairs, into in ((fresh, torch._foreach_copy_), (summed, torch._foreach_add_)):
             if pairs:
-                into([local(master.grad) for master, _ in pairs], [local(p.grad) for _, p in pairs])
+                grads: Any = [(master.grad, p.grad) for master, p in pairs]
+                into([local(ours) for ours, _ in grads], [local(theirs) for _, theirs in grads])
         for _, p in found:
             p.grad = None
 

@@ -56,14 +56,21 @@ def noise_from(scheduler: Any, generator: torch.Generator) -> Iterator[None]:
         vars(scheduler).pop("step", None)
 
 
+def _of_order_two(scheduler: Any) -> bool:
+    config = scheduler.config
+    return (
+        scheduler.predict_x0 and scheduler.solver_p is None and config.solver_order <= 2 and config.solver_type == "bh2"
+    )
+
+
 @contextmanager
 def coefficients_on_host(scheduler: Any) -> Iterator[None]:
     """Within the block, UniPC computes its coefficients on the CPU, where it keeps its noise levels: a step starts a
     tenth of the kernels and never waits for the device. On a CPU nothing changes to the bit; on a GPU, logarithms may
     round otherwise. Other schedulers, and UniPC of an order above 2 or with another B(h), are as they were.
     """
-    usable = isinstance(scheduler, UniPCMultistepScheduler) and scheduler.predict_x0 and scheduler.solver_p is None
-    if usable and scheduler.config.solver_order <= 2 and scheduler.config.solver_type == "bh2":
+    known = type(scheduler) is UniPCMultistepScheduler
+    if known and _of_order_two(scheduler):
         scheduler.multistep_uni_p_bh_update = partial(_predict, scheduler)
         scheduler.multistep_uni_c_bh_update = partial(_correct, scheduler)
     try:
