@@ -35,7 +35,7 @@ def run(base: GenerateRequest, compare: tuple[str, ...], timing: Timing, command
         with timing.stage("text"):
             embeds = encode(pipe, base, timing)
         with timing.stage("denoise"), recorded(pipe.transformer) as forwards:
-            denoise(pipe, handle, base, embeds, timing)
+            denoise(pipe, handle, base.with_settings(exact=True), embeds, timing)  # a forward for each branch
     rows = []
     for name in methods:
         with timing.stage(name), _method(pipe, base, name) as handle:
@@ -46,10 +46,10 @@ def run(base: GenerateRequest, compare: tuple[str, ...], timing: Timing, command
 
 
 def _method(pipe: Any, base: GenerateRequest, name: str) -> Any:
-    """Attention alone differs: linear layers are in bf16 unless --linear says otherwise."""
+    """Attention alone differs, nothing is fused: linear layers are in bf16 unless --linear says otherwise."""
     linear = base.values()["linear"] or "bf16"
     method = None if name == OURS else name
-    return apply(pipe, schedule=base.attention.schedule, method=method, strict=True, linear=linear)
+    return apply(pipe, schedule=base.attention.schedule, method=method, strict=True, linear=linear, exact=True)
 
 
 def _ran(step: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ _LIMIT = 1 << 28  # bytes of a file of rows
 @dataclass(frozen=True)
 class Variant:
     """One way to denoise. schedule, method, impl, linear: as `apply` takes them. exact: diffusers' own rounding
-    everywhere else.
+    everywhere else. of_teacher: by the teacher's weights, as the reference is; else by the student's.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Variant:
     linear: str | None = "bf16"
     exact: bool = False
     impl: str = "auto"
+    of_teacher: bool = False
 
     def of(self, request: GenerateRequest) -> GenerateRequest:
         """The request run this way, strict."""
@@ -110,12 +111,8 @@ def run(
     done, in a fraction of the time, and rows of variants have no video. Raises FpsgenError as pipeline.run.run does.
     """
     known = {row["key"]: row for row in read_rows(folder) if not row["video"] or Path(row["video"]).is_file()}
-    alone = Models(models.teacher, models.teacher)  # the reference is the same for every student
-    keys = [
-        [_key(alone, models.by_teacher(request), dense, videos)]
-        + [_key(models, request, variant, videos) for variant in variants]
-        for request in requests
-    ]
+    dense = dataclasses.replace(dense, of_teacher=True)
+    keys = [[_key(models, request, variant, videos) for variant in (dense, *variants)] for request in requests]
     missing = [number for number, each in enumerate(keys) if not all(key in known for key in each)]
     steps = sum(requests[n].sampling.steps * (1 + sum(key not in known for key in keys[n][1:])) for n in missing)
     progress = Progress(timing, steps)
@@ -130,9 +127,10 @@ def run(
             reference = _make(teacher, models.by_teacher(request), dense, folder, number, progress, True)
             for key, variant in zip(each, (dense, *variants), strict=True):
                 if key not in known:
-                    row = {**facts, "key": key, **setting_of(request), "model": models.student.model.spec.name}
+                    model, wanted = (teacher, models.by_teacher(request)) if variant.of_teacher else (student, request)
+                    row = {**facts, "key": key, **setting_of(request), "model": wanted.model.spec.name}
                     place = (folder, number, progress) if videos or variant is dense else None
-                    row |= _measure(student, request, variant, reference, place, every)
+                    row |= _measure(model, wanted, variant, reference, place, every)
                     append_line(folder / ROWS, json.dumps(row))
                     known[key] = row
                 yield known[key]
@@ -233,6 +231,8 @@ def _load(models: Models, timing: Timing) -> tuple[LoadedModel, LoadedModel]:
 
 def _key(models: Models, request: GenerateRequest, variant: Variant, videos: bool) -> str:
     """16 hex digits of what decides a row: request, variant, and the weights of both models."""
+    if variant.of_teacher:  # the same for every student
+        models, request = Models(models.teacher, models.teacher), models.by_teacher(request)
     what = [variant.of(request).deciding(), variant.name, videos, *map(_weights, models)]
     text = json.dumps(what, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

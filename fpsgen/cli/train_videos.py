@@ -73,17 +73,12 @@ def evaluate_run(
     """Videos of `prompts_of` in `out`: dense and untrained of the run's model, dense and by the run's schedule, and
     trained of the exported folder. Rows of bench.suite, all against the dense ones of equal seeds, and the page's path.
     """
-    base = choose(config.model)
-    student = choose(str(folder))
-    variants = {"untrained": (base, config.parsed_schedule()), "trained": (student, None)}
-    rows: list[dict[str, Any]] = []
+    prompts, base, student = prompts_of(config), choose(config.model), choose(str(folder))
+    requests = [request_of(config, student, prompt, out / "a.mp4", device) for prompt in prompts]
+    teacher = request_of(config, base, prompts[0], out / "a.mp4", device)
+    untrained = Variant("untrained", config.parsed_schedule(), linear=None, of_teacher=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScheduleWarning)  # that it was not trained is the point of one
-        for name, (choice, schedule) in variants.items():
-            prompts = prompts_of(config)
-            requests = [request_of(config, choice, prompt, out / "a.mp4", device) for prompt in prompts]
-            teacher = request_of(config, base, prompts[0], out / "a.mp4", device)
-            variant = Variant(name, schedule, linear=None)
-            found = run_suite(Models(requests[0], teacher), requests, [variant], out, timing, every=EVERY)
-            rows += [row for row in found if row["variant"] == name or name == "untrained"]
+        variants = [untrained, Variant("trained", linear=None)]
+        rows = list(run_suite(Models(requests[0], teacher), requests, variants, out, timing, every=EVERY))
     return rows, save(rows, out)

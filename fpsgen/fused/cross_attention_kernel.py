@@ -45,34 +45,38 @@ def cross_attention_kernel(
     that of key N - 1. Heads are neighbours in the order of programs, as in memory.
     """
     head, batch = tl.program_id(0) % heads, (tl.program_id(0) // heads).to(tl.int64)
-    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(1) * ROWS
+    rows = tl.arange(0, ROWS)
+    real = row + rows < length
     channels, stride = tl.arange(0, D), heads * D
-    places = (batch * length + rows)[:, None] * stride + head * D + channels[None, :]
-    queries = tl.load(q + places, mask=rows[:, None] < length, other=0.0)
+    base = (batch * length + row) * stride + head * D
+    places = rows[:, None] * stride + channels[None, :]
+    queries = tl.load(q + base + places, mask=real[:, None], other=0.0)
     if NORM:
-        inverse = tl.load(inverse_rms + batch * length + rows, mask=rows < length, other=0.0)
+        inverse = tl.load(inverse_rms + batch * length + row + rows, mask=real, other=0.0)
         gains = tl.load(weight + head * D + channels).to(tl.float32)
         queries = (queries.to(tl.float32) * inverse[:, None] * gains[None, :]).to(queries.dtype)
-    first = (batch * num_keys * heads + head) * D
+    k += (batch * num_keys * heads + head) * D
+    v += (batch * num_keys * heads + head) * D
     m_i = tl.full([ROWS], -float("inf"), tl.float32)
     l_i = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, D], tl.float32)
     for start in range(0, num_keys, KEYS):
         numbers = start + tl.arange(0, KEYS)
-        real = numbers < num_keys
-        at = first + numbers[:, None] * stride + channels[None, :]
-        keys = tl.load(k + at, mask=real[:, None], other=0.0)
+        there = numbers < num_keys
+        at = numbers[:, None] * stride + channels[None, :]
+        keys = tl.load(k + at, mask=there[:, None], other=0.0)
         logits = tl.dot(queries, keys.T) * scale
-        bias = tl.where(real, tl.where(numbers == num_keys - 1, last_bias, 0.0), -float("inf"))
+        bias = tl.where(there, tl.where(numbers == num_keys - 1, last_bias, 0.0), -float("inf"))
         logits += bias[None, :]
         m_new = tl.maximum(m_i, tl.max(logits, 1))
         p = tl.exp2(logits - m_new[:, None])
         alpha = tl.exp2(m_i - m_new)
         l_i = l_i * alpha + tl.sum(p, 1)
-        values = tl.load(v + at, mask=real[:, None], other=0.0)
+        values = tl.load(v + at, mask=there[:, None], other=0.0)
         acc = tl.dot(p.to(values.dtype), values, acc * alpha[:, None])
         m_i = m_new
-    tl.store(out + places, (acc / l_i[:, None]).to(out.dtype.element_ty), mask=rows[:, None] < length)
+    tl.store(out + base + places, (acc / l_i[:, None]).to(out.dtype.element_ty), mask=real[:, None])
 
 
 def launch(

@@ -34,8 +34,7 @@ class TrainConfig:
     without one, flow leads to the ends of the teacher's trajectories. teacher: "stored" makes all pairs before the
     first step, "live" while the run goes, with a frozen copy of the model beside it. batch: samples a step;
     micro_batch: samples a forward, 0 for all of the batch. null_share: share of steps (distill) or samples (flow)
-    without a prompt. guided: distill compares velocities with guidance, as inference uses them, at twice the cost of a
-    sample. linear: "fp8" or "bf16" for all linear layers of the blocks, else as the schedule says.
+    without a prompt. linear: "fp8" or "bf16" for all linear layers of the blocks, else as the schedule says.
     density_ramp: steps from dense attention to the schedule's. lora_rank: 0 trains all weights. ema: decay of the
     averaged weights. save_every, keep: steps between checkpoints, and how many are kept. dense_every: steps between
     measurements of the loss with dense attention, 0 for none. sample_every: steps between validation videos, 0 for
@@ -67,7 +66,6 @@ class TrainConfig:
     clip: float = 1.0
     ema: float = 0.99
     null_share: float = 0.1
-    guided: bool = False
     linear: str = AS_SCHEDULED
     density_ramp: int = 0
     lora_rank: int = 0
@@ -89,9 +87,6 @@ class TrainConfig:
                 "leave at least one prompt to train on",
                 BAD_INPUT,
             )
-        if self.guided and not (self.distill and self.guidance):
-            what = "guided is true, and there is no distillation, or no guidance"
-            raise FpsgenError(what, "give distill and guidance values above 0, or leave guided out", BAD_INPUT)
         if self.density_ramp > self.steps:
             what = f"density_ramp is {self.density_ramp}, more than the {self.steps} steps"
             raise FpsgenError(what, "shorten the ramp: a run has to end with its schedule", BAD_INPUT)
@@ -204,7 +199,6 @@ _FIELDS: Spec = {
     "clip": real(0, 1e9, _default("clip")),
     "ema": real(0, 1, _default("ema")),
     "null_share": real(0, 1, _default("null_share")),
-    "guided": switch(_default("guided")),
     "linear": choice((AS_SCHEDULED, *LINEARS), _default("linear")),
     "density_ramp": whole(0, 10_000_000, _default("density_ramp")),
     "lora_rank": whole(0, 4096, _default("lora_rank")),

@@ -24,11 +24,10 @@ from fpsgen.models.patch.schedule_choice import ScheduleWarning
 from fpsgen.signals import check_stop
 from fpsgen.train import checkpoint
 from fpsgen.train.config import TrainConfig
-from fpsgen.train.data import Batch
 from fpsgen.train.events import Events
 from fpsgen.train.log import Log
 from fpsgen.train.lora import add_lora
-from fpsgen.train.objective import DISTILL, Objective, Source, guided_error, rows, velocity_error
+from fpsgen.train.objective import Objective, Source, rows, velocity_error
 from fpsgen.train.parallel import Processes
 from fpsgen.train.ramp import ramp_stage, ramped
 from fpsgen.train.weights import Weights, learning_rate
@@ -147,12 +146,12 @@ class Trainer:
         self._patch(step)
         parts = {}
         for objective in objectives:
-            batches = self._draw(objective)
-            batch = batches[0]
+            batch = objective.train.draw(step, config.seed, config.batch, config.null_share)
+            batch = rows(batch, self.processes.rank * self._count, self._count)
             with_dense = bool(config.dense_every) and step % config.dense_every == 0
-            dense = {"dense_loss": self._dense_loss(batches)} if with_dense else {}
+            dense = {"dense_loss": self._dense_loss(batch)} if with_dense else {}
             self._patch(step)
-            loss = self._backward(batches, objective.weight)
+            loss = self._backward(batch, objective.weight)
             seen = self._handle.latest_step() if self._handle else None
             parts[objective.name] = {
                 "loss": loss,
@@ -178,36 +177,23 @@ class Trainer:
             "objectives": parts,
         }
 
-    def _draw(self, objective: Objective) -> tuple[Batch, ...]:
-        """This process's samples of the step; for guidance the same ones with the prompt and without."""
-        guided = self.config.guided and objective.name == DISTILL
-        shares = (0.0, 1.0) if guided else (self.config.null_share,)
-        drawn = [objective.train.draw(self.step, self.config.seed, self.config.batch, share) for share in shares]
-        return tuple(rows(batch, self.processes.rank * self._count, self._count) for batch in drawn)
-
-    def _loss(self, batches: tuple[Batch, ...], dense: bool = False) -> torch.Tensor:
-        handle = None if dense else self._handle
-        if len(batches) == 2:
-            return guided_error(self.transformer, handle, *batches, self.config.guidance, self.dtype)
-        return velocity_error(self.transformer, handle, batches[0], self.dtype)
-
-    def _backward(self, batches: tuple[Batch, ...], weight: float) -> float:
+    def _backward(self, batch: Any, weight: float) -> float:
         """Gradients of the loss, in parts of config.micro_batch samples; the loss over all processes."""
-        count = len(batches[0].latents)
+        count = len(batch.latents)
         size = self.config.micro_batch or count
         total = torch.zeros((), device=self.device)
         for first in range(0, count, size):
-            loss = self._loss(tuple(rows(batch, first, size) for batch in batches))
+            loss = velocity_error(self.transformer, self._handle, rows(batch, first, size), self.dtype)
             (weight * loss * (size / count)).backward()
             self.weights.collect()
             total += loss.detach() * (size / count)
         return float(self.processes.mean(total))
 
     @torch.no_grad()
-    def _dense_loss(self, batches: tuple[Batch, ...]) -> float:
+    def _dense_loss(self, batch: Any) -> float:
         """Of the same weights with dense bf16 attention and linear layers as they are."""
         self._unpatch()
-        return float(self.processes.mean(self._loss(batches, dense=True)))
+        return float(self.processes.mean(velocity_error(self.transformer, None, batch, self.dtype)))
 
     def _show(self, sample: Callable[[int], None]) -> None:
         self._unpatch()

@@ -48,28 +48,6 @@ def velocity_error(
     """Mean squared error of the velocity, a scalar in fp32. handle: of the patches on the transformer, if there are
     any. dtype: that it computes in, by default the one of its weights.
     """
-    found = _velocity(transformer, handle, batch, dtype)
-    return (found - batch.velocity.to(found.device)).square().mean()
-
-
-def guided_error(
-    transformer: Any,
-    handle: Handle | None,
-    batch: Batch,
-    null: Batch,
-    guidance: float,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """The same of the velocity with classifier-free guidance, over guidance squared. Where errors with and without the
-    prompt differ, guidance enlarges them, which neither shows alone. null: as `batch`, without the prompt.
-    """
-    found = [_velocity(transformer, handle, some, dtype) for some in (batch, null)]
-    wrong = [x - some.velocity.to(x.device) for x, some in zip(found, (batch, null), strict=True)]
-    return (wrong[1] / guidance + wrong[0] - wrong[1]).square().mean()
-
-
-def _velocity(transformer: Any, handle: Handle | None, batch: Batch, dtype: torch.dtype | None) -> torch.Tensor:
-    """What the transformer predicts, in fp32."""
     device, dtype = transformer.device, dtype or transformer.dtype
     given = {
         "hidden_states": batch.latents.to(device, dtype),
@@ -78,9 +56,11 @@ def _velocity(transformer: Any, handle: Handle | None, batch: Batch, dtype: torc
         "return_dict": False,
     }
     if handle is None:
-        return transformer(**given)[0].float()
-    with handle.fixed_sigma(min(1.0, float(batch.sigmas[0]))):
-        return transformer(**given)[0].float()
+        found = transformer(**given)[0]
+    else:
+        with handle.fixed_sigma(min(1.0, float(batch.sigmas[0]))):
+            found = transformer(**given)[0]
+    return (found.float() - batch.velocity.to(device)).square().mean()
 
 
 def rows(batch: Batch, first: int, count: int) -> Batch:

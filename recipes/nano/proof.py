@@ -9,7 +9,7 @@ attention first: all arms start from these weights, the "dense" row and the teac
 by side, a process each.
 
 Arms: dense; fp8, sta and fps without training; fps with one window for all steps at the density that the schedule has
-on average; fps distilled (all weights, LoRA, one window, guided); fps with flow matching, and dense attention with the
+on average; fps distilled (all weights, LoRA, one window); fps with flow matching, and dense attention with the
 same steps on the same clips. A row has: the error of the velocity on held-out trajectories of the dense teacher and
 the flow loss on held-out clips, by profile; PSNR and SSIM to the dense video of the same noise and what meter.py reads,
 on prompts that training never saw; validation errors at each checkpoint, and losses. Rows lie in DIR/rows/.
@@ -97,7 +97,6 @@ ARMS = {  # in the order of their pieces: a run that is cut off leaves the first
     "fps, one window": Arm(FIXED),
     "fps distilled, one window": Arm(FIXED, train={}),
     "dense, flow matching": Arm(DENSE, train=FLOW),
-    "fps distilled, guided": Arm(train={"guided": True}),
 }
 
 

@@ -271,6 +271,22 @@ def test_signals_end_a_batch(batch, tmp_path, number, code):
     assert not [name for name in os.listdir("outputs") if not name.startswith(".fpsgen-batch")]
 
 
+def test_a_video_that_was_cut_since_is_made_again(batch):
+    assert batch(write("a cat")) == 0
+    path = batch.paths[0]
+    path.write_bytes(path.read_bytes()[:-10])
+    assert batch() == 0 and batch.begun() == ["a cat"] * 2 and is_whole(batch.paths[0])
+
+
+@pytest.mark.parametrize("elsewhere", ["../cat.mp4", "{folder}/cat.mp4"])
+def test_a_ledger_names_no_file_outside_its_folder(batch, tmp_path, elsewhere):
+    assert batch(write("a cat")) == 0
+    path, ledger = batch.paths[0], Path("outputs") / NAME
+    path.rename("cat.mp4")
+    ledger.write_text(ledger.read_text().replace(path.name, elsewhere.format(folder=Path.cwd())))
+    assert batch() == 0 and batch.begun() == ["a cat"] * 2 and is_whole(batch.paths[0])
+
+
 def test_jobs_with_another_lora_get_a_model_of_their_own(batch, monkeypatch):
     import sys
 

@@ -43,7 +43,7 @@ def test_on_a_gpu_the_host_is_one_step_ahead():
     timing = Timing(steps)
     ends = StepEnds(device, 4, timing)
     torch.cuda.synchronize()
-    for index, cycles in enumerate((10_000_000, 40_000_000, 10_000_000)):
+    for index, cycles in enumerate((10_000_000, 80_000_000, 20_000_000)):
         torch.cuda._sleep(cycles)
         ends.queued(index, latents("cuda"), f"note {index}")
         assert len(steps.seen) == index

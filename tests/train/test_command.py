@@ -27,6 +27,7 @@ def test_a_run_from_a_file_to_a_video(tiny_dir, tmp_path, capsys):
     (tmp_path / "schedule.toml").write_text(SCHEDULE)
     values = {"name": "mine", "model": str(tiny_dir), "schedule": "schedule.toml", "prompts": ["a", "b"], "held_out": 1}
     values |= {"width": 64, "height": 64, "frames": 9, "teacher_steps": 3, "steps": 2}
+    values |= {"lr": 0.01, "warmup": 1, "ema": 0.0}
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     (tmp_path / "run.toml").write_text("\n".join(lines) + "\n")
     folder = tmp_path / "out"

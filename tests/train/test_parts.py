@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
 from fpsgen.train import config as runs
-from fpsgen.train.data import Batch, Pairs
-from fpsgen.train.objective import guided_error, velocity_error
+from fpsgen.train.data import Pairs
+from fpsgen.train.objective import velocity_error
 from fpsgen.train.weights import learning_rate
 
 from .conftest import SCHEDULE
@@ -104,36 +104,6 @@ def test_draws_follow_from_seed_and_step_alone(pairs):
     other = [pairs.draw(step, 4, 2, 0.5).latents for step in range(20)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-
-
-def test_the_null_share_changes_nothing_but_the_prompt(pairs):
-    """With and without it, a step's samples are the same ones: what guidance needs."""
-    for step in range(20):
-        batch, null = (pairs.draw(step, 3, 2, share) for share in (0.0, 1.0))
-        assert torch.equal(batch.latents, null.latents) and torch.equal(null.velocity, batch.velocity + 100)
-        assert torch.equal(null.text, torch.full_like(null.text, -1.0)) and batch.profile == null.profile
-
-
-def test_the_guided_error_is_that_of_the_guided_velocity():
-    class Model:
-        """Predicts half of what it gets, and the mean of its text more."""
-
-        device, dtype = torch.device("cpu"), torch.float32
-
-        def __call__(self, hidden_states, timestep, encoder_hidden_states, return_dict):
-            return (0.5 * hidden_states + encoder_hidden_states.mean((1, 2)).view(-1, 1, 1, 1, 1),)
-
-    draw = torch.Generator().manual_seed(0)
-    latents, wanted, wanted_null = (torch.randn(2, 3, 1, 2, 2, generator=draw) for _ in range(3))
-    text, sigmas = torch.randn(2, 4, 5, generator=draw), torch.full((2,), 0.5)
-    batch = Batch(latents, wanted, latents, sigmas, 1000 * sigmas, text, "late")
-    null = Batch(latents, wanted_null, latents, sigmas, 1000 * sigmas, torch.zeros(2, 4, 5), "late")
-    guidance = 4.0
-    with_prompt, without = 0.5 * latents + text.mean((1, 2)).view(-1, 1, 1, 1, 1), 0.5 * latents
-    guided = without + guidance * (with_prompt - without)
-    teacher = wanted_null + guidance * (wanted - wanted_null)
-    found = guided_error(Model(), None, batch, null, guidance)
-    torch.testing.assert_close(found, ((guided - teacher) / guidance).square().mean())
 
 
 def test_rare_profiles_are_drawn_often(pairs):

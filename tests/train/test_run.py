@@ -138,28 +138,6 @@ def test_flow_and_lora(make_config, tmp_path):
     load(result.model)
 
 
-def test_velocities_with_guidance(make_config, tmp_path, monkeypatch):
-    """With the prompt and without it at the same latents; the same in parts of a batch."""
-    found, true, seen = [], loop.guided_error, []
-
-    def guided_error(transformer, handle, batch, null, *more):
-        seen.append((torch.equal(batch.latents, null.latents), torch.equal(batch.text, null.text)))
-        return true(transformer, handle, batch, null, *more)
-
-    monkeypatch.setattr(loop, "guided_error", guided_error)
-    for name, changes in (("whole", {}), ("parts", {"micro_batch": 1}), ("plain", {"guided": False})):
-        config = make_config(**{"guided": True, "steps": 4, "dense_every": 2, **changes})
-        run(config, tmp_path / name)
-        rows = losses(tmp_path / name)
-        assert "dense_loss" in rows[0]["objectives"]["distill"]
-        found.append(torch.tensor([row["loss"] for row in rows]))
-    torch.testing.assert_close(found[0][:2], found[1][:2], rtol=1e-2, atol=1e-6)
-    assert (found[0] - found[2]).abs().max() > 1e-3 and set(seen) == {(True, False)}
-    with pytest.raises(FpsgenError) as caught:
-        make_config(guided=True, guidance=0.0)
-    assert caught.value.code == BAD_INPUT
-
-
 def test_a_model_in_bf16_is_trained(make_config, tiny_dir, tmp_path):
     """As on a GPU: weights in bf16 but for those that diffusers keeps in fp32, masters beside them."""
     from fpsgen.models.wan.load import load

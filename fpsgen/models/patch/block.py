@@ -21,6 +21,7 @@ from torch.compiler import is_compiling
 
 from fpsgen.fused import FP8Rows, gelu_rows, norm_rows, quantize_rows, residual_norm_rows, residual_rows
 from fpsgen.models.patch.linear import takes_fp8
+from fpsgen.models.patch.patch_embedding import PatchEmbedding
 from fpsgen.models.patch.run_record import LayerRun
 from fpsgen.models.patch.stack import Run
 from fpsgen.models.patch.swap_class import has_hooks, swap_class
@@ -184,7 +185,8 @@ def install_block(
 
 @dataclass(frozen=True)
 class FusedPatch:
-    """Fused element-wise passes in all blocks that can have them; a prompt's keys and values computed once. Where
+    """Fused element-wise passes in all blocks that can have them; a prompt's keys and values computed once; the patch
+    embedding as one product. Where
     results have the rounding of diffusers to the bit, it is left out ("exact"). anywhere: also on devices that gain
     nothing by it, for tests.
     """
@@ -225,6 +227,11 @@ class _InstalledBlocks:
                 del text_layer.kept, text_layer.padding
 
             self._undos.append(undo_text)
+        embedding = transformer.patch_embedding
+        whole = type(embedding) is torch.nn.Conv3d and embedding.stride == embedding.kernel_size
+        undo_embedding = swap_class(embedding, PatchEmbedding) if whole else None
+        if undo_embedding is not None:
+            self._undos.append(undo_embedding)
 
     def undo(self) -> None:
         while self._undos:

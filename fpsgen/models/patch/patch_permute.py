@@ -26,7 +26,13 @@ def move_patches(latents: torch.Tensor, patch: Size3, index: torch.Tensor) -> to
     """
     (t, h, w), (pt, ph, pw) = patch_grid(latents, patch), patch
     batch, channels = latents.shape[:2]
-    whole = latents[:, :, : t * pt, : h * ph, : w * pw].reshape(batch, channels, t, pt, h, ph, w, pw)
-    tokens = whole.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(1, 3)  # [B, L, C, pt, ph, pw]
-    tokens = tokens.index_select(1, index).view(batch, t, h, w, channels, pt, ph, pw)
+    tokens = patches(latents, patch).flatten(1, 3).index_select(1, index).view(batch, t, h, w, channels, pt, ph, pw)
     return tokens.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(batch, channels, t * pt, h * ph, w * pw)
+
+
+def patches(latents: torch.Tensor, patch: Size3) -> torch.Tensor:
+    """Latents [B, C, F, H', W'] by patch: [B, T, H, W, C, pt, ph, pw]."""
+    (t, h, w), (pt, ph, pw) = patch_grid(latents, patch), patch
+    batch, channels = latents.shape[:2]
+    whole = latents[:, :, : t * pt, : h * ph, : w * pw].reshape(batch, channels, t, pt, h, ph, w, pw)
+    return whole.permute(0, 2, 4, 6, 1, 3, 5, 7)

@@ -57,10 +57,11 @@ def noise_from(scheduler: Any, generator: torch.Generator) -> Iterator[None]:
 
 
 def _of_order_two(scheduler: Any) -> bool:
-    config = scheduler.config
-    return (
-        scheduler.predict_x0 and scheduler.solver_p is None and config.solver_order <= 2 and config.solver_type == "bh2"
-    )
+    """Whether the scheduler is UniPC with the formulas of _predict and _correct."""
+    if not isinstance(scheduler, UniPCMultistepScheduler) or not scheduler.predict_x0 or scheduler.solver_p is not None:
+        return False
+    config: Any = scheduler.config
+    return config.solver_order <= 2 and config.solver_type == "bh2"
 
 
 @contextmanager
@@ -69,8 +70,7 @@ def coefficients_on_host(scheduler: Any) -> Iterator[None]:
     tenth of the kernels and never waits for the device. On a CPU nothing changes to the bit; on a GPU, logarithms may
     round otherwise. Other schedulers, and UniPC of an order above 2 or with another B(h), are as they were.
     """
-    known = type(scheduler) is UniPCMultistepScheduler
-    if known and _of_order_two(scheduler):
+    if _of_order_two(scheduler):
         scheduler.multistep_uni_p_bh_update = partial(_predict, scheduler)
         scheduler.multistep_uni_c_bh_update = partial(_correct, scheduler)
     try:
