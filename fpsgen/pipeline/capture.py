@@ -1,7 +1,7 @@
 """The inputs of self-attention, saved from a generation: real q, k and v for `fpsgen bench kernel --captured`.
 
 One safetensors file for each chosen step and layer, step0003-layer05.safetensors: q, k, v [L, H, D] as attention gets
-them (q and k normed, with rotary embedding), tokens in raster order; of a step's first forward, which is the one with
+them (q and k normed, with rotary embedding), tokens in raster order; of a step's first forward and sample, those with
 the prompt. Its metadata names schema, token grid, step, sigma, layer, profile, model, prompt and seed.
 """
 

@@ -164,3 +164,12 @@ def test_a_long_video_takes_no_more_memory_than_a_short_one(fpsgen):
         assert code == 0, done.stderr
         peaks.append(peak)
     assert peaks[1] < peaks[0] + 40, peaks
+
+
+def test_rates_that_were_rounded_are_one_rate(fpsgen, clip):
+    frames, _ = read_frames(clip)
+    for name, fps in (("film.mp4", 30), ("ntsc.mp4", 29.97), ("slow.mp4", 29)):
+        write_mp4(frames, name, fps)
+    assert fpsgen("compare", "film.mp4", "ntsc.mp4", "--no-video") == 0, fpsgen.err
+    fpsgen("compare", "film.mp4", "slow.mp4", "--no-video")
+    fpsgen.refused(4, "30", "29")
