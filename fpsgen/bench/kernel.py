@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -38,6 +39,14 @@ def run(
 
     seconds: time given to each row's repeats. Raises FpsgenError NUMERIC where a result is wrong.
     """
+    # kernels on their own, events and graphs go by the current device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        yield from _rows(shapes, methods, densities, seconds, device)
+
+
+def _rows(
+    shapes: list[Shape], methods: list[str], densities: list[float], seconds: float, device: torch.device
+) -> Iterator[dict[str, Any]]:
     facts = provenance(device)
     others, missing = peers(device)
     seen: set[Any] = set()  # inputs that peers had: tiles mean nothing to them
