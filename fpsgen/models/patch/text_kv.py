@@ -56,7 +56,7 @@ class TextAttnProcessor(WanAttnProcessor):
     def __init__(self, backend: Any = None) -> None:
         super().__init__()
         self._attention_backend = backend
-        self.kept = Kept()
+        self.kept, self.kept_short = Kept(), Kept()  # of all rows of a text; of its own and one of padding
 
     def __call__(
         self,
@@ -71,12 +71,13 @@ class TextAttnProcessor(WanAttnProcessor):
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         query, text = attn.to_q(hidden_states), encoder_hidden_states
         fusable = not (torch.is_grad_enabled() or torch.is_autocast_enabled(query.device.type))
-        chosen = self._attention_backend or active_backend()
-        padding = getattr(text, _PADDING, 0) if fusable and kept(text) and chosen is attention_mask is None else 0
+        plain = attention_mask is None and (self._attention_backend or active_backend()) is None
+        padding = getattr(text, _PADDING, 0) if fusable and plain and kept(text) else 0
         if padding:
             text = text[:, : text.shape[1] - padding + 1]
         layers = (attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)
-        key, value = self.kept.get(encoder_hidden_states, lambda: _project(attn, text), *layers)
+        results = self.kept_short if padding else self.kept
+        key, value = results.get(encoder_hidden_states, lambda: _project(attn, text), *layers)
         norm = QueryNorm(attn.norm_q.weight, attn.norm_q.eps)
         if padding:
             out = cross_attention(query.unflatten(2, (attn.heads, -1)), key, value, padding, norm)

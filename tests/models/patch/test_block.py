@@ -3,6 +3,7 @@
 import accelerated as case
 import pytest
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 
 from fpsgen import apply
 from fpsgen.models.patch import block as fused_block
@@ -204,6 +205,18 @@ def test_padding_of_a_prompt_is_one_key_that_counts_many_times(transformer, monk
     seen.clear()
     text[0, -1, 0] = 1.0  # no padding
     assert error(fused(transformer, given=given)[0], case.forward(transformer, given)) < BOUND and not seen
+
+
+def test_keys_without_padding_are_not_taken_for_all_of_them(transformer):
+    """A backend that is chosen in the middle of a prompt goes through every row of the text."""
+    given = case.inputs(2)
+    given["encoder_hidden_states"][:, 1:] = 0
+    wanted = case.forward(transformer, given)
+    with apply(transformer, case.DENSE, exact=True, patches=[FUSED]):
+        assert error(case.forward(transformer, given), wanted) < BOUND
+        with attention_backend("_native_math"):
+            assert error(case.forward(transformer, given), wanted) < BOUND
+        assert error(case.forward(transformer, given), wanted) < BOUND
 
 
 def test_another_prompt_is_another_video(transformer):
