@@ -34,9 +34,9 @@ written by `python -m tools.density_table`; a test keeps it up to date.
 - **Windows**: extents in blocks, then the density that they keep. Every one is within 10 % of what was asked for.
 
 All profiles of a schedule share one block shape, so tokens keep their places from step to step. A shape must have
-windows for all densities. Of those shapes, the ones that waste the least of the kernel's work compete (within 3 %), and
-the one with the most even windows is taken. At 81 frames a block holds all 21 frames of the latent: its windows cut the
-picture and never time.
+windows for all densities. Of those shapes, the ones that waste the least of the kernel's work compete (within 3 %); the
+best sum of what they fill and how even their windows are decides. At 81 frames a block holds all 21 frames of the
+latent: its windows cut the picture and never time.
 """
 
 

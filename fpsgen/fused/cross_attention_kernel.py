@@ -64,8 +64,8 @@ def cross_attention_kernel(
     for start in range(0, num_keys, KEYS):
         numbers = start + tl.arange(0, KEYS)
         there = numbers < num_keys
-        at = numbers[:, None] * stride + channels[None, :]
-        keys = tl.load(k + at, mask=there[:, None], other=0.0)
+        offsets = numbers[:, None] * stride + channels[None, :]
+        keys = tl.load(k + offsets, mask=there[:, None], other=0.0)
         logits = tl.dot(queries, keys.T) * scale
         bias = tl.where(there, tl.where(numbers == num_keys - 1, last_bias, 0.0), -float("inf"))
         logits += bias[None, :]
@@ -73,7 +73,7 @@ def cross_attention_kernel(
         p = tl.exp2(logits - m_new[:, None])
         alpha = tl.exp2(m_i - m_new)
         l_i = l_i * alpha + tl.sum(p, 1)
-        values = tl.load(v + at, mask=there[:, None], other=0.0)
+        values = tl.load(v + offsets, mask=there[:, None], other=0.0)
         acc = tl.dot(p.to(values.dtype), values, acc * alpha[:, None])
         m_i = m_new
     tl.store(out + base + places, (acc / l_i[:, None]).to(out.dtype.element_ty), mask=real[:, None])

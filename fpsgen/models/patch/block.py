@@ -186,9 +186,8 @@ def install_block(
 @dataclass(frozen=True)
 class FusedPatch:
     """Fused element-wise passes in all blocks that can have them; a prompt's keys and values computed once; the patch
-    embedding as one product. Where
-    results have the rounding of diffusers to the bit, it is left out ("exact"). anywhere: also on devices that gain
-    nothing by it, for tests.
+    embedding as one product. Where results have the rounding of diffusers to the bit, it is left out ("exact").
+    anywhere: also on devices that gain nothing by it, for tests.
     """
 
     anywhere: bool = False

@@ -20,10 +20,8 @@ from fpsgen.text import show
 
 KEY, SCHEMA = "fpsgen", "fpsgen.lora/1"
 SETTINGS = "lora_adapter_metadata"  # of peft, as diffusers stores them
-_TENSOR = re.compile(r"transformer\.(.+)\.lora_[AB]\.(?:weight|bias)")
-
-
 _PREFIX = "transformer."
+_TENSOR = re.compile(r"transformer\.(.+)\.lora_[AB]\.(?:weight|bias)")
 
 
 def _modules(value: Any) -> Any:
