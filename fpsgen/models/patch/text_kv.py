@@ -19,7 +19,8 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch.compiler import is_compiling
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fpsgen.fused import QueryNorm, cross_attention, rms_norm_rows
+from fpsgen.attention.quantize import output_scale
+from fpsgen.fused import FP8Channels, QueryNorm, cross_attention, rms_norm_rows
 from fpsgen.models.patch.attention import active_backend
 
 
@@ -65,8 +66,11 @@ class TextAttnProcessor(WanAttnProcessor):
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         rotary_emb: Any = None,
+        fp8_out: bool = False,
     ) -> torch.Tensor:
-        """hidden_states: tensor or FP8Rows [B, L, dim], as attn.to_q takes it."""
+        """hidden_states: tensor or FP8Rows [B, L, dim], as attn.to_q takes it. fp8_out: whether attn.to_out takes
+        FP8Channels.
+        """
         if attn.add_k_proj is not None or encoder_hidden_states is None or rotary_emb is not None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         query, text = attn.to_q(hidden_states), encoder_hidden_states
@@ -77,10 +81,13 @@ class TextAttnProcessor(WanAttnProcessor):
             text = text[:, : text.shape[1] - padding + 1]
         layers = (attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)
         results = self.kept_short if padding else self.kept
-        key, value = results.get(encoder_hidden_states, lambda: _project(attn, text), *layers)
+        key, value, scale = results.get(encoder_hidden_states, lambda: _project(attn, text), *layers)
         norm = QueryNorm(attn.norm_q.weight, attn.norm_q.eps)
         if padding:
-            out = cross_attention(query.unflatten(2, (attn.heads, -1)), key, value, padding, norm)
+            query = query.unflatten(2, (attn.heads, -1))
+            out = cross_attention(query, key, value, padding, norm, scale if fp8_out else None)
+            if fp8_out:
+                return attn.to_out[1](attn.to_out[0](FP8Channels(out.flatten(2), scale.flatten())))
         else:
             query = rms_norm_rows(query, *norm) if fusable and query.is_cuda else attn.norm_q(query)
             query = query.unflatten(2, (attn.heads, -1))
@@ -88,13 +95,14 @@ class TextAttnProcessor(WanAttnProcessor):
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
 
 
-def _project(attn: Any, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys (normed) and values [B, text length, H, D]."""
+def _project(attn: Any, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys (normed) and values [B, text length, H, D], and the scale [H, D] of an output of attention in FP8."""
     if attn.fused_projections:
         key, value = attn.to_kv(text).chunk(2, dim=-1)
     else:
         key, value = attn.to_k(text), attn.to_v(text)
-    return attn.norm_k(key).unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1))
+    value = value.unflatten(2, (attn.heads, -1))
+    return attn.norm_k(key).unflatten(2, (attn.heads, -1)), value, output_scale(value.detach())
 
 
 class KeptTextProjection(PixArtAlphaTextProjection):
