@@ -77,32 +77,36 @@ class TextAttnProcessor(WanAttnProcessor):
         fusable = not (torch.is_grad_enabled() or torch.is_autocast_enabled(query.device.type))
         plain = attention_mask is None and (self._attention_backend or active_backend()) is None
         padding = getattr(text, _PADDING, 0) if fusable and plain and kept(text) else 0
-        if padding:
-            text = text[:, : text.shape[1] - padding + 1]
         layers = (attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)
-        results = self.kept_short if padding else self.kept
-        key, value, scale = results.get(encoder_hidden_states, lambda: _project(attn, text), *layers)
         norm = QueryNorm(attn.norm_q.weight, attn.norm_q.eps)
         if padding:
+            own = text[:, : text.shape[1] - padding + 1]
+            key, value, scale = self.kept_short.get(text, lambda: _project_short(attn, own), *layers)
             query = query.unflatten(2, (attn.heads, -1))
             out = cross_attention(query, key, value, padding, norm, scale if fp8_out else None)
             if fp8_out:
                 return attn.to_out[1](attn.to_out[0](FP8Channels(out.flatten(2), scale.flatten())))
         else:
+            key, value = self.kept.get(text, lambda: _project(attn, text), *layers)
             query = rms_norm_rows(query, *norm) if fusable and query.is_cuda else attn.norm_q(query)
             query = query.unflatten(2, (attn.heads, -1))
             out = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, backend=self._attention_backend)
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
 
 
-def _project(attn: Any, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Keys (normed) and values [B, text length, H, D], and the scale [H, D] of an output of attention in FP8."""
+def _project(attn: Any, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys (normed) and values [B, text length, H, D]."""
     if attn.fused_projections:
         key, value = attn.to_kv(text).chunk(2, dim=-1)
     else:
         key, value = attn.to_k(text), attn.to_v(text)
-    value = value.unflatten(2, (attn.heads, -1))
-    return attn.norm_k(key).unflatten(2, (attn.heads, -1)), value, output_scale(value.detach())
+    return attn.norm_k(key).unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1))
+
+
+def _project_short(attn: Any, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same, and output_scale of the values."""
+    key, value = _project(attn, text)
+    return key, value, output_scale(value)
 
 
 class KeptTextProjection(PixArtAlphaTextProjection):
