@@ -22,6 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from fpsgen.attention.quantize import output_scale
 from fpsgen.fused import FP8Channels, QueryNorm, cross_attention, rms_norm_rows
 from fpsgen.models.patch.attention import active_backend
+from fpsgen.models.patch.fusable import not_fusable
 
 
 class Kept:
@@ -74,7 +75,7 @@ class TextAttnProcessor(WanAttnProcessor):
         if attn.add_k_proj is not None or encoder_hidden_states is None or rotary_emb is not None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         query, text = attn.to_q(hidden_states), encoder_hidden_states
-        fusable = not (torch.is_grad_enabled() or torch.is_autocast_enabled(query.device.type))
+        fusable = not_fusable(query.device) is None
         plain = attention_mask is None and (self._attention_backend or active_backend()) is None
         padding = getattr(text, _PADDING, 0) if fusable and plain and kept(text) else 0
         layers = (attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)
