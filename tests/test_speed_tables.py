@@ -1,0 +1,83 @@
+"""Cells of the tables of whole videos, from rows made by hand."""
+
+import json
+
+from tools.speed_tables import bench, main, waterfall, whole
+
+
+def row(method, denoise, profiles, fused):
+    steps = {"median": denoise / 4, "min": 0.5, "max": 9.0}
+    return {
+        "model": "wan2.1-14b",
+        "width": 1280,
+        "height": 720,
+        "method": method,
+        "schedule": f"paper-{method}" if fused else "none",
+        "linear": "fp8" if fused else "bf16",
+        "fused": fused,
+        "step_s": steps,
+        "stages_s": {"denoise": {"median": denoise}},
+        "attention_s": {"median": denoise / 4},
+        "profiles": [{"profile": name, "step_s": {"median": seconds}} for name, seconds in profiles.items()],
+        "density": 0.21,
+        "peak_memory": {"cuda_bytes": 4e9},
+        "psnr_db": None,
+        "ssim": None,
+        "vmaf": None,
+    }
+
+
+def test_a_mean_weighs_profiles_by_their_steps_and_lacks_where_one_did_not_run():
+    dense = row("bf16", 40.0, {"early": 10.0, "middle": 10.0}, False)
+    ours = row("fps", 8.0, {"early": 1.0, "middle": 2.0, "late": 4.0}, True)
+    first, second = bench([dense, ours])
+    assert (first["how"], first["mean"], first["forwards"]) == ("diffusers as it comes", "", "5.000 / 5.000 / -")
+    assert second["mean"] == "1.100"  # (.2 * 1 + .6 * 2 + .2 * 4) / 2
+    assert second["times"] == "5.00x" and second["share"] == "25%" and second["kept"] == "21%"
+    assert second["how"] == "fps, paper, linear fp8" and second["what"] == "Wan2.1-14B shape, 720p"
+
+
+def test_steps_that_compile_count_apart():
+    profiles = ["early", "early", "early", "middle", "middle", "middle", "late"]
+    seconds = [8.0, 2.0, 2.0, 3.0, 3.0, 3.5, 1.0]
+    report = {
+        "created": "2026-01-01",
+        "stages_s": {"import": 1.0, "load": 2.0, "text": 0.5, "denoise": 22.5, "vae": 1.0, "mux": 1.0},
+        "steps_s": seconds,
+        "attention": {"steps": [{"profile": name} for name in profiles]},
+        "peak_memory": {"cuda_bytes": 2e9},
+        "total_s": 28.0,
+    }
+    cells = whole("720p", {"recipe": {"device": "card", "versions": {}}, "report": report}, "abc")
+    assert cells["compiled"] == "6.0" and cells["loading"] == "3.0" and cells["commit"] == "abc"
+    assert cells["forwards"] == "1.000 / 1.500 / 0.500" and cells["mean"] == "1.200"
+
+
+def test_a_part_is_given_with_its_error():
+    common = {"model": "nano", "width": 256, "height": 160, "steps": 6, "density": None, "vae_s": None}
+    none = {"attention_s": None, "error": None}
+    rows = [
+        common | none | {"stage": "a", "denoise_s": {"median": 4.0}, "faster_denoise": 1.0},
+        common
+        | {
+            "stage": "b",
+            "denoise_s": {"median": 2.0},
+            "faster_denoise": 2.0,
+            "attention_s": {"median": 0.5},
+            "error": {"snr_db": 31.25},
+        },
+    ]
+    first, second = waterfall(rows)
+    assert (first["rest"], first["error"], first["vae"]) == ("", "", "")
+    assert (second["attention"], second["rest"], second["error"]) == ("0.50", "1.50", "31.2")
+
+
+def test_nano_has_a_table_of_its_own(tmp_path):
+    rows = [row("bf16", 4.0, {"early": 1.0}, False), row("fps", 2.0, {"early": 0.5}, True)]
+    small = [each | {"model": "nano", "psnr_db": 24.26, "ssim": 0.9, "vmaf": 60.0} for each in rows]
+    for name, some in (("a", rows), ("b", small)):
+        (tmp_path / name).write_text("".join(json.dumps(each) + "\n" for each in some), "utf-8")
+    assert main(["bench", str(tmp_path / "a"), str(tmp_path / "b"), "--figures", str(tmp_path)]) == 0
+    tables = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("bench", "bench-nano")}
+    assert [len(table["rows"]) for table in tables.values()] == [2, 2]
+    assert tables["bench-nano"]["rows"][1]["psnr"] == "24.3" and "psnr" not in tables["bench"]["columns"]
