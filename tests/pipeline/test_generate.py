@@ -87,6 +87,24 @@ def test_a_video_with_its_recipe_and_report(request_for):
     assert len(report["attention"]["steps"]) == 3
 
 
+def test_short_memory_decodes_in_tiles_and_says_so(request_for, monkeypatch):
+    from diffusers import AutoencoderKLWan
+
+    plain, _ = make(request_for())
+    used: list[bool] = []
+    whole = AutoencoderKLWan.decode
+    monkeypatch.setattr(
+        AutoencoderKLWan, "decode", lambda vae, *a, **k: used.append(vae.use_tiling) or whole(vae, *a, **k)
+    )
+    monkeypatch.setattr(decode, "free_bytes", lambda device: 1 << 40)
+    roomy, events = make(request_for())
+    assert not used and not events.warnings and "vae_tiles" not in roomy.recipe
+    monkeypatch.setattr(decode, "free_bytes", lambda device: 1)
+    result, events = make(request_for())
+    assert used == [True] and any("tiles" in text for text in events.warnings)
+    assert result.recipe["vae_tiles"] is True and count_frames(result.path) == 5
+
+
 def test_same_seed_same_bytes(request_for):
     first, _ = make(request_for())
     second, _ = make(request_for())
