@@ -90,7 +90,6 @@ def test_a_video_with_its_recipe_and_report(request_for):
 def test_short_memory_decodes_in_tiles_and_says_so(request_for, monkeypatch):
     from diffusers import AutoencoderKLWan
 
-    plain, _ = make(request_for())
     used: list[bool] = []
     whole = AutoencoderKLWan.decode
     monkeypatch.setattr(
