@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fpsgen.attention.presets import PRESETS as SCHEDULES
-from fpsgen.attention.schedule import LINEAR_PARTS, Schedule
+from fpsgen.attention.schedule import AS_SCHEDULED, LINEAR_PARTS, Schedule
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
 from fpsgen.fields import Field, Spec, choice, fields, many, raw, real, switch, text, whole
 from fpsgen.files import read_json, read_text, read_toml
@@ -17,7 +17,6 @@ from fpsgen.settings.groups.speed import LINEARS
 from fpsgen.text import show, split_lines
 
 _LIMIT = 1 << 20
-AS_SCHEDULED = "as scheduled"
 EXAMPLE = (
     'a run has model = "nano", schedule = "run-schedule.toml", prompts = ["a cat surfing"] and held_out = 0 or more'
 )
