@@ -135,18 +135,22 @@ class TrainConfig:
 
 
 _OBSERVING = ("save_every", "keep", "dense_every", "sample_every")  # change nothing but what is seen of a run
-PRESETS = ("nano-demo",)
+PRESETS = ("nano-demo", "wan-1.3b", "wan-1.3b-lora", "wan-14b-lora", "wan-1.3b-flow")  # files in presets/
 
 
 def preset(name: str) -> TrainConfig:
-    """Raises FpsgenError USAGE for a name that does not exist."""
+    """A run that comes with fpsgen; its data lies in the working folder. Raises FpsgenError USAGE for a name that does
+    not exist.
+    """
     if name not in PRESETS:
         raise FpsgenError(f"no preset is named {show(name)}", f"choose from {', '.join(PRESETS)}", USAGE)
-    return read_config(Path(__file__).with_name("presets") / f"{name}.toml")
+    return read_config(Path(__file__).with_name("presets") / f"{name}.toml", Path.cwd())
 
 
-def read_config(path: Path) -> TrainConfig:
-    """A run from a TOML file. Files that it names are relative to it. Raises FpsgenError BAD_INPUT naming the key."""
+def read_config(path: Path, data_from: Path | None = None) -> TrainConfig:
+    """A run from a TOML file. Files that it names are relative to it; its data is to the folder `data_from`, if given.
+    Raises FpsgenError BAD_INPUT naming the key.
+    """
     what = f"run {path}"
     values = fields(read_toml(path, _LIMIT, what), _FIELDS, what, example="")
     wanted = values["schedule"]
@@ -160,7 +164,7 @@ def read_config(path: Path) -> TrainConfig:
         lines = (line.strip() for line in split_lines(read_text(file, _LIMIT, f"prompts {file}")))
         values["prompts"] = tuple(line for line in lines if line and not line.startswith("#"))
     if values["data"]:
-        values["data"] = str((path.parent / values["data"]).resolve())
+        values["data"] = str(((data_from or path.parent) / values["data"]).resolve())
     return TrainConfig(**values)
 
 

@@ -80,6 +80,18 @@ def test_the_last_checkpoints_are_kept(unbroken):
     assert [path.name for path in sorted(unbroken[0].glob("step-*"))] == ["step-0000004", "step-0000006"]
 
 
+def test_a_torn_checkpoint_does_not_push_out_a_whole_one(tmp_path):
+    """Checkpoints may come more often than before the stop."""
+    tensors = {"weights": {"a": torch.zeros(2)}}
+    for step in (2, 8):
+        checkpoint.save(tmp_path, step, tensors, {}, keep=2)
+    (tmp_path / "step-0000008" / "weights.safetensors").write_bytes(b"torn")
+    for step in (3, 4):
+        checkpoint.save(tmp_path, step, tensors, {}, keep=1)
+        assert checkpoint.latest(tmp_path)[0] == step
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000004"]
+
+
 def test_another_run_does_not_go_on_here(unbroken, make_config):
     for changes in ({"lr": 1e-4}, {"teacher_steps": 5}):
         with pytest.raises(FpsgenError) as caught:
