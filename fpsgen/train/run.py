@@ -21,7 +21,7 @@ from fpsgen.text import show
 from fpsgen.train.clips import TrajectoryEnds, open_folder
 from fpsgen.train.config import LIVE, TrainConfig
 from fpsgen.train.data import Pairs
-from fpsgen.train.estimate import estimate
+from fpsgen.train.estimate import MeasuredCost, cost, estimate
 from fpsgen.train.events import Events, Silent
 from fpsgen.train.export import RUN, export_folder
 from fpsgen.train.loop import Trainer
@@ -80,16 +80,17 @@ def train(
             sample(pipe, choice, folder / f"step-{step:07d}.mp4", shared.first)
             _move(pipe, torch.device("cpu"))
 
-        trainer.run(objectives, stepped if shared.first else Silent(), show if sample else None)
+        steps = MeasuredCost(stepped, note, shared) if shared.first else Silent()
+        trainer.run(objectives, steps, show if sample else None)
         errors = {"before": before, "after": trainer.error(main.held_out)}
-        hours = trainer.log.seconds * shared.count / 3600
+        note("cost", f"{cost(trainer.log.seconds, shared)} of training")
         report = {
             "name": config.name,
             "objective": main.name,
             "steps": config.steps,
             "samples": len(main.train),
             "held_out_error": errors,
-            "hours": round(hours, 4),
+            "hours": round(trainer.log.seconds * shared.count / 3600, 4),
             "processes": shared.count,
         }
         average = trainer.weights.tensors()["average"]

@@ -253,6 +253,22 @@ def test_what_only_watches_a_run_does_not_make_it_another(make_config):
     assert make_config().digest() != make_config(ema=0.25).digest()
 
 
+def test_what_steps_took_says_what_the_others_will(monkeypatch):
+    """Steps of 2 s on two GPUs, in a run that goes on at step 150."""
+    from fpsgen.train import estimate
+    from fpsgen.train.events import Silent
+    from fpsgen.train.parallel import Processes
+
+    clock, said = iter([90.0 + 2 * number for number in range(100)]), []
+    monkeypatch.setattr(estimate.time, "monotonic", lambda: next(clock))
+    shared = Processes(0, 2, torch.device("cuda"))
+    events = estimate.MeasuredCost(Silent(), lambda *line: said.append(line), shared)
+    for index in range(150, 250):
+        events.step(index, 250, "")
+    assert said == [("time", "0.0494 h, 0.0989 GPU hours for 89 steps more, by 10 steps")]
+    assert estimate.cost(7200, Processes(0, 1, torch.device("cpu"))) == "2 h"
+
+
 def test_what_a_run_takes_is_computed_from_its_weights():
     """Against the numbers written out: 1,000 weights trained in bf16 take 2 + 4 x 4 + 4 bytes each."""
     from tiny import tiny_transformer
