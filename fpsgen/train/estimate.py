@@ -35,11 +35,9 @@ def estimate(config: TrainConfig, choice: ModelChoice, shared: Processes) -> lis
         gb += (2 if on_gpu else 4) * total / 1e9  # a copy that is not trained, in each process
     device = torch.cuda.get_device_name(shared.device) if on_gpu else "cpu"
     row = measured(config, choice.spec.name, device)
-    rest = (
-        f"{row['peak_bytes'] / 1e9:.1f} GB were measured in all, one sample at a time"
-        if row
-        else f"activations: {UNKNOWN}"
-    )
+    rest = f"activations: {UNKNOWN}"
+    if row and row["peak_bytes"]:
+        rest = f"{row['peak_bytes'] / 1e9:.1f} GB were measured in all, one sample at a time"
     size = f"{trained / 1e6:.4g} M of {total / 1e6:.4g} M weights"
     memory = f"{gb:.1f} GB for {size}, gradients, optimizer and average (computed); {rest}"
     if row is None:
