@@ -24,6 +24,7 @@ from fpsgen.train.data import Pairs
 from fpsgen.train.estimate import MeasuredCost, cost, estimate
 from fpsgen.train.events import Events, Silent
 from fpsgen.train.export import RUN, export_folder
+from fpsgen.train.inputs import check_inputs
 from fpsgen.train.loop import Trainer
 from fpsgen.train.objective import DISTILL, FLOW, Objective, Source
 from fpsgen.train.parallel import Processes, processes
@@ -61,7 +62,7 @@ def train(
         assert choice.folder is not None
         for name, text in estimate(config, choice, shared):
             note(name, text)
-        _remember(config, folder, shared)
+        _remember(config, choice, folder, shared)
         dtype = torch.bfloat16 if shared.device.type == "cuda" else torch.float32
         pipe: Any = load(choice, device=shared.device, dtype=dtype)
         objectives = _objectives(pipe, config, choice, folder, shared, prepared)
@@ -125,14 +126,16 @@ def _alone(folder: Path, shared: Processes) -> Iterator[None]:
         yield
 
 
-def _remember(config: TrainConfig, folder: Path, shared: Processes) -> None:
-    """Raises FpsgenError BAD_INPUT where the folder is of a run with other settings."""
+def _remember(config: TrainConfig, choice: ModelChoice, folder: Path, shared: Processes) -> None:
+    """Raises FpsgenError BAD_INPUT where the folder is of a run with other settings, model or data."""
     path = folder / RUN
     if path.exists() and TrainConfig.from_json(path).digest() != config.digest():
         raise FpsgenError(f"{folder} holds a run with other settings", "name another folder with -o", BAD_INPUT)
+    check_inputs(folder, choice, config.data, write=False)
     shared.wait()
     if shared.first:
         write_text(config.to_json(), path, overwrite=True)
+        check_inputs(folder, choice, config.data)
 
 
 def _objectives(

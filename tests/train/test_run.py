@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,23 @@ def test_another_run_does_not_go_on_here(unbroken, make_config):
         with pytest.raises(FpsgenError) as caught:
             run(make_config(**changes), unbroken[0])
         assert caught.value.code == BAD_INPUT
+
+
+def test_a_run_does_not_go_on_with_another_model(make_config, tiny_dir, tmp_path):
+    """Pairs that were made beforehand count as its beginning."""
+    from fpsgen.train.teacher import prepare_pairs
+
+    shutil.copytree(tiny_dir, tmp_path / "model")
+    config = make_config(model=str(tmp_path / "model"), steps=2)
+    prepare_pairs(config, tmp_path / "run", CPU, Silent())
+    run(config, tmp_path / "run")
+    with (tmp_path / "model" / "transformer" / "config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(FpsgenError, match="model changed") as caught:
+        run(config, tmp_path / "run")
+    assert caught.value.code == BAD_INPUT
+    with pytest.raises(FpsgenError, match="model changed"):
+        prepare_pairs(config, tmp_path / "run", CPU, Silent())
 
 
 def test_the_exported_folder_carries_its_schedule(unbroken):
