@@ -9,12 +9,11 @@ from typing import Any
 from fpsgen.attention.methods import find_method
 from fpsgen.attention.presets import preset
 from fpsgen.attention.profile import Profile
-from fpsgen.attention.schedule import Schedule
+from fpsgen.attention.schedule import AS_SCHEDULED, Schedule
 from fpsgen.models.catalog.machine import this_machine
 from fpsgen.models.patch.schedule_choice import read_schedule
 from fpsgen.pipeline.estimate import Estimate, ProfileSteps, estimate
 from fpsgen.pipeline.plan import Plan
-from fpsgen.pipeline.recipe import AS_SCHEDULED
 from fpsgen.pipeline.request import GenerateRequest, json_ready
 from fpsgen.pipeline.sigmas import scheduler_of, step_sigmas
 from fpsgen.report.lines import amount, duration

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fpsgen.attention.schedule import AS_SCHEDULED
 from fpsgen.ffmpeg import check_ffmpeg
 from fpsgen.models.patch.apply import apply
 from fpsgen.models.patch.backend import dense_backend
@@ -31,7 +32,7 @@ from fpsgen.pipeline.events import Timing, peak_rss
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model, readable_errors, set_shift
 from fpsgen.pipeline.output import VIDEO, write_output, write_sidecar
 from fpsgen.pipeline.plan import words_note
-from fpsgen.pipeline.recipe import AS_SCHEDULED, build_recipe
+from fpsgen.pipeline.recipe import build_recipe
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.step_ends import StepEnds
 
