@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 
@@ -135,7 +136,7 @@ def test_charts_place_points_by_value():
     assert spots[0][0] < spots[1][0] and spots[0][1] > spots[1][1] and "b&lt;" in svg
     names = charts.scatter([charts.Point(name, 1, 10 + i / 9, "red") for i, name in enumerate("abc")], "x", "y")
     heights = sorted(float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="(?:start|end)">[abc]<', names))
-    assert len(heights) == 3 and all(b - a > 11 for a, b in zip(heights, heights[1:], strict=False))
+    assert len(heights) == 3 and all(b - a > 11 for a, b in pairwise(heights))
     assert charts.scatter([], "x", "y") == "" and charts.lines([("a", "red", [1.0])], "x", "y") == ""
 
 
