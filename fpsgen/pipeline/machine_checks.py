@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fpsgen import __version__
 from fpsgen.errors import FpsgenError
-from fpsgen.pipeline.memory import NO_COMPILER
+from fpsgen.pipeline.compiler import NO_COMPILER, c_compiler
 from fpsgen.settings.gather import CONFIG_NAME, user_config_file
 from fpsgen.text import show
 
@@ -69,7 +69,7 @@ def _compiler() -> list[Check]:
     """What Triton builds its launchers with, on a machine that has a GPU."""
     import torch
 
-    path = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")
+    path = c_compiler()
     if path:
         return [Check("C compiler", INFO, path)]
     status = WARN if torch.cuda.is_available() else INFO

@@ -25,6 +25,7 @@ from fpsgen.models.wan.random_weights import random_embeds
 from fpsgen.models.wan.scheduler import coefficients_on_host, noise_from
 from fpsgen.models.wan.vae import decode_dtype
 from fpsgen.pipeline.capture import Capture
+from fpsgen.pipeline.compiler import as_compiled
 from fpsgen.pipeline.decode import Frames, decode, frame_shape
 from fpsgen.pipeline.events import Timing, peak_rss
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model, readable_errors, set_shift
@@ -96,6 +97,7 @@ def run(
     if model is None:
         check_ffmpeg()  # before there is work to lose
         model = load_model(request, timing)
+    request = as_compiled(request, model.device, timing)
     made = _denoised(model, request, timing, capture)
     if made.shape is None:
         raise ValueError("random weights make no video")
@@ -109,6 +111,7 @@ def run(
 
 def render(model: LoadedModel, request: GenerateRequest, timing: Timing, capture: Capture | None = None) -> Rendered:
     """The video as frames, nothing written. The pipeline is unpatched again afterwards. Raises as `run`."""
+    request = as_compiled(request, model.device, timing)
     made = _denoised(model, request, timing, capture)
     frames = None
     if made.shape is not None:
