@@ -17,7 +17,9 @@ def row(method, denoise, profiles, fused):
         "fused": fused,
         "step_s": steps,
         "stages_s": {"denoise": {"median": denoise}},
-        "attention_s": {"median": denoise / 4},
+        "attention_share": 0.25,
+        "steps": 4,
+        "video": "/somewhere/fps.mp4",
         "profiles": [{"profile": name, "step_s": {"median": seconds}} for name, seconds in profiles.items()],
         "density": 0.21,
         "peak_memory": {"cuda_bytes": 4e9},
@@ -35,6 +37,25 @@ def test_a_mean_weighs_profiles_by_their_steps_and_lacks_where_one_did_not_run()
     assert second["mean"] == "1.100"  # (.2 * 1 + .6 * 2 + .2 * 4) / 2
     assert second["times"] == "5.00x" and second["share"] == "25%" and second["kept"] == "21%"
     assert second["how"] == "fps, paper, linear fp8" and second["what"] == "Wan2.1-14B shape, 720p"
+
+
+def test_the_baselines_attention_is_named_and_no_place_of_a_video():
+    (first,) = bench([row("bf16", 40.0, {"early": 10.0}, False) | {"bf16_backend": "cudnn"}])
+    assert first["how"] == "diffusers as it comes, attention by cudnn" and first["video"] == "fps.mp4"
+
+
+def test_rows_of_another_setting_stay(tmp_path):
+    def write(name, *changes):
+        rows = [row("bf16", 4.0, {"early": 1.0}, False), row("fps", 2.0, {"early": 0.5}, True)]
+        (tmp_path / name).write_text("".join(json.dumps(r | c | {"mark": name}) + "\n" for c in changes for r in rows))
+        assert main(["bench", str(tmp_path / name), "--figures", str(tmp_path)]) == 0
+        return [(r["mark"], r["steps"], r["height"]) for r in json.loads((tmp_path / "bench.json").read_text())["rows"]]
+
+    assert write("a", {}, {"steps": 50}, {"height": 480}) == 2 * [("a", 4, 480)] + 2 * [("a", 4, 720)] + 2 * [
+        ("a", 50, 720)
+    ]
+    assert write("b", {}) == 2 * [("a", 4, 480)] + 2 * [("b", 4, 720)] + 2 * [("a", 50, 720)]
+    assert len(write("c", {"bf16_backend": "fa3"})) == 8
 
 
 def test_steps_that_compile_count_apart():

@@ -5,7 +5,8 @@
     python -m tools.speed_tables whole --commit SHA "720p=a.json"...  figures/whole.json, from the JSON beside MP4s
 
 The files of `fpsgen bench` and `fpsgen bench waterfall` each hold their own baseline. Forwards are half a step: all of
-these run with guidance. A mean over the schedule is given where each profile of it has run.
+these run with guidance. A mean over the schedule is given where each profile of it has run. Rows of a bench take the
+places of those of the same model, size, schedule, number of steps and baseline; the others stay.
 """
 
 from __future__ import annotations
@@ -64,7 +65,18 @@ WHOLE = {
 
 def bench(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One file's rows with the cells of BENCH and QUALITY; the first one is the baseline."""
-    return [row | _bench_cells(row, rows[0]) for row in rows]
+    return [row | {"video": row["video"] and Path(row["video"]).name} | _bench_cells(row, rows[0]) for row in rows]
+
+
+def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """new, and those of `old` that it does not replace."""
+
+    def setting(row: dict[str, Any]) -> tuple[Any, ...]:
+        schedule = row["schedule"].removesuffix(f"-{row['method']}")
+        return row["model"] != "wan2.1-1.3b", row["height"], schedule, row["steps"], row.get("bf16_backend") == "fa3"
+
+    replaced = {setting(row) for row in new}
+    return sorted([*new, *(row for row in old if setting(row) not in replaced)], key=setting)
 
 
 def waterfall(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -101,16 +113,18 @@ def whole(name: str, sidecar: dict[str, Any], commit: str) -> dict[str, Any]:
 def _bench_cells(row: dict[str, Any], baseline: dict[str, Any]) -> dict[str, str]:
     step = row["step_s"]
     if row["method"] == BASELINE and not row["fused"]:
-        how = "diffusers as it comes"
+        backend = row.get("bf16_backend")
+        how = "diffusers as it comes" + (f", attention by {backend}" if backend not in (None, "auto") else "")
     else:
         how = f"{row['method']}, {row['schedule'].removesuffix('-' + row['method'])}, linear {row['linear']}"
     cells = {"what": _what(row), "how": how, "step_median": f"{step['median']:.3f}"}
     cells |= {"step_range": f"{step['min']:.3f}-{step['max']:.3f}"}
     cells |= _forwards({p["profile"]: p["step_s"]["median"] / 2 for p in row["profiles"]})
     denoise = row["stages_s"]["denoise"]["median"]
-    cells |= {"share": _share(row["attention_s"]["median"] / denoise), "kept": _share(row["density"])}
+    cells |= {"share": _share(row["attention_share"]), "kept": _share(row["density"])}
     cells |= {"times": f"{baseline['stages_s']['denoise']['median'] / denoise:.2f}x"}
-    cells |= {"memory": f"{row['peak_memory']['cuda_bytes'] / 1e9:.1f} GB"}
+    memory = row["peak_memory"]["cuda_bytes"]
+    cells |= {"memory": "" if memory is None else f"{memory / 1e9:.1f} GB"}
     values = {"psnr": row["psnr_db"], "ssim": row["ssim"], "vmaf": row["vmaf"]}
     digits = {"psnr": 1, "ssim": 3, "vmaf": 1}
     return cells | {key: "" if v is None else f"{v:.{digits[key]}f}" for key, v in values.items()}
@@ -162,8 +176,12 @@ def main(arguments: list[str] | None = None) -> int:
             tables = {"bench": (BENCH, others), "bench-nano": (BENCH | QUALITY, of_nano)}
     for name, (columns, rows) in tables.items():
         if rows:
+            path = options.figures / f"{name}.json"
+            if name == "bench":
+                old = _json(path)["rows"] if path.is_file() else []
+                rows = [dict.fromkeys(columns, "") | row for row in merged(old, rows)]
             text = json.dumps({"columns": columns, "rows": rows}, indent=1) + "\n"
-            write_text(text, options.figures / f"{name}.json", overwrite=True)
+            write_text(text, path, overwrite=True)
     return 0
 
 

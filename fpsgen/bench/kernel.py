@@ -80,6 +80,11 @@ def _peer_rows(
     full, device = AttentionPlan(shape.grid), inputs[0].device
     for name, function in others.items():
         row = {**common, "method": name, "peer": True, "density": 1.0, "tile": None, "window": None}
+        try:
+            function(*inputs)
+        except Exception as error:  # a peer's failure is a row, not the end of the bench
+            yield {**common, "method": name, "peer": True, "missing": f"failed: {type(error).__name__}"}
+            continue
         row |= _timed(function, full, inputs, full.lists("cpu"), seconds, LOOSE_GATE, False)
         if name == "fa3-fp8":
             alone = _rate(measure(fa3_fp8_alone(*inputs), seconds, device).milliseconds, 1.0, inputs[0])

@@ -42,6 +42,7 @@ TERMINAL = {
 def cells(row: dict[str, Any]) -> dict[str, str]:
     """The texts of a row; "-" where there is no figure."""
     memory, step = row["peak_memory"]["cuda_bytes"], row["step_s"]
+    same_files = row.get("xpsnr_db") is None and row.get("vmaf") is not None  # ffmpeg says inf
     return {
         "method": row["method"] + (" (baseline)" if is_baseline(row) else ""),
         "schedule": row["schedule"],
@@ -56,18 +57,20 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         "psnr": "equal" if row["psnr_db"] is None and row["ssim"] == 1 else _text(row["psnr_db"], "{:.1f}"),
         "ssim": _text(row["ssim"], "{:.3f}"),
         "vmaf": _text(row.get("vmaf"), "{:.0f}"),
-        "xpsnr": _text(row.get("xpsnr_db"), "{:.1f}"),
+        "xpsnr": "equal" if same_files else _text(row.get("xpsnr_db"), "{:.1f}"),
         "stlpips": _text(row.get("stlpips"), "{:.3f}"),
         "flicker": _text(row.get("flicker"), "{:.2f}"),
     }
 
 
 PROFILE_COLUMNS = ("Method", "Profile", "Steps", "Runs as", "Kernel", "Density", "Tile", "Window", "s / step")
-# arXiv 2506.04648, table 1: least and best of six methods
 BANDS = (
+    # arXiv 2506.04648, table 1: least and best of six methods
     "Published PSNR of Wan2.1-1.3B at 480p to bf16 of the same seed: 17.7 dB (SpargeAttn) to 21.4 dB (FPSAttention, "
-    "trained). Others sort by LPIPS: below 0.30 the same trajectory, to 0.55 the scene is kept, above it has diverged; "
-    "ST-LPIPS is another measure, to which these bands do not apply"
+    "trained)",
+    # TensorRT-LLM, pull request 12947
+    "Others sort by LPIPS (AlexNet): below 0.30 the same trajectory, to 0.55 the scene is kept, above it has diverged; "
+    "ST-LPIPS is another measure, to which these bands do not apply",
 )
 
 
@@ -87,6 +90,11 @@ def profile_cells(row: dict[str, Any]) -> list[list[str]]:
         ]
         for entry in row.get("profiles", ())
     ]
+
+
+def bands(rows: list[dict[str, Any]]) -> list[str]:
+    """What others call near and far, where the rows have a quality."""
+    return list(BANDS) if any(row["psnr_db"] is not None for row in rows) else []
 
 
 def is_baseline(row: dict[str, Any]) -> bool:
@@ -127,10 +135,22 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The table for a terminal, under what was measured and where."""
+    """The table for a terminal, under what was measured and where, and what the sparse rows ran."""
     shown = [cells(row) | {"method": row["method"]} for row in rows]
     body = columns([list(TERMINAL.values()), *([line[key] for key in TERMINAL] for line in shown)])
-    return [setting(rows[0]), where(rows[0]), *notes(rows), *body]
+    return [setting(rows[0]), where(rows[0]), *notes(rows), *bands(rows), *_sparse(rows), *body]
+
+
+def _sparse(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each profile that leaves keys out: a speed-up means little without it."""
+    found = []
+    for row in rows:
+        for profile in profile_cells(row):
+            cell = dict(zip(PROFILE_COLUMNS, profile, strict=True))
+            if cell["Density"] != "100.0%":
+                what = f"{row['schedule']}, {cell['Profile']}: {plural(int(cell['Steps']), 'step')}"
+                found.append(f"{what}, density {cell['Density']}, tile {cell['Tile']}, window {cell['Window']}")
+    return list(dict.fromkeys(found))
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -143,7 +163,12 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         texts = [cells(row)[key].replace("|", "\\|") for key in COLUMNS]
         body.append("| " + " | ".join(texts) + f" | {number} |")
     listed = [f"{number}. {what}. {place}." for number, (what, place) in enumerate(origins, 1)]
-    return "\n".join([*body, "", *listed]) + "\n"
+    lines = [*body, "", *listed, *(f"\n{text}." for text in bands(rows))]
+    ran = [line for row in rows for line in profile_cells(row)]
+    if ran:
+        lines += ["", "| " + " | ".join(PROFILE_COLUMNS) + " |", "|" + " --- |" * len(PROFILE_COLUMNS)]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in ran]
+    return "\n".join(lines) + "\n"
 
 
 def _text(value: float | None, form: str) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 from fpsgen.report import charts
 from fpsgen.report.bench import (
-    BANDS,
     COLUMNS,
     PROFILE_COLUMNS,
+    bands,
     cells,
     is_baseline,
     notes,
@@ -42,7 +42,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         rows=[{"ours": row["method"] == OURS, "cells": [cells(row)[key] for key in shown]} for row in rows],
         profile_heads=PROFILE_COLUMNS,
         profiles=[line for row in rows for line in profile_cells(row)],
-        bands=BANDS if any(row["psnr_db"] is not None for row in rows) else "",
+        bands=bands(rows),
         bars=_bars(rows),
         scatter=_scatter(rows),
         steps=charts.lines(
