@@ -176,6 +176,25 @@ def cannot_write(path: str | Path, error: Exception) -> FpsgenError:
     return FpsgenError(f"{show(path, 300)} cannot be written: {show(why)}", remedy, DISK)
 
 
+_OF_THE_SYSTEM = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check its permissions"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space on the disk"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "close other programs, or raise the limit of open files (ulimit -n)"),
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "check the disk",
+}
+
+
+def system_error(error: Exception) -> FpsgenError | None:
+    """The DISK error for an OSError whose cause is the machine and not fpsgen: permissions, a full or broken disk, a
+    name that is too long, no more open files. None for others.
+    """
+    if not isinstance(error, OSError) or error.errno not in _OF_THE_SYSTEM:
+        return None
+    place = f"{show(error.filename, 300)}: " if error.filename else ""
+    return FpsgenError(f"{place}{show(error.strerror)}", _OF_THE_SYSTEM[error.errno], DISK)
+
+
 # ---------------------------------------------------------------- locks
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -153,6 +154,11 @@ def check_writable(folder: Path) -> None:
         raise FpsgenError(f"{show(standing)} is not a folder", elsewhere, DISK)
     if not os.access(standing, os.W_OK | os.X_OK):
         raise FpsgenError(f"folder {show(standing)} is not writable", elsewhere, DISK)
+    try:
+        os.lstat(absolute(folder) / ("x" * 255))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # of all names together; each alone is judged by check_name
+            raise FpsgenError(f"{show(folder)} is too long a path", elsewhere, DISK) from error
     usage = shutil.disk_usage(standing)
     if not usage.total:
         raise FpsgenError(f"{show(standing)} is no place for files: its file system holds none", elsewhere, DISK)

@@ -143,6 +143,13 @@ def test_names_that_no_system_call_takes():
             assert error.code in (USAGE, DISK)
 
 
+def test_a_path_that_is_too_long_as_a_whole_is_said_before_the_work():
+    for name in ("/".join(["a" * 100] * 50), "/".join(["a" * 100] * 50) + "/x.mp4"):
+        with pytest.raises(FpsgenError) as caught:
+            resolve_output(name + "/" * (not name.endswith(".mp4")), "a cat", 7, False)
+        assert caught.value.code == DISK and "too long" in caught.value.message
+
+
 def test_a_working_folder_that_was_removed_is_named(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
