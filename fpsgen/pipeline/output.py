@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpsgen.errors import DISK, USAGE, FpsgenError
-from fpsgen.files import absolute, make_folder, write_text
+from fpsgen.files import OWN_PREFIX, absolute, make_folder, write_text
 from fpsgen.pictures import ANIMATIONS, GIF, GIF_FPS, PNG
 from fpsgen.text import show
 
@@ -110,6 +110,8 @@ def check_file_name(path: str, output: str | None, frames: int | None, fps: int 
     """Raise FpsgenError USAGE or DISK for a path that no video of so many frames, so many a second, can have."""
     stem, kind = os.path.splitext(os.path.basename(path))
     kind = kind.lower()
+    if stem.startswith(OWN_PREFIX):  # the next run would remove it with what a killed one left
+        raise FpsgenError(f"-o {show(output)} begins as fpsgen's own hidden files do", "choose another name", USAGE)
     if os.path.lexists(path) and not os.path.isfile(path) and not os.path.islink(path):
         raise FpsgenError(f"-o {show(output)} is a device or pipe", "name a file ending in .mp4, or a folder", DISK)
     if kind not in KINDS:
