@@ -1,4 +1,4 @@
-"""Files are whole or absent, kept unless told otherwise, on the disk when they have their name; and read safely."""
+"""Files are whole or absent, never replaced unasked, on the disk when they have their name; and read safely."""
 
 from __future__ import annotations
 
