@@ -27,8 +27,8 @@ from fpsgen.video import count_frames, read_recipe
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Recorder(Quiet):
-    """Keeps what it was told."""
+class KeptEvents(Quiet):
+    """Keeps all events."""
 
     def __init__(self) -> None:
         self.stages: list[str] = []
@@ -57,8 +57,8 @@ def request_for(tmp_path, tiny_dir, monkeypatch):
     return make
 
 
-def make(request: GenerateRequest) -> tuple[generate.GenerateResult, Recorder]:
-    events = Recorder()
+def make(request: GenerateRequest) -> tuple[generate.GenerateResult, KeptEvents]:
+    events = KeptEvents()
     return generate.run(request, Timing(events)), events
 
 
