@@ -16,7 +16,7 @@ from fpsgen.models.patch.backend import flash_attention_3
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def peers(device: torch.device) -> tuple[dict[str, Attention], dict[str, str]]:
+def baselines(device: torch.device) -> tuple[dict[str, Attention], dict[str, str]]:
     """(name to function of q, k, v [B, L, H, D] in bf16, name to the reason why it is not there)."""
     if device.type != "cuda":
         return {"sdpa": _sdpa}, {}

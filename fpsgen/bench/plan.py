@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,7 @@ def plan_bench(settings: Settings, choose_model: Callable[[Settings], ModelChoic
 def new_folder(root: Path, methods: list[str]) -> Path:
     """A folder that is not there yet, named by the methods and numbered from 1."""
     stem, number = "-".join(methods), 1
-    while (root / f"{stem}-{number}").exists():
+    while os.path.lexists(root / f"{stem}-{number}"):
         number += 1
     return root / f"{stem}-{number}"
 

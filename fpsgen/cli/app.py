@@ -28,6 +28,7 @@ from fpsgen.cli import (
 )
 from fpsgen.cli.usage import explain_usage
 from fpsgen.errors import FpsgenError
+from fpsgen.files import system_error
 from fpsgen.signals import Terminated, stoppable
 from fpsgen.text import show
 
@@ -124,5 +125,8 @@ def _explain(error: Exception, arguments: list[str]) -> FpsgenError:
         return explain_usage(error, arguments, _command(arguments))
     if isinstance(error, MemoryError):
         return FpsgenError("out of memory", "try a smaller --res or fewer --frames", errors.ENVIRONMENT)
+    found = system_error(error)
+    if found is not None:
+        return found
     what = f"internal error: {type(error).__name__}: {show(error, 300) or 'no message'}"
     return FpsgenError(what, "run it again with --debug, and report what it prints", errors.INTERNAL)

@@ -24,7 +24,8 @@ SCHEMA = "fpsgen.checkpoint/1"
 def save(
     folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any], keep: int
 ) -> Path:
-    """Write folder/step-N with one file for each name of `tensors`, then forget all but the last `keep`.
+    """Write folder/step-N with one file for each name of `tensors`, then forget all but the last `keep`. Later ones are
+    broken, since a run goes on from the newest whole one: they go first.
 
     state: JSON's types. Raises FpsgenError DISK; nothing under a final name is left then.
     """
@@ -47,7 +48,9 @@ def save(
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise cannot_write(path, error) from error
-    for old in _found(folder)[:-keep]:
+    found = _found(folder)
+    whole = found[: found.index(path) + 1]
+    for old in (*found[len(whole) :], *whole[:-keep]):
         shutil.rmtree(old, ignore_errors=True)
     return path
 

@@ -26,6 +26,7 @@ from fpsgen.text import plural, show
 from fpsgen.train.config import TrainConfig
 from fpsgen.train.disk import check_space
 from fpsgen.train.events import Events
+from fpsgen.train.inputs import check_inputs
 from fpsgen.train.live import LivePairs, trajectory_seed
 
 IDENTITY = "teacher.json"
@@ -74,6 +75,7 @@ def prepare_pairs(
     make_folder(folder)
     with lock(folder / ".lock", f"{folder} is used by another run", "wait for it, or name another folder with -o"):
         choice = choose(config.model)
+        check_inputs(folder, choice, config.data)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         pipe = load(choice, device=device, dtype=dtype)
         return make_pairs(pipe, config, choice.spec.max_sequence_length, folder / "pairs", events, together)

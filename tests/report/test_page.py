@@ -175,7 +175,7 @@ def test_rows_of_several_files_become_one_page(tmp_path, capsys):
     target = tmp_path / "both.html"
     assert run(["report", str(first), str(second), "-o", str(target)]) == OK
     assert "other GPU" in target.read_text() and "other GPU" in capsys.readouterr().out
-    assert run(["report", str(first), "-o", str(target)]) == DISK  # never replaced without being told
+    assert run(["report", str(first), "-o", str(target)]) == DISK  # never replaced without --overwrite
 
 
 @pytest.mark.parametrize(

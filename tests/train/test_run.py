@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,11 +81,40 @@ def test_the_last_checkpoints_are_kept(unbroken):
     assert [path.name for path in sorted(unbroken[0].glob("step-*"))] == ["step-0000004", "step-0000006"]
 
 
+def test_a_torn_checkpoint_does_not_push_out_a_whole_one(tmp_path):
+    """Checkpoints may come more often than before the stop."""
+    tensors = {"weights": {"a": torch.zeros(2)}}
+    for step in (2, 8):
+        checkpoint.save(tmp_path, step, tensors, {}, keep=2)
+    (tmp_path / "step-0000008" / "weights.safetensors").write_bytes(b"torn")
+    for step in (3, 4):
+        checkpoint.save(tmp_path, step, tensors, {}, keep=1)
+        assert checkpoint.latest(tmp_path)[0] == step
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000004"]
+
+
 def test_another_run_does_not_go_on_here(unbroken, make_config):
     for changes in ({"lr": 1e-4}, {"teacher_steps": 5}):
         with pytest.raises(FpsgenError) as caught:
             run(make_config(**changes), unbroken[0])
         assert caught.value.code == BAD_INPUT
+
+
+def test_a_run_does_not_go_on_with_another_model(make_config, tiny_dir, tmp_path):
+    """Pairs that were made beforehand count as its beginning."""
+    from fpsgen.train.teacher import prepare_pairs
+
+    shutil.copytree(tiny_dir, tmp_path / "model")
+    config = make_config(model=str(tmp_path / "model"), steps=2)
+    prepare_pairs(config, tmp_path / "run", CPU, Silent())
+    run(config, tmp_path / "run")
+    with (tmp_path / "model" / "transformer" / "config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(FpsgenError, match="model changed") as caught:
+        run(config, tmp_path / "run")
+    assert caught.value.code == BAD_INPUT
+    with pytest.raises(FpsgenError, match="model changed"):
+        prepare_pairs(config, tmp_path / "run", CPU, Silent())
 
 
 def test_the_exported_folder_carries_its_schedule(unbroken):

@@ -6,6 +6,7 @@ from functools import partial
 
 from fpsgen.attention.implementations import IMPLEMENTATIONS
 from fpsgen.attention.methods.bf16 import BACKENDS
+from fpsgen.attention.schedule import AS_SCHEDULED
 from fpsgen.settings import parsers as parse
 from fpsgen.settings.parsers import method_names
 from fpsgen.settings.setting import ANYWHERE, MADE, decides_video, on_off
@@ -23,7 +24,7 @@ ENTRIES = (
         "Attention at every step, instead of the schedule's choice.",
         example="fps",
         metavar="NAME",
-        unset="as scheduled",
+        unset=AS_SCHEDULED,
         commands=MADE,
         mistaken_for=("attention", "backend"),
     ),
@@ -61,7 +62,7 @@ ENTRIES = (
         "bf16, or fp8: linear layers on FP8 tensor cores.",
         example="fp8",
         metavar="NAME",
-        unset="as scheduled",
+        unset=AS_SCHEDULED,
     ),
     _decides(
         "cache",
