@@ -85,15 +85,15 @@ def profile_cells(row: dict[str, Any]) -> list[list[str]]:
             entry["method"],
             entry["kernel"],
             _text(entry["density"], "{:.1%}"),
-            *_keys(entry),
+            *keys_seen(entry),
             f"{entry['step_s']['median']:.3f}",
         ]
         for entry in row.get("profiles", ())
     ]
 
 
-def _keys(entry: dict[str, Any]) -> tuple[str, str]:
-    """Tile and window of a profile, where its method has such."""
+def keys_seen(entry: dict[str, Any]) -> tuple[str, str]:
+    """Tile and window of a profile of a row, where its method has such."""
     method = METHODS.get(entry["method"])
     tile, window = (" x ".join(map(str, entry.get(key) or ())) or "-" for key in ("tile", "window"))
     if method is not None and not method.tiled:
