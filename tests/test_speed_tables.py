@@ -12,15 +12,27 @@ def row(method, denoise, profiles, fused):
         "width": 1280,
         "height": 720,
         "method": method,
-        "schedule": f"paper-{method}" if fused else "none",
+        "schedule": f"paper-{method}",
         "linear": "fp8" if fused else "bf16",
         "fused": fused,
         "step_s": steps,
         "stages_s": {"denoise": {"median": denoise}},
+        "schema": "fpsgen.bench/2",
         "attention_share": 0.25,
+        "speedup_denoise": 40 / denoise,
         "steps": 4,
         "video": "/somewhere/fps.mp4",
-        "profiles": [{"profile": name, "step_s": {"median": seconds}} for name, seconds in profiles.items()],
+        "profiles": [
+            {
+                "profile": name,
+                "method": method,
+                "density": 0.2 if fused else 1.0,
+                "tile": [3, 5, 8],
+                "window": [1, 3, 3],
+            }
+            | {"step_s": {"median": seconds}}
+            for name, seconds in profiles.items()
+        ],
         "density": 0.21,
         "peak_memory": {"cuda_bytes": 4e9},
         "psnr_db": None,
@@ -36,6 +48,8 @@ def test_a_mean_weighs_profiles_by_their_steps_and_lacks_where_one_did_not_run()
     assert (first["how"], first["mean"], first["forwards"]) == ("diffusers as it comes", "", "5.000 / 5.000 / -")
     assert second["mean"] == "1.100"  # (.2 * 1 + .6 * 2 + .2 * 4) / 2
     assert second["times"] == "5.00x" and second["share"] == "25%" and second["kept"] == "21%"
+    assert (first["windows"], second["windows"]) == ("", "3 x 5 x 8: 1 x 3 x 3 / 1 x 3 x 3 / 1 x 3 x 3")
+    assert bench([row("svg", 8.0, {"early": 1.0}, True)])[0]["windows"] == "3 x 5 x 8: chosen"
     assert second["how"] == "fps, paper, linear fp8" and second["what"] == "Wan2.1-14B shape, 720p"
 
 
@@ -51,11 +65,13 @@ def test_rows_of_another_setting_stay(tmp_path):
         assert main(["bench", str(tmp_path / name), "--figures", str(tmp_path)]) == 0
         return [(r["mark"], r["steps"], r["height"]) for r in json.loads((tmp_path / "bench.json").read_text())["rows"]]
 
-    assert write("a", {}, {"steps": 50}, {"height": 480}) == 2 * [("a", 4, 480)] + 2 * [("a", 4, 720)] + 2 * [
-        ("a", 50, 720)
-    ]
-    assert write("b", {}) == 2 * [("a", 4, 480)] + 2 * [("b", 4, 720)] + 2 * [("a", 50, 720)]
-    assert len(write("c", {"bf16_backend": "fa3"})) == 8
+    kept = [("a", 4, 480), ("a", 4, 720), ("a", 50, 720)]
+    assert write("a", {}, {"steps": 50}, {"height": 480}) == [each for each in kept for _ in range(2)]
+    kept[1] = ("b", 4, 720)
+    assert write("b", {}) == [each for each in kept for _ in range(2)]
+    assert len(write("c", {"bf16_backend": "fa3", "ssim": 0.5})) == 8
+    last = json.loads((tmp_path / "bench.json").read_text())["rows"][-3]
+    assert last["ssim"] == 0.5 and last["ssim_text"] == "0.500"  # what was measured stays a number
 
 
 def test_steps_that_compile_count_apart():
@@ -101,4 +117,4 @@ def test_nano_has_a_table_of_its_own(tmp_path):
     assert main(["bench", str(tmp_path / "a"), str(tmp_path / "b"), "--figures", str(tmp_path)]) == 0
     tables = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("bench", "bench-nano")}
     assert [len(table["rows"]) for table in tables.values()] == [2, 2]
-    assert tables["bench-nano"]["rows"][1]["psnr"] == "24.3" and "psnr" not in tables["bench"]["columns"]
+    assert tables["bench-nano"]["rows"][1]["psnr_text"] == "24.3" and "psnr_text" not in tables["bench"]["columns"]

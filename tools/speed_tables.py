@@ -20,6 +20,8 @@ from typing import Any
 
 from fpsgen.bench.plan import BASELINE
 from fpsgen.files import write_text
+from fpsgen.report.bench import keys_seen
+from fpsgen.report.rows import SCHEMAS
 
 SHARES = {"early": 0.2, "middle": 0.6, "late": 0.2}  # of the steps at shift 5 (schedule "paper")
 NAMES = {"nano": "nano", "wan2.1-1.3b": "Wan2.1-1.3B shape", "wan2.1-14b": "Wan2.1-14B shape"}
@@ -27,6 +29,8 @@ SLOW = 1.3  # a step that took so many times its profile's median compiled somet
 BENCH = {
     "what": "Model",
     "how": "How",
+    "steps": "Steps",
+    "windows": "Tile: windows of early / middle / late",
     "step_median": "s / step, median",
     "step_range": "smallest-largest",
     "forwards": "s / forward: early / middle / late",
@@ -36,7 +40,7 @@ BENCH = {
     "times": "Denoising",
     "memory": "GPU memory",
 }
-QUALITY = {"psnr": "PSNR, dB", "ssim": "SSIM", "vmaf": "VMAF"}
+QUALITY = {"psnr_text": "PSNR, dB", "ssim_text": "SSIM", "vmaf_text": "VMAF"}
 WATERFALL = {
     "what": "Model",
     "stage": "Part",
@@ -64,8 +68,8 @@ WHOLE = {
 
 
 def bench(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One file's rows with the cells of BENCH and QUALITY; the first one is the baseline."""
-    return [row | {"video": row["video"] and Path(row["video"]).name} | _bench_cells(row, rows[0]) for row in rows]
+    """Rows with the cells of BENCH and QUALITY."""
+    return [row | {"video": row["video"] and Path(row["video"]).name} | _bench_cells(row) for row in rows]
 
 
 def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -110,7 +114,7 @@ def whole(name: str, sidecar: dict[str, Any], commit: str) -> dict[str, Any]:
     return origin | {"commit": commit, "stages_s": stages, "steps_s": steps} | cells
 
 
-def _bench_cells(row: dict[str, Any], baseline: dict[str, Any]) -> dict[str, str]:
+def _bench_cells(row: dict[str, Any]) -> dict[str, str]:
     step = row["step_s"]
     if row["method"] == BASELINE and not row["fused"]:
         backend = row.get("bf16_backend")
@@ -120,14 +124,24 @@ def _bench_cells(row: dict[str, Any], baseline: dict[str, Any]) -> dict[str, str
     cells = {"what": _what(row), "how": how, "step_median": f"{step['median']:.3f}"}
     cells |= {"step_range": f"{step['min']:.3f}-{step['max']:.3f}"}
     cells |= _forwards({p["profile"]: p["step_s"]["median"] / 2 for p in row["profiles"]})
-    denoise = row["stages_s"]["denoise"]["median"]
     cells |= {"share": _share(row["attention_share"]), "kept": _share(row["density"])}
-    cells |= {"times": f"{baseline['stages_s']['denoise']['median'] / denoise:.2f}x"}
+    cells |= {"times": f"{row['speedup_denoise']:.2f}x", "windows": windows(row["profiles"])}
     memory = row["peak_memory"]["cuda_bytes"]
     cells |= {"memory": "" if memory is None else f"{memory / 1e9:.1f} GB"}
-    values = {"psnr": row["psnr_db"], "ssim": row["ssim"], "vmaf": row["vmaf"]}
-    digits = {"psnr": 1, "ssim": 3, "vmaf": 1}
-    return cells | {key: "" if v is None else f"{v:.{digits[key]}f}" for key, v in values.items()}
+    for key, value, digits in (("psnr", row["psnr_db"], 1), ("ssim", row["ssim"], 3), ("vmaf", row.get("vmaf"), 1)):
+        cells[f"{key}_text"] = "" if value is None else f"{value:.{digits}f}"
+    return cells
+
+
+def windows(profiles: list[dict[str, Any]]) -> str:
+    """Tile and windows of the profiles that have some. profiles: of a row."""
+    seen = {entry["profile"]: keys_seen(entry) for entry in profiles if entry["density"] != 1}
+    if not any(window != "-" for _, window in seen.values()):
+        return ""
+    tiles = " or ".join(dict.fromkeys(tile for tile, _ in seen.values()))
+    if {window for _, window in seen.values()} == {"chosen"}:
+        return f"{tiles}: chosen"
+    return f"{tiles}: " + " / ".join(seen[name][1] if name in seen else "-" for name in SHARES)
 
 
 def _what(row: dict[str, Any]) -> str:
@@ -178,11 +192,16 @@ def main(arguments: list[str] | None = None) -> int:
         if rows:
             path = options.figures / f"{name}.json"
             if name == "bench":
-                old = _json(path)["rows"] if path.is_file() else []
+                old = [_again(row) for row in _json(path)["rows"]] if path.is_file() else []
                 rows = [dict.fromkeys(columns, "") | row for row in merged(old, rows)]
             text = json.dumps({"columns": columns, "rows": rows}, indent=1) + "\n"
             write_text(text, path, overwrite=True)
     return 0
+
+
+def _again(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a table with the cells that it has today."""
+    return bench([row])[0] if row["schema"] in SCHEMAS else row | {"windows": windows(row["profiles"])}
 
 
 def _json(path: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fpsgen.attention.methods import METHODS
 from fpsgen.report.lines import columns, versions
 from fpsgen.text import plural
 
@@ -84,12 +85,20 @@ def profile_cells(row: dict[str, Any]) -> list[list[str]]:
             entry["method"],
             entry["kernel"],
             _text(entry["density"], "{:.1%}"),
-            " x ".join(map(str, entry.get("tile") or ())) or "-",
-            " x ".join(map(str, entry.get("window") or ())) or "-",
+            *keys_seen(entry),
             f"{entry['step_s']['median']:.3f}",
         ]
         for entry in row.get("profiles", ())
     ]
+
+
+def keys_seen(entry: dict[str, Any]) -> tuple[str, str]:
+    """Tile and window of a profile of a row, where its method has such."""
+    method = METHODS.get(entry["method"])
+    tile, window = (" x ".join(map(str, entry.get(key) or ())) or "-" for key in ("tile", "window"))
+    if method is not None and not method.tiled:
+        return "-", "all"
+    return tile, "all" if method and method.dense else "chosen" if method and method.online else window
 
 
 def bands(rows: list[dict[str, Any]]) -> list[str]:
@@ -113,6 +122,21 @@ def where(row: dict[str, Any]) -> str:
     """Where it was measured, on one line."""
     commit = f", commit {row['commit']}" if row["commit"] else ""
     return f"{row['device']}, {versions(row)}{commit}, {row['created']}"
+
+
+def origins(rows: list[dict[str, Any]]) -> list[str]:
+    """What was measured and where, for each bench once, in the order in which `origin_numbers` counts them from 1."""
+    return list(dict.fromkeys(map(_origin, rows)))
+
+
+def origin_numbers(rows: list[dict[str, Any]]) -> list[int]:
+    """The bench that each row is of."""
+    known = origins(rows)
+    return [known.index(_origin(row)) + 1 for row in rows]
+
+
+def _origin(row: dict[str, Any]) -> str:
+    return f"{setting(row)}. {where(row)}"
 
 
 def notes(rows: list[dict[str, Any]]) -> list[str]:
@@ -157,18 +181,19 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     """A Markdown table of rows from any number of benches, each setting and machine named once under it."""
     head = "| " + " | ".join(COLUMNS.values()) + " | Setting |"
     body = [head, "|" + " --- |" * (len(COLUMNS) + 1)]
-    origins = list(dict.fromkeys((setting(row), where(row)) for row in rows))
-    for row in rows:
-        number = origins.index((setting(row), where(row))) + 1
-        texts = [cells(row)[key].replace("|", "\\|") for key in COLUMNS]
-        body.append("| " + " | ".join(texts) + f" | {number} |")
-    listed = [f"{number}. {what}. {place}." for number, (what, place) in enumerate(origins, 1)]
+    numbers = origin_numbers(rows)
+    body += [_line([*(cells(row)[key] for key in COLUMNS), str(n)]) for row, n in zip(rows, numbers, strict=True)]
+    listed = [f"{number}. {text}." for number, text in enumerate(origins(rows), 1)]
     lines = [*body, "", *listed, *(f"\n{text}." for text in bands(rows))]
-    ran = [line for row in rows for line in profile_cells(row)]
+    ran = [[*line, str(n)] for row, n in zip(rows, numbers, strict=True) for line in profile_cells(row)]
     if ran:
-        lines += ["", "| " + " | ".join(PROFILE_COLUMNS) + " |", "|" + " --- |" * len(PROFILE_COLUMNS)]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in ran]
+        heads = [*PROFILE_COLUMNS, "Setting"]
+        lines += ["", _line(heads), "|" + " --- |" * len(heads), *map(_line, ran)]
     return "\n".join(lines) + "\n"
+
+
+def _line(texts: list[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
 
 def _text(value: float | None, form: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from fpsgen.cli.app import run
 from fpsgen.errors import BAD_INPUT, DISK, OK, FpsgenError
 from fpsgen.report import charts
-from fpsgen.report.bench import cells, markdown, notes, table
+from fpsgen.report.bench import cells, markdown, notes, profile_cells, table
 from fpsgen.report.page import page
 
 
@@ -153,6 +153,30 @@ def test_what_leaves_keys_out_is_said_beside_the_speed_up():
     said = [line for line in table(rows) if "tile" in line]
     assert said == ["paper, early: 2 steps, density 25.0%, tile 3 x 5 x 8, window 1 x 3 x 3"]
     assert "| fps | early | 2 | fps | cpu | 25.0% | 3 x 5 x 8 | 1 x 3 x 3 |" in markdown(rows)
+
+
+def test_rows_of_several_settings_are_told_apart():
+    """Bars are as long as the slowest of their own setting; every chart, row and video says which setting it is of."""
+    other = {"device": "other GPU", "command": "fpsgen bench --other", "steps_s": [9.0, 9.0]}
+    rows = [*ROWS, row("bf16", 0.5, None, **other), row("sta", 2.0, 20.0, **other, profiles=[PROFILE])]
+    text = page(rows)
+    found = Read(text)
+    head, *body = [line for line in found.table if "Setting" in line or line[0] in ("bf16 (baseline)", "fps", "sta")]
+    assert [line[head.index("Setting")] for line in body[:4]] == ["1", "1", "2", "2"] and body[-1][1] == "2"
+    widths = [float(width) for width in re.findall(r"width:([\d.]+)%;background", text)]
+    assert [sum(widths[i : i + 4]) for i in (0, 8)] == pytest.approx([100, 100], abs=0.1)
+    assert "Seconds per step: setting 1" in text and "Seconds per step: setting 2" in text and ">sta (2)<" in text
+    assert "fpsgen bench --other" in text and text.count("Made by") == 2
+    assert "setting 1" not in page(ROWS) and "Setting" not in Read(page(ROWS)).table[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "keys"), [("bf16", ["-", "all"]), ("sage", ["3 x 5 x 8", "all"]), ("svg", ["3 x 5 x 8", "chosen"])]
+)
+def test_a_window_is_named_where_there_is_one(method, keys):
+    """A report holds the whole grid as the window of methods without one."""
+    (line,) = profile_cells(row(method, 2.0, 20.0, profiles=[PROFILE | {"method": method}]))
+    assert line[6:8] == keys
 
 
 def test_one_comparison_also_has_the_bands_of_others():
