@@ -1,4 +1,4 @@
-"""Files are whole or absent, kept unless told otherwise, on the disk when they have their name; and read safely."""
+"""Files are whole or absent, never replaced unasked, on the disk when they have their name; and read safely."""
 
 from __future__ import annotations
 
@@ -9,10 +9,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from limits import largest_file
 
 from fpsgen import files
 from fpsgen.errors import BAD_INPUT, DISK, LOCKED, MODEL, FpsgenError
-from fpsgen.files import append_line, atomic, lock, make_folder, read_bytes, read_json, read_text, read_toml, sweep
+from fpsgen.files import (
+    append_line,
+    atomic,
+    lock,
+    make_folder,
+    read_bytes,
+    read_json,
+    read_text,
+    read_toml,
+    sweep,
+    writing_tensors,
+)
 from fpsgen.files import write_text as write
 
 
@@ -97,6 +109,17 @@ def test_a_disk_that_fails_is_named(tmp_path, monkeypatch, number):
     refused(lambda: write("x", tmp_path / "a"), DISK, str(tmp_path / "a"), os.strerror(number))
     refused(lambda: append_line(tmp_path / "log", "x"), DISK, "log", os.strerror(number))
     assert not (tmp_path / "a").exists()
+
+
+def test_tensors_that_do_not_fit_are_a_disk_that_fails(tmp_path):
+    torch, safetensors = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
+
+    def save() -> None:
+        with largest_file(1000), atomic(tmp_path / "a") as part, writing_tensors():
+            safetensors.save_file({"x": torch.zeros(5000)}, part)
+
+    refused(save, DISK, str(tmp_path / "a"), os.strerror(errno.EFBIG))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["no/a", "x" * 300, "a\0b"])
@@ -225,3 +248,12 @@ def test_a_pipe_of_tensors_is_not_waited_for(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     with files.open_tensors(tmp_path / "a.safetensors") as file:
         assert file.get_tensor("a").tolist() == [1.0, 1.0]
+
+
+def test_what_the_machine_refuses_is_no_fault_of_ours():
+    denied = files.system_error(PermissionError(errno.EACCES, "Permission denied", "a\x1bb"))
+    assert denied is not None and denied.code == DISK and "a\\x1bb: Permission denied" in denied.message
+    assert all(
+        files.system_error(OSError(number, "", "x")) for number in (errno.ENOSPC, errno.EMFILE, errno.ENAMETOOLONG)
+    )
+    assert not any(map(files.system_error, (FileNotFoundError(errno.ENOENT, "", "x"), OSError("odd"), ValueError("x"))))

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from fpsgen.attention.presets import PRESETS
+from fpsgen.errors import FpsgenError
 from fpsgen.models.catalog.registry import find_spec
 from fpsgen.models.wan.random_weights import random_pipeline
 from fpsgen.pipeline.recipe import versions
@@ -212,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
         free_memory(device)
         try:
             row = cost_row(name, CASES[name], device, chosen.steps, chosen.out.parent / "costs", chosen.commit)
-        except RuntimeError as error:  # out of memory, for one; the other cases can still be measured
+        except (RuntimeError, FpsgenError) as error:  # out of memory, for one; the other cases can still be measured
             print(f"{name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr, flush=True)
             failed = 1
             continue

@@ -16,6 +16,7 @@ from pathlib import Path
 from fpsgen.attention.methods import METHODS, find_method
 from fpsgen.attention.profile import Profile
 
+AS_SCHEDULED = "as scheduled"  # in place of a method or of the kind of linear layers: nobody set another one
 LINEAR_PARTS = ("attn1", "attn2", "ffn")  # self-attention, attention to the text, feed-forward
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fpsgen.attention.schedule import Schedule
+from fpsgen.attention.schedule import AS_SCHEDULED, Schedule
 from fpsgen.bench.plan import BASELINE, EVERY_STEP
 from fpsgen.bench.progress import Progress
 from fpsgen.bench.provenance import provenance
@@ -30,7 +30,6 @@ from fpsgen.models.patch.apply import apply
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model
 from fpsgen.pipeline.output import slug, write_output
-from fpsgen.pipeline.recipe import AS_SCHEDULED
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import mean_density, render
 

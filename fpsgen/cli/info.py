@@ -89,7 +89,7 @@ def replay(file: File, given: dict[str, Any]) -> None:
 
 def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of what made the video. Any JSON may stand in a recipe; what makes no sense is shown as it is."""
-    from fpsgen.pipeline.recipe import AS_SCHEDULED
+    from fpsgen.attention.schedule import AS_SCHEDULED
 
     get = recipe.get
     model = table(recipe, "model")

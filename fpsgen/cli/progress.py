@@ -21,6 +21,8 @@ class Quiet:
 
     def __init__(self) -> None:
         self.brief = False
+        self._spent, self._pace = 0.0, ""
+        self._before: int | None = None  # steps of the stage that an earlier run did, None before the first one
         self._unknown = 0  # jobs of which nothing but the steps of the first tells how long they take
 
     def __enter__(self) -> Self:
@@ -53,6 +55,14 @@ class Quiet:
     def warn(self, text: str) -> None:
         pass
 
+    def _speed(self, index: int, total: int, seconds: float) -> str:
+        """Take a step, and say how fast they are: those of this run alone, which may have gone on in the middle."""
+        self._before = index if self._before is None else self._before
+        self._spent += seconds
+        done, wanted = index + 1 - self._before, total - self._before
+        self._pace = f", {plural(wanted, 'step')}, {self._spent / done:.2f} s/it"
+        return pace(done, wanted, self._spent)
+
 
 class Plain(Quiet):
     """One line for each stage, and one for each tenth of the denoising."""
@@ -60,24 +70,20 @@ class Plain(Quiet):
     def __init__(self) -> None:
         super().__init__()
         self._stage = "denoise"
-        self._spent = 0.0
         self._tenth = 0
-        self._pace = ""
 
     def stage_start(self, name: str, note: str = "") -> None:
-        self._stage, self._spent, self._tenth, self._pace = name, 0.0, 0, ""
+        self._stage, self._spent, self._before, self._tenth, self._pace = name, 0.0, None, 0, ""
 
     def stage_end(self, name: str, seconds: float) -> None:
         if not self.brief:
             self.note(name, f"{seconds:.1f} s{self._pace}")
 
     def step(self, index: int, total: int, seconds: float, note: str) -> None:
-        self._spent += seconds
-        done = index + 1
-        self._pace = f", {plural(total, 'step')}, {self._spent / done:.2f} s/it"
+        done, speed = index + 1, self._speed(index, total, seconds)
         if done * 10 // total > self._tenth and done < total and not self.brief:
             self._tenth = done * 10 // total
-            self.note(self._stage, f"{done}/{total} {pace(done, total, self._spent)}  {note}")
+            self.note(self._stage, f"{done}/{total} {speed}  {note}")
         if self._unknown and 1 < done < total:  # the first step warms up
             self.note("batch", f"ETA of all about {duration(self._spent / done * total * self._unknown)}")
             self._unknown = 0
@@ -114,8 +120,6 @@ class Drawn(Quiet):
             expand=True,
         )
         self._task: Any = None
-        self._spent = 0.0
-        self._pace = ""
         self._job = ""
 
     def __enter__(self) -> Self:
@@ -128,7 +132,7 @@ class Drawn(Quiet):
         self._progress.stop()
 
     def stage_start(self, name: str, note: str = "") -> None:
-        self._spent, self._pace = 0.0, ""
+        self._spent, self._before, self._pace = 0.0, None, ""
         self._task = self._progress.add_task(name, total=None, note=self._job or note)
 
     def stage_end(self, name: str, seconds: float) -> None:
@@ -137,12 +141,10 @@ class Drawn(Quiet):
             self.note(name, f"{seconds:.1f} s{self._pace}")
 
     def step(self, index: int, total: int, seconds: float, note: str) -> None:
-        self._spent += seconds
-        done = index + 1
-        self._pace = f", {plural(total, 'step')}, {self._spent / done:.2f} s/it"
+        done, speed = index + 1, self._speed(index, total, seconds)
         rest = self._spent / done * total * self._unknown - self._spent
         every = f"all about {duration(rest)}  " if self._unknown else ""
-        text = f"{done}/{total} {pace(done, total, self._spent)}  {every}{self._job or note}"
+        text = f"{done}/{total} {speed}  {every}{self._job or note}"
         self._progress.update(self._task, total=total, completed=done, note=text)
 
     def note(self, name: str, text: str) -> None:

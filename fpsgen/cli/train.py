@@ -62,7 +62,12 @@ def train(
     context: typer.Context,
     config: Annotated[str | None, options.argument("FILE", "A run as TOML.")] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", metavar="NAME", help="A run that comes with fpsgen: nano-demo.")
+        str | None,
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help="A run that comes with fpsgen: nano-demo, wan-1.3b, wan-1.3b-lora, wan-14b-lora, wan-1.3b-flow.",
+        ),
     ] = None,
     output: Annotated[
         str | None,

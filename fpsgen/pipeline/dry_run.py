@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,12 +10,11 @@ from typing import Any
 from fpsgen.attention.methods import find_method
 from fpsgen.attention.presets import preset
 from fpsgen.attention.profile import Profile
-from fpsgen.attention.schedule import Schedule
+from fpsgen.attention.schedule import AS_SCHEDULED, Schedule
 from fpsgen.models.catalog.machine import this_machine
 from fpsgen.models.patch.schedule_choice import read_schedule
 from fpsgen.pipeline.estimate import Estimate, ProfileSteps, estimate
 from fpsgen.pipeline.plan import Plan
-from fpsgen.pipeline.recipe import AS_SCHEDULED
 from fpsgen.pipeline.request import GenerateRequest, json_ready
 from fpsgen.pipeline.sigmas import scheduler_of, step_sigmas
 from fpsgen.report.lines import amount, duration
@@ -150,7 +150,7 @@ def planned_schedule(request: GenerateRequest) -> tuple[Schedule, str]:
     asked, folder, why = request.attention.schedule, request.model.folder, ""
     if asked is not None:
         schedule = read_schedule(asked)
-    elif folder is not None and (folder / "schedule.toml").is_file():
+    elif folder is not None and os.path.lexists(folder / "schedule.toml"):
         schedule, why = Schedule.from_file(folder / "schedule.toml"), "carried by the checkpoint"
     else:
         schedule, why = preset("safe"), "for weights that carry no schedule"

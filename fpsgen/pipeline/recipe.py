@@ -14,7 +14,6 @@ from fpsgen.pipeline.plan import scaling_note
 from fpsgen.pipeline.request import GenerateRequest, deciding_names, json_ready
 
 RECIPE_SCHEMA = "fpsgen.recipe/1"
-AS_SCHEDULED = "as scheduled"  # of method and linear layers that nobody set
 _PACKAGES = ("torch", "triton", "diffusers", "transformers")
 
 

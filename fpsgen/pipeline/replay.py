@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fpsgen.attention.schedule import Schedule
+from fpsgen.attention.schedule import AS_SCHEDULED, Schedule
 from fpsgen.errors import BAD_INPUT, MODEL, FpsgenError
 from fpsgen.files import read_json
 from fpsgen.models.catalog.cache import HUB_ID
@@ -15,7 +15,7 @@ from fpsgen.models.catalog.manifest import sha256
 from fpsgen.models.catalog.registry import models
 from fpsgen.pipeline.output import resolve_output, sidecar
 from fpsgen.pipeline.plan import check_lora, check_prompt
-from fpsgen.pipeline.recipe import AS_SCHEDULED, RECIPE_SCHEMA, versions
+from fpsgen.pipeline.recipe import RECIPE_SCHEMA, versions
 from fpsgen.pipeline.request import GenerateRequest, request_from_values
 from fpsgen.pipeline.size import resolve_frames
 from fpsgen.settings.gather import Settings, refusal

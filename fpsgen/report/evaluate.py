@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fpsgen.attention.schedule import AS_SCHEDULED
 from fpsgen.report import charts
 from fpsgen.report.lines import columns, versions
 from fpsgen.report.template import embedded, fill
@@ -120,7 +121,7 @@ def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _colour(entry: dict[str, Any]) -> str:
-    return charts.colour_of("fps" if entry["method"] == "as scheduled" else entry["method"])
+    return charts.colour_of("fps" if entry["method"] == AS_SCHEDULED else entry["method"])
 
 
 def _setting(rows: Sequence[dict[str, Any]]) -> str:

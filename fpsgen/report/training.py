@@ -103,9 +103,10 @@ def _curves(rows: Sequence[Row]) -> dict[str, list[tuple[str, str, Callable[[Row
     for number, (name, profile) in enumerate(_parts(rows)):
         chart = found.setdefault(f"loss: {name}", [])
         chart.append((profile, COLOURS[number % len(COLOURS)], _part(name, profile, "loss")))
-    for name in dict.fromkeys(name for name, _ in _parts(rows)):
-        sparse, dense = _pairwise(name)
-        found[f"sparse beside dense, same samples: {name}"] = [("sparse", COLOURS[0], sparse), ("dense", DENSE, dense)]
+    for name, profile in _parts(rows):
+        sparse, dense = _pairwise(name, profile)
+        title = f"sparse beside dense, same samples: {name}, {profile}"
+        found[title] = [("sparse", COLOURS[0], sparse), ("dense", DENSE, dense)]
     profiles = sorted({name for row in rows for name in row.get("held_out", ())})
     for number, profile in enumerate(profiles):
         chart = found.setdefault("held-out error of the averaged weights, relative", [])
@@ -125,12 +126,12 @@ def _part(name: str, profile: str, key: str) -> Callable[[Row], float | None]:
     return value
 
 
-def _pairwise(name: str) -> tuple[Callable[[Row], float | None], Callable[[Row], float | None]]:
-    """Losses of steps that were measured with dense attention as well."""
+def _pairwise(name: str, profile: str) -> tuple[Callable[[Row], float | None], Callable[[Row], float | None]]:
+    """Losses of steps of a profile that were measured with dense attention as well."""
 
     def value(row: Row, key: str) -> float | None:
         part = row["objectives"].get(name, {})
-        return part[key] if "dense_loss" in part else None
+        return part[key] if "dense_loss" in part and part["profile"] == profile else None
 
     return lambda row: value(row, "loss"), lambda row: value(row, "dense_loss")
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fpsgen.errors import FpsgenError
-from fpsgen.files import cannot_write, make_folder, read_json, sync, write_text
+from fpsgen.files import cannot_write, make_folder, read_json, sync, write_text, writing_tensors
 from fpsgen.models.catalog.manifest import sha256
 
 STATE = "checkpoint.json"
@@ -24,7 +24,8 @@ SCHEMA = "fpsgen.checkpoint/1"
 def save(
     folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any], keep: int
 ) -> Path:
-    """Write folder/step-N with one file for each name of `tensors`, then forget all but the last `keep`.
+    """Write folder/step-N with one file for each name of `tensors`, then forget all but the last `keep`. Later ones are
+    broken, since a run goes on from the newest whole one: they go first.
 
     state: JSON's types. Raises FpsgenError DISK; nothing under a final name is left then.
     """
@@ -36,7 +37,8 @@ def save(
         files = []
         for name, values in tensors.items():
             file = part / f"{name}.safetensors"
-            save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, file)
+            with writing_tensors():
+                save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, file)
             sync(file)
             files.append({"name": file.name, "size": file.stat().st_size, "sha256": sha256(file)})
         row = {"schema": SCHEMA, "step": step, "state": state, "files": files}
@@ -47,7 +49,9 @@ def save(
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise cannot_write(path, error) from error
-    for old in _found(folder)[:-keep]:
+    found = _found(folder)
+    whole = found[: found.index(path) + 1]
+    for old in (*found[len(whole) :], *whole[:-keep]):
         shutil.rmtree(old, ignore_errors=True)
     return path
 

@@ -24,9 +24,9 @@ from fpsgen.models.catalog.stamp import facts_of, is_stamped, write_stamp
 from fpsgen.text import show
 from fpsgen.train.data import Batch
 from fpsgen.train.objective import Source
+from fpsgen.train.prep.shards import DATA, SCHEMA
 from fpsgen.train.sigmas import draw_sigmas, share
 
-SCHEMA = "fpsgen.data/1"
 _REMEDY = "make it again with fpsgen train prep"
 
 
@@ -120,7 +120,7 @@ def open_folder(
     Raises FpsgenError BAD_INPUT for a folder that is not whole, or of another size.
     """
     what = f"data {show(folder)}"
-    row = fields(read_json(folder / "data.json", 1 << 26, what), _FIELDS, what, more=True, example=_REMEDY)
+    row = fields(read_json(folder / DATA, 1 << 26, what), _FIELDS, what, more=True, example=_REMEDY)
     found = (row["width"], row["height"], row["frames"])
     if found != size:
         raise FpsgenError(
@@ -129,7 +129,7 @@ def open_folder(
             BAD_INPUT,
         )
     places = []
-    before = facts_of(folder, [folder / name for name in ("data.json", *(entry["name"] for entry in row["shards"]))])
+    before = facts_of(folder, [folder / name for name in (DATA, *(entry["name"] for entry in row["shards"]))])
     checked = is_stamped(folder, before)
     for entry in row["shards"]:
         path = folder / entry["name"]

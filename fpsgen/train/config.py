@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fpsgen.attention.presets import PRESETS as SCHEDULES
-from fpsgen.attention.schedule import LINEAR_PARTS, Schedule
+from fpsgen.attention.schedule import AS_SCHEDULED, LINEAR_PARTS, Schedule
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
 from fpsgen.fields import Field, Spec, choice, fields, many, raw, real, switch, text, whole
 from fpsgen.files import read_json, read_text, read_toml
@@ -17,7 +17,6 @@ from fpsgen.settings.groups.speed import LINEARS
 from fpsgen.text import show, split_lines
 
 _LIMIT = 1 << 20
-AS_SCHEDULED = "as scheduled"
 EXAMPLE = (
     'a run has model = "nano", schedule = "run-schedule.toml", prompts = ["a cat surfing"] and held_out = 0 or more'
 )
@@ -136,18 +135,22 @@ class TrainConfig:
 
 
 _OBSERVING = ("save_every", "keep", "dense_every", "sample_every")  # change nothing but what is seen of a run
-PRESETS = ("nano-demo",)
+PRESETS = ("nano-demo", "wan-1.3b", "wan-1.3b-lora", "wan-14b-lora", "wan-1.3b-flow")  # files in presets/
 
 
 def preset(name: str) -> TrainConfig:
-    """Raises FpsgenError USAGE for a name that does not exist."""
+    """A run that comes with fpsgen; its data lies in the working folder. Raises FpsgenError USAGE for a name that does
+    not exist.
+    """
     if name not in PRESETS:
         raise FpsgenError(f"no preset is named {show(name)}", f"choose from {', '.join(PRESETS)}", USAGE)
-    return read_config(Path(__file__).with_name("presets") / f"{name}.toml")
+    return read_config(Path(__file__).with_name("presets") / f"{name}.toml", Path.cwd())
 
 
-def read_config(path: Path) -> TrainConfig:
-    """A run from a TOML file. Files that it names are relative to it. Raises FpsgenError BAD_INPUT naming the key."""
+def read_config(path: Path, data_from: Path | None = None) -> TrainConfig:
+    """A run from a TOML file. Files that it names are relative to it; its data is to the folder `data_from`, if given.
+    Raises FpsgenError BAD_INPUT naming the key.
+    """
     what = f"run {path}"
     values = fields(read_toml(path, _LIMIT, what), _FIELDS, what, example="")
     wanted = values["schedule"]
@@ -161,7 +164,7 @@ def read_config(path: Path) -> TrainConfig:
         lines = (line.strip() for line in split_lines(read_text(file, _LIMIT, f"prompts {file}")))
         values["prompts"] = tuple(line for line in lines if line and not line.startswith("#"))
     if values["data"]:
-        values["data"] = str((path.parent / values["data"]).resolve())
+        values["data"] = str(((data_from or path.parent) / values["data"]).resolve())
     return TrainConfig(**values)
 
 

@@ -6,6 +6,7 @@ Only what is written here says trained = true.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +18,10 @@ from safetensors.torch import save_file
 
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, DISK, USAGE, FpsgenError
-from fpsgen.files import atomic, cannot_write, read_json, write_text
+from fpsgen.files import atomic, cannot_write, read_json, write_text, writing_tensors
+from fpsgen.models.catalog.cache import HUB_ID
 from fpsgen.models.catalog.choice import ModelChoice, choose
-from fpsgen.models.catalog.folder import EXTRAS, INDEX, check_folder
+from fpsgen.models.catalog.folder import EXTRAS, INDEX, check_folder, folder_size
 from fpsgen.models.catalog.manifest import write_manifest
 from fpsgen.models.catalog.registry import shipped
 from fpsgen.models.catalog.verify import check_intact
@@ -27,6 +29,7 @@ from fpsgen.models.wan.lora_file import KEY, SCHEMA
 from fpsgen.text import show
 from fpsgen.train import checkpoint
 from fpsgen.train.config import TrainConfig
+from fpsgen.train.disk import check_space
 from fpsgen.train.lora import add_lora, merge_lora
 
 CARD, RUN = "README.md", "run.json"
@@ -47,18 +50,22 @@ def export_folder(
     if out.exists():
         raise _exists(out)
     check_intact(source)
+    check_space(out.resolve().parent, folder_size(source), "the model")
     transformer = trained_transformer(source, config, weights)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         shutil.copytree(source, part, ignore=lambda folder, names: _left_out(str(folder), names, source))
         stored = {name: x.detach().to(torch.bfloat16) for name, x in transformer.state_dict().items()}
-        transformer.save_pretrained(part / "transformer", state_dict=stored)
+        with writing_tensors():
+            transformer.save_pretrained(part / "transformer", state_dict=stored)
         write_text(trained_schedule(config).to_toml(), part / "schedule.toml", overwrite=True)
-        write_text(_card(config, errors, registry_row(choice, config, out)), part / CARD, overwrite=True)
+        write_text(_card(choice, config, errors), part / CARD, overwrite=True)
         check_folder(part)
         write_manifest(part)
         part.rename(out)
+    except shutil.Error as error:  # of copytree: source, target and reason of each file
+        raise cannot_write(out, OSError(error.args[0][0][2])) from error
     except OSError as error:
         raise cannot_write(out, error) from error
     finally:
@@ -76,9 +83,10 @@ def export_lora(config: TrainConfig, weights: Tensors, out: Path) -> Path:
         f"transformer.{name.replace('.default', '')}": x.detach().to("cpu", torch.bfloat16).contiguous()
         for name, x in weights.items()
     }
-    about = {"schema": SCHEMA, "model": config.model}
-    about |= {"schedule": trained_schedule(config).to_toml(), "run": json.loads(config.to_json())}
-    with atomic(out) as part:
+    run = replace(config, model=_without_folder(config.model), data=_without_folder(config.data))
+    about = {"schema": SCHEMA, "model": run.model}
+    about |= {"schedule": trained_schedule(config).to_toml(), "run": json.loads(run.to_json())}
+    with atomic(out) as part, writing_tensors():
         save_file(stored, part, {"format": "pt", KEY: json.dumps(about)})
     return out
 
@@ -112,7 +120,7 @@ def export_run(run: Path, out: Path | None, lora: bool) -> Exported:
         return Exported(path, step, config.steps, "")
     choice = choose(config.model)
     path = export_folder(choice, config, tensors["average"], out or run / f"model-{step:07d}", _errors(run))
-    return Exported(path, step, config.steps, registry_row(choice, config, path))
+    return Exported(path, step, config.steps, registry_row(choice, config, str(path.resolve())))
 
 
 def _errors(run: Path) -> dict[str, Any]:
@@ -125,13 +133,13 @@ def trained_schedule(config: TrainConfig) -> Schedule:
     return replace(config.parsed_schedule(), name=config.name, trained=True)
 
 
-def registry_row(choice: ModelChoice, config: TrainConfig, folder: Path) -> str:
-    """A row for the user's models.toml, by which the folder has a name."""
+def registry_row(choice: ModelChoice, config: TrainConfig, source: str) -> str:
+    """A row for a user's models.toml, by which the model has a name. source: its folder or repository."""
     known, spec = shipped(), choice.spec
     like = next(
         (other.name for other in known if other.name == spec.name or other.parameters == spec.parameters), "nano"
     )
-    row = {"name": f"{config.name}-trained", "source": str(folder.resolve()), "like": like}
+    row = {"name": f"{config.name}-trained", "source": source, "like": like}
     row |= {"description": f"{like}, trained for schedule {config.name} with fpsgen", "trained_schedule": True}
     row |= {"width": config.width, "height": config.height, "frames": config.frames, "shift": config.shift}
     return "\n".join(["[[model]]", *(f"{key} = {json.dumps(value)}" for key, value in row.items())])
@@ -164,7 +172,19 @@ def _left_out(folder: str, names: list[str], source: Path) -> set[str]:
     return {name for name in names if name not in kept or name in ("manifest.json", "schedule.toml")}
 
 
-def _card(config: TrainConfig, errors: dict[str, Any], row: str) -> str:
+def _without_folder(place: str) -> str:
+    """A name that says nothing of this machine: a folder's own; repositories and models' names as they are."""
+    return Path(place).name if os.path.isabs(place) or os.path.isdir(place) else place
+
+
+def _card(choice: ModelChoice, config: TrainConfig, errors: dict[str, Any]) -> str:
+    """The model card: what the hub reads first, then what was trained, how, and how to run it."""
+    spec = choice.spec
+    head = ["library_name: diffusers", "pipeline_tag: text-to-video"]
+    if HUB_ID.fullmatch(spec.source) and not os.path.isdir(spec.source):
+        head.append(f"base_model: {spec.source}")
+    if spec.licence != "unknown":
+        head.append(f"license: {spec.licence.lower()}")
     rows = [
         f"| {name} | {errors['before'][name]:.4g} | {errors['after'][name]:.4g} |" for name in sorted(errors["before"])
     ]
@@ -179,10 +199,14 @@ def _card(config: TrainConfig, errors: dict[str, Any], row: str) -> str:
     settings = f"{config.steps} optimizer steps of {config.batch}, lr {config.lr}{adapter}"
     return "\n".join(
         [
+            "---",
+            *head,
+            "---",
+            "",
             f"# {config.name}",
             "",
-            f"{config.model}, trained to expect the attention of its own schedule.toml with fpsgen (an independent "
-            "re-implementation of FPSAttention, arXiv 2506.04648).",
+            f"{_without_folder(config.model)}, trained to expect the attention of its own schedule.toml with fpsgen "
+            "(an independent re-implementation of FPSAttention, arXiv 2506.04648).",
             "",
             f"Trained on {' and '.join(how)}: {settings}, linear layers in {linear}.",
             "",
@@ -192,10 +216,14 @@ def _card(config: TrainConfig, errors: dict[str, Any], row: str) -> str:
             "|---|---|---|",
             *rows,
             "",
-            "A row for models.toml:",
+            "```",
+            'fpsgen generate "a cat surfing" -m OWNER/REPOSITORY',
+            "```",
+            "",
+            "It runs by its schedule.toml. A row for models.toml, with the repository or folder where this one lies:",
             "",
             "```toml",
-            row,
+            registry_row(choice, config, "OWNER/REPOSITORY"),
             "```",
             "",
         ]

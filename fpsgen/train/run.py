@@ -21,9 +21,10 @@ from fpsgen.text import show
 from fpsgen.train.clips import TrajectoryEnds, open_folder
 from fpsgen.train.config import LIVE, TrainConfig
 from fpsgen.train.data import Pairs
-from fpsgen.train.estimate import estimate
+from fpsgen.train.estimate import MeasuredCost, cost, estimate
 from fpsgen.train.events import Events, Silent
 from fpsgen.train.export import RUN, export_folder
+from fpsgen.train.inputs import check_inputs
 from fpsgen.train.loop import Trainer
 from fpsgen.train.objective import DISTILL, FLOW, Objective, Source
 from fpsgen.train.parallel import Processes, processes
@@ -61,7 +62,7 @@ def train(
         assert choice.folder is not None
         for name, text in estimate(config, choice, shared):
             note(name, text)
-        _remember(config, folder, shared)
+        _remember(config, choice, folder, shared)
         dtype = torch.bfloat16 if shared.device.type == "cuda" else torch.float32
         pipe: Any = load(choice, device=shared.device, dtype=dtype)
         objectives = _objectives(pipe, config, choice, folder, shared, prepared)
@@ -80,16 +81,17 @@ def train(
             sample(pipe, choice, folder / f"step-{step:07d}.mp4", shared.first)
             _move(pipe, torch.device("cpu"))
 
-        trainer.run(objectives, stepped if shared.first else Silent(), show if sample else None)
+        steps = MeasuredCost(stepped, note, shared) if shared.first else Silent()
+        trainer.run(objectives, steps, show if sample else None)
         errors = {"before": before, "after": trainer.error(main.held_out)}
-        hours = trainer.log.seconds * shared.count / 3600
+        note("cost", f"{cost(trainer.log.seconds, shared)} of training")
         report = {
             "name": config.name,
             "objective": main.name,
             "steps": config.steps,
             "samples": len(main.train),
             "held_out_error": errors,
-            "hours": round(hours, 4),
+            "hours": round(trainer.log.seconds * shared.count / 3600, 4),
             "processes": shared.count,
         }
         average = trainer.weights.tensors()["average"]
@@ -124,14 +126,16 @@ def _alone(folder: Path, shared: Processes) -> Iterator[None]:
         yield
 
 
-def _remember(config: TrainConfig, folder: Path, shared: Processes) -> None:
-    """Raises FpsgenError BAD_INPUT where the folder is of a run with other settings."""
+def _remember(config: TrainConfig, choice: ModelChoice, folder: Path, shared: Processes) -> None:
+    """Raises FpsgenError BAD_INPUT where the folder is of a run with other settings, model or data."""
     path = folder / RUN
     if path.exists() and TrainConfig.from_json(path).digest() != config.digest():
         raise FpsgenError(f"{folder} holds a run with other settings", "name another folder with -o", BAD_INPUT)
+    check_inputs(folder, choice, config.data, write=False)
     shared.wait()
     if shared.first:
         write_text(config.to_json(), path, overwrite=True)
+        check_inputs(folder, choice, config.data)
 
 
 def _objectives(

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from fpsgen.errors import BAD_INPUT, NUMERIC, FpsgenError
-from fpsgen.files import atomic, lock, make_folder, read_json, sweep, write_text
+from fpsgen.files import atomic, lock, make_folder, read_json, sweep, write_text, writing_tensors
 from fpsgen.models.catalog.choice import choose
 from fpsgen.models.wan.load import load
 from fpsgen.signals import check_stop
@@ -26,6 +26,7 @@ from fpsgen.text import plural, show
 from fpsgen.train.config import TrainConfig
 from fpsgen.train.disk import check_space
 from fpsgen.train.events import Events
+from fpsgen.train.inputs import check_inputs
 from fpsgen.train.live import LivePairs, trajectory_seed
 
 IDENTITY = "teacher.json"
@@ -59,7 +60,7 @@ def make_pairs(
         seeds = [trajectory_seed(config.seed, number) for number in some]
         made = trajectories(pipe, config, [config.prompts[number] for number in some], tokens, seeds)
         for done, (number, tensors) in enumerate(zip(some, made, strict=True), first):
-            with atomic(paths[number]) as part:
+            with atomic(paths[number]) as part, writing_tensors():
                 save_file(tensors, part)
             events.step(done, len(missing), config.prompts[number])
     return paths
@@ -74,6 +75,7 @@ def prepare_pairs(
     make_folder(folder)
     with lock(folder / ".lock", f"{folder} is used by another run", "wait for it, or name another folder with -o"):
         choice = choose(config.model)
+        check_inputs(folder, choice, config.data)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         pipe = load(choice, device=device, dtype=dtype)
         return make_pairs(pipe, config, choice.spec.max_sequence_length, folder / "pairs", events, together)

@@ -10,7 +10,8 @@ by side, a process each.
 
 Arms: dense; fp8, sta and fps without training; fps with one window for all steps at the density that the schedule has
 on average; fps distilled (all weights, LoRA, one window); fps with flow matching, and dense attention with the
-same steps on the same clips. A row has: the error of the velocity on held-out trajectories of the dense teacher and
+same steps on the same clips. And what keeps fps from dense attention: five times the steps, all keys in the profile
+"early", wider windows. A row has: the error of the velocity on held-out trajectories of the dense teacher and
 the flow loss on held-out clips, by profile; PSNR and SSIM to the dense video of the same noise and what meter.py reads,
 on prompts that training never saw; validation errors at each checkpoint, and losses. Rows lie in DIR/rows/.
 """
@@ -73,15 +74,27 @@ STEP_AWARE = preset("nano-demo").parsed_schedule()
 FIXED = Schedule(
     "nano-fixed", (Profile("all", "fps", tile=(3, 10, 2), window=(1, 0, 7)),), ((0.0, 1.0, "all"),)
 )  # 7 of 24 tiles: what 20 steps of STEP_AWARE keep on average
+EARLY_DENSE = replace(
+    STEP_AWARE,
+    name="nano-early-dense",
+    profiles=tuple(replace(p, window="all") if p.name == "early" else p for p in STEP_AWARE.profiles),
+)
+WIDER_WINDOWS = {"early": (0, 0, 3), "middle": (0, 0, 5), "late": (0, 0, 3)}  # 9, 15 and 9 of 24 tiles
+WIDER = replace(
+    STEP_AWARE,
+    name="nano-wider",
+    profiles=tuple(replace(p, window=WIDER_WINDOWS[p.name]) for p in STEP_AWARE.profiles),
+)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """schedule, method: how it runs. train: settings of its training, None without."""
+    """schedule, method: how it runs. train: settings of its training, None without. longer: times the usual steps."""
 
     schedule: Schedule = STEP_AWARE
     method: str | None = None
     train: dict[str, Any] | None = None
+    longer: int = 1
 
 
 DENSE = STEP_AWARE.with_method("bf16")
@@ -97,6 +110,11 @@ ARMS = {  # in the order of their pieces: a run that is cut off leaves the first
     "fps, one window": Arm(FIXED),
     "fps distilled, one window": Arm(FIXED, train={}),
     "dense, flow matching": Arm(DENSE, train=FLOW),
+    "fps distilled, 5x steps": Arm(train={}, longer=5),
+    "fps, early dense": Arm(EARLY_DENSE),
+    "fps distilled, early dense": Arm(EARLY_DENSE, train={}),
+    "fps, wider windows": Arm(WIDER),
+    "fps distilled, wider windows": Arm(WIDER, train={}),
 }
 
 
@@ -195,9 +213,10 @@ class Proof:
         prompts = tuple(captions.random_example(rng)[0] for _ in range(size.prompts)) + tuple(
             captions.plain(scene) for scene in unseen(size.held_out, seed=2)
         )
-        common = {"model": str(self.base), "schedule": ARMS[arm].schedule.to_toml(), "steps": size.steps, "seed": seed}
+        steps = size.steps * ARMS[arm].longer
+        common = {"model": str(self.base), "schedule": ARMS[arm].schedule.to_toml(), "steps": steps, "seed": seed}
         common |= {"prompts": prompts, "held_out": size.held_out, "batch": size.batch, "lr": 5e-4, "ema": 0.98}
-        common |= {"teacher_steps": size.denoising, "save_every": max(1, size.steps // 4), "keep": 9, "name": "proof"}
+        common |= {"teacher_steps": size.denoising, "save_every": max(1, steps // 4), "keep": 9, "name": "proof"}
         common |= {"dense_every": 20}
         common |= {"data": str((self.out / "data").resolve())} if (ARMS[arm].train or {}).get("flow") else {}
         return replace(preset("nano-demo"), **common | (ARMS[arm].train or {}))

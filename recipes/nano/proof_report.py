@@ -31,8 +31,9 @@ COLUMNS = {
     "ssim": "SSIM",
     "right": "As prompted, %",
 }
-COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd")
-UNTRAINED = ("fps", "fps, one window")  # arms whose schedules are trained in others
+COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e")
+# arms whose schedules are trained in others
+UNTRAINED = ("fps", "fps, one window", "fps, early dense", "fps, wider windows")
 BINS = 10  # points of a curve of losses
 Row = dict[str, Any]
 
@@ -110,7 +111,9 @@ def write_report(rows: Sequence[Row], folder: Path) -> None:
 
 
 def _trained(rows: Sequence[Row], kind: str) -> list[str]:
-    return list(dict.fromkeys(row["arm"] for row in rows if kind in row["arm"] and row.get("losses")))
+    """Arms with curves over the steps that most arms have, and so over one axis."""
+    own = [row for row in rows if kind in row["arm"] and row.get("losses")]
+    return list(dict.fromkeys(row["arm"] for row in own if row["losses"][-1]["step"] <= row["size"]["steps"]))
 
 
 def _chart(rows: Sequence[Row], curves: Sequence[tuple[str, list[float]]], label: str) -> str:

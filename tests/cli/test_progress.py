@@ -39,6 +39,20 @@ def test_any_number_of_steps(capsys, total):
     assert len(capsys.readouterr().err.splitlines()) == 3 + min(9, total - 1)
 
 
+@pytest.mark.parametrize("kind", [progress.Plain, progress.Drawn])
+def test_what_goes_on_in_the_middle_is_as_fast_as_its_own_steps(capsys, monkeypatch, kind):
+    shown, texts = kind(), []
+    if kind is progress.Drawn:
+        monkeypatch.setattr(shown._progress, "update", lambda *_, note, **__: texts.append(note))
+    shown.stage_start("pairs")
+    shown.step(0, 1, 50.0, "")
+    shown.stage_start("train")
+    for index in range(150, 200):
+        shown.step(index, 200, 2.0, "")
+    texts += capsys.readouterr().err.splitlines()
+    assert any("160/200 2.00 s/it ETA 01:20" in text for text in texts)
+
+
 def run_job(shown: progress.Quiet, rest: float | None, left: int) -> None:
     shown.job("[1/3]", "a cat", rest, left)
     shown.stage_start("denoise")

@@ -48,6 +48,14 @@ def test_charts_have_a_curve_for_each_arm(tmp_path):
     assert json.loads((tmp_path / "proof.json").read_text())["seeds"][0]["arm"] == "dense"
 
 
+def test_an_arm_with_more_steps_is_in_the_table_alone():
+    longer = make_row("fps distilled, longer", 0, 21.0, True)
+    longer["losses"] = [{"step": step, "profile": "a", "loss": 1 / step} for step in (4, 8)]
+    rows = [*ROWS, *TRAINED, longer]
+    assert proof_report.error_chart(rows).count("<polyline") == 1
+    assert "fps distilled, longer" in "\n".join(proof_report.table(rows))
+
+
 def test_no_chart_without_a_trained_arm(tmp_path):
     proof_report.write_report(ROWS, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["proof.json"]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from fpsgen.attention.schedule import Schedule
 from fpsgen.cli.app import run as fpsgen
 from fpsgen.errors import BAD_INPUT, DISK, OK, USAGE, FpsgenError
+from fpsgen.models.catalog.choice import choose
 from fpsgen.models.patch.schedule_choice import checkpoint_schedule
 from fpsgen.models.wan.load import load
-from fpsgen.models.wan.lora_file import add_lora_file, lora_schedule
+from fpsgen.models.wan.lora_file import add_lora_file
 from fpsgen.train.config import TrainConfig
 from fpsgen.train.events import Silent
 from fpsgen.train.run import train
@@ -38,11 +41,10 @@ def lora_file(lora_run) -> Path:
 
 
 def test_a_lora_file_carries_its_schedule_and_the_run(lora_file):
-    schedule = lora_schedule(lora_file)
-    assert schedule is not None and schedule.trained and schedule.name == "tiny"
     with safe_open(lora_file, framework="pt") as file:
         about = json.loads(file.metadata()["fpsgen"])
-        assert about["run"]["lora_rank"] == 4
+        schedule = Schedule.from_toml(about["schedule"])
+        assert schedule.trained and schedule.name == "tiny" and about["run"]["lora_rank"] == 4
         assert all(name.startswith("transformer.blocks.") for name in file.keys())  # noqa: SIM118
 
 
@@ -66,6 +68,30 @@ def test_generate_runs_a_lora_by_its_schedule(lora_file, tiny_dir, tmp_path):
     recipe = json.loads(out.with_suffix(".json").read_text())["recipe"]
     assert "trained = true" in recipe["schedule"]["toml"] and recipe["lora"] == str(lora_file)
     assert recipe["lora_sha256"] == hashlib.sha256(lora_file.read_bytes()).hexdigest()
+
+
+def test_what_others_get_says_nothing_of_this_machine(lora_run, lora_file, tiny_dir):
+    card = (lora_run / "model" / "README.md").read_text()
+    with safe_open(lora_file, framework="pt") as file:
+        about = file.metadata()["fpsgen"]
+    assert json.loads(about)["run"]["model"] == tiny_dir.name and f"\n{tiny_dir.name}, trained" in card
+    for text in (card, about):
+        assert str(tiny_dir.parent) not in text and str(lora_run.parent) not in text
+
+
+@pytest.mark.parametrize(("source", "base"), [("Wan-AI/Some-Model", True), ("nano", False)])
+def test_a_card_begins_with_what_the_hub_reads(make_config, tiny_dir, source, base):
+    import yaml
+
+    from fpsgen.train import export
+
+    choice = choose(str(tiny_dir))
+    choice = replace(choice, spec=replace(choice.spec, source=source, licence="Apache-2.0"))
+    card = export._card(choice, make_config(), {"before": {"late": 1.0}, "after": {"late": 0.5}})
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert head["pipeline_tag"] == "text-to-video" and head["license"] == "apache-2.0"
+    assert head.get("base_model") == (source if base else None)
+    assert "| late | 1 | 0.5 |" in card
 
 
 def test_a_file_that_is_no_lora_of_the_model_is_refused(tiny_dir, tmp_path, lora_file):

@@ -1,4 +1,4 @@
-"""What is told of a run: the log, its page, and when losses are refused."""
+"""What is kept of a run: the log, its page, and when losses are refused."""
 
 from __future__ import annotations
 
@@ -71,11 +71,16 @@ def test_the_page_has_a_curve_for_each_profile_and_fetches_nothing(tmp_path):
     log = Log(tmp_path)
     log.begin(0)
     for step in range(1, 41):
-        log.add(row(step, 2.0 / step, ("late", "early<b>")[step % 2], **({"dense_loss": 0.5} if step % 4 < 2 else {})))
+        dense = {"dense_loss": (0.5, 1.5)[step % 2]} if step % 4 < 2 else {}
+        log.add(row(step, 2.0 / step, ("late", "early<b>")[step % 2], **dense))
     text = log.show("a & b").read_text()
     assert (tmp_path / PAGE).exists() and "a &amp; b" in text
     curves = re.findall(r"<polyline points=\"([^\"]*)\"[^>]*><title>([^<]*)</title>", text)
     assert {"late", "early&lt;b&gt;", "dense", "sparse"} <= {name for _, name in curves}
+    for profile in ("late", "early&lt;b&gt;"):
+        assert f"<h2>sparse beside dense, same samples: distill, {profile}</h2>" in text
+    heights = [{spot.split(",")[1] for spot in spots.split()} for spots, name in curves if name == "dense"]
+    assert [len(each) for each in heights] == [1, 1]  # of one profile each
     assert "early<b>" not in text and not re.findall(r"(?:src|href)=\"(?!data:)", text)
 
 

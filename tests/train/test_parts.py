@@ -202,16 +202,21 @@ def test_the_student_runs_by_the_profile_of_its_noise_level(make_config, tiny_di
             assert {step["profile"] for step in handle.report()["steps"]} == {profile}
 
 
-def test_the_recipes_for_wan_can_be_read():
-    folder = Path(runs.__file__).parents[2] / "recipes" / "wan"
-    if not folder.is_dir():
-        pytest.skip("recipes are in a checkout alone")
-    found = {path.stem: runs.read_config(path) for path in sorted(folder.glob("*.toml"))}
-    assert len(found) == 4 and found["distill-14b-lora"].lora_rank == 32
-    flow = found["flow-1.3b"]
+def test_presets_can_be_read(tmp_path, monkeypatch, capsys):
+    """Each is in the help; data is where the paper's recipe says that it was prepared."""
+    from fpsgen.cli.app import run
+
+    monkeypatch.chdir(tmp_path)
+    found = {name: runs.preset(name) for name in runs.PRESETS}
+    assert run(["train", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in found)
+    assert found["wan-14b-lora"].lora_rank == 32
+    flow = found["wan-1.3b-flow"]
+    assert flow.data == str(tmp_path / "data" / "clips")
     paper = (flow.lr, flow.warmup, flow.shift, flow.weight_decay, flow.clip, flow.ema, flow.adam_eps, flow.null_share)
     assert paper == (5e-6, 200, 5.0, 1e-4, 1.0, 0.99, 1e-15, 0.1) and not flow.uses_teacher
-    assert found["distill-1.3b-full"].parsed_schedule().fp8_linear and len(found["distill-1.3b-full"].prompts) == 50
+    assert found["wan-1.3b"].parsed_schedule().fp8_linear and len(found["wan-1.3b"].prompts) == 50
 
 
 @pytest.mark.parametrize(
@@ -246,6 +251,22 @@ def test_a_run_is_written_and_read_back(tmp_path, make_config):
 def test_what_only_watches_a_run_does_not_make_it_another(make_config):
     assert make_config().digest() == make_config(dense_every=7, save_every=3, sample_every=9, keep=4).digest()
     assert make_config().digest() != make_config(ema=0.25).digest()
+
+
+def test_what_steps_took_says_what_the_others_will(monkeypatch):
+    """Steps of 2 s on two GPUs, in a run that goes on at step 150."""
+    from fpsgen.train import estimate
+    from fpsgen.train.events import Silent
+    from fpsgen.train.parallel import Processes
+
+    clock, said = iter([90.0 + 2 * number for number in range(100)]), []
+    monkeypatch.setattr(estimate.time, "monotonic", lambda: next(clock))
+    shared = Processes(0, 2, torch.device("cuda"))
+    events = estimate.MeasuredCost(Silent(), lambda *line: said.append(line), shared)
+    for index in range(150, 250):
+        events.step(index, 250, "")
+    assert said == [("time", "0.0494 h, 0.0989 GPU hours for 89 steps more, by 10 steps")]
+    assert estimate.cost(7200, Processes(0, 1, torch.device("cpu"))) == "2 h"
 
 
 def test_what_a_run_takes_is_computed_from_its_weights():

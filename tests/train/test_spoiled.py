@@ -55,7 +55,9 @@ def again(make_config, finished: Path, folder: Path, name: str, spoil) -> int:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", ["log.jsonl", "before.json", "run.json", SHARD, "step-0000002/checkpoint.json"])
+@pytest.mark.parametrize(
+    "name", ["log.jsonl", "before.json", "run.json", "inputs.json", SHARD, "step-0000002/checkpoint.json"]
+)
 def test_pipes_are_not_waited_for(make_config, finished, tmp_path, name):
     code = again(make_config, finished, tmp_path / "run", name, lambda path, data: os.mkfifo(path))
     assert code == (0 if name.startswith("step") else BAD_INPUT)  # the checkpoint before it counts

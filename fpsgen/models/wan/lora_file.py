@@ -38,10 +38,10 @@ _SETTINGS = {
 }
 
 
-def lora_schedule(path: Path) -> Schedule | None:
+def _schedule(path: Path, metadata: dict[str, str]) -> Schedule | None:
     """The schedule that an adapter was trained with, None where it does not say. Raises FpsgenError BAD_INPUT."""
     what = f"LoRA {show(path)}"
-    about = _metadata(path).get(KEY)
+    about = metadata.get(KEY)
     if about is None:
         return None
     spec = {"schema": choice([SCHEMA]), "schedule": raw(1 << 20)}
@@ -55,10 +55,11 @@ def add_lora_file(pipe: Any, path: Path) -> None:
     """Merge an adapter into the transformer of a WanPipeline, and attach its schedule, which fpsgen.apply then takes as
     the checkpoint's own. Raises FpsgenError: BAD_INPUT for a file that does not fit, ENVIRONMENT without peft.
     """
-    schedule = lora_schedule(path)
+    metadata = _metadata(path)
+    schedule = _schedule(path, metadata)
+    _check_settings(path, metadata)
     place = {"weight_name": path.name, "local_files_only": True, "use_safetensors": True}
     folder = str(path.resolve().parent)
-    _check_settings(path)
     try:
         with _quiet_diffusers():
             wrong = _judge(type(pipe).lora_state_dict(folder, **place), pipe.transformer)
@@ -87,9 +88,9 @@ def _metadata(path: Path) -> dict[str, str]:
         raise FpsgenError(what, "name another file", BAD_INPUT) from error
 
 
-def _check_settings(path: Path) -> None:
+def _check_settings(path: Path, metadata: dict[str, str]) -> None:
     """Judge what the file says to peft, before the libraries do. Raises FpsgenError BAD_INPUT."""
-    written = _metadata(path).get(SETTINGS)
+    written = metadata.get(SETTINGS)
     if written is None:
         return
     what = f"{SETTINGS} of LoRA {show(path)}"

@@ -131,13 +131,17 @@ class _Terms(NamedTuple):
 
     @classmethod
     def between(cls, scheduler: Any, s: int, t: int) -> _Terms:
-        alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[t])
-        alpha_s, sigma_s = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[s])
-        start = torch.log(alpha_s) - torch.log(sigma_s)
-        h = (torch.log(alpha) - torch.log(sigma)) - start
+        alpha, sigma, end = _noise_level(scheduler, t)
+        _, sigma_s, start = _noise_level(scheduler, s)
+        h = end - start
         return cls(sigma / sigma_s, alpha, start, h, -h, torch.expm1(-h))
 
     def distance(self, scheduler: Any, index: int) -> torch.Tensor:
         """r_k of the step at `index`, in units of h."""
-        alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[index])
-        return (torch.log(alpha) - torch.log(sigma) - self.start) / self.h
+        return (_noise_level(scheduler, index)[2] - self.start) / self.h
+
+
+def _noise_level(scheduler: Any, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """alpha, sigma and log-SNR (of amplitudes) of the step at `index`."""
+    alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[index])
+    return alpha, sigma, torch.log(alpha) - torch.log(sigma)

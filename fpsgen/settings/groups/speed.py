@@ -6,12 +6,14 @@ from functools import partial
 
 from fpsgen.attention.implementations import IMPLEMENTATIONS
 from fpsgen.attention.methods.bf16 import BACKENDS
+from fpsgen.attention.schedule import AS_SCHEDULED
 from fpsgen.settings import parsers as parse
 from fpsgen.settings.parsers import method_names
 from fpsgen.settings.setting import ANYWHERE, MADE, decides_video, on_off
 
 LINEARS = ("bf16", "fp8")
 CACHES = ("none", "first-block", "magcache", "taylorseer")  # those of models/patch/step_cache.py
+COMPILES = ("auto", "off")
 SPEED = "Acceleration"
 _decides = partial(decides_video, group=SPEED)
 
@@ -22,7 +24,7 @@ ENTRIES = (
         "Attention at every step, instead of the schedule's choice.",
         example="fps",
         metavar="NAME",
-        unset="as scheduled",
+        unset=AS_SCHEDULED,
         commands=MADE,
         mistaken_for=("attention", "backend"),
     ),
@@ -60,7 +62,7 @@ ENTRIES = (
         "bf16, or fp8: linear layers on FP8 tensor cores.",
         example="fp8",
         metavar="NAME",
-        unset="as scheduled",
+        unset=AS_SCHEDULED,
     ),
     _decides(
         "cache",
@@ -87,6 +89,16 @@ ENTRIES = (
         "Round as diffusers does: nothing fused, VAE in fp32.",
         example="true",
         default=False,
+    ),
+    _decides(
+        "compile",
+        parse.choice(lambda: COMPILES),
+        "auto, or off: no GPU kernel is compiled; diffusers' speed.",
+        example="off",
+        metavar="NAME",
+        default="auto",
+        commands=MADE,
+        mistaken_for=("torch-compile",),
     ),
     on_off(
         "strict",

@@ -1,0 +1,34 @@
+"""What a run reads beside its settings: a model's files and prepared videos. It does not go on with others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fpsgen.errors import BAD_INPUT, FpsgenError
+from fpsgen.files import read_json, write_text
+from fpsgen.models.catalog.choice import ModelChoice
+from fpsgen.models.catalog.manifest import sha256
+from fpsgen.text import show
+from fpsgen.train.prep.identity import of_model
+from fpsgen.train.prep.shards import DATA
+
+INPUTS = "inputs.json"
+
+
+def check_inputs(folder: Path, choice: ModelChoice, data: str, write: bool = True) -> None:
+    """Note in a run's folder what it reads, or compare it with what is noted there. data: folder of prepared videos,
+    "" without. Raises FpsgenError BAD_INPUT naming what changed since the run began.
+    """
+    path = folder / INPUTS
+    known = read_json(path, 1 << 20, show(path)) if path.exists() else {}
+    found = {"model": of_model(choice)["model_files"]}
+    table = Path(data) / DATA
+    if data and table.is_file():
+        found["data"] = sha256(table)
+    changed = [name for name, digest in found.items() if known.get(name, digest) != digest]
+    if changed:
+        what = f"{' and '.join(changed)} changed since the run in {show(folder)} began"
+        raise FpsgenError(what, "put back what it began with, or name another folder with -o", BAD_INPUT)
+    if write:
+        write_text(json.dumps(known | found) + "\n", path, overwrite=True)
