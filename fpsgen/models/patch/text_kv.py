@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fpsgen.attention.quantize import output_scale
 from fpsgen.fused import FP8Channels, cross_attention, rms_norm_rows
-from fpsgen.models.patch.attention import active_backend
+from fpsgen.models.patch.attention import chosen_backend
 from fpsgen.models.patch.fusable import not_fusable
 
 
@@ -76,7 +76,7 @@ class TextAttnProcessor(WanAttnProcessor):
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         query, text = attn.to_q(hidden_states), encoder_hidden_states
         fusable = not_fusable(query.device) is None
-        plain = attention_mask is None and (self._attention_backend or active_backend()) is None
+        plain = attention_mask is None and (self._attention_backend or chosen_backend()) is None
         padding = getattr(text, _PADDING, 0) if fusable and plain and kept(text) else 0
         layers = (attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)
         norm_q = attn.norm_q
