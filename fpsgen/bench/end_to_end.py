@@ -15,6 +15,7 @@ from fpsgen.bench.plan import BASELINE, EVERY_STEP, OURS, methods_to_run, warm_s
 from fpsgen.bench.progress import Progress
 from fpsgen.bench.provenance import provenance
 from fpsgen.bench.rows import Runs, append_rows, bench_row
+from fpsgen.evaluate import stlpips
 from fpsgen.evaluate.quality import quality
 from fpsgen.files import write_text
 from fpsgen.pipeline.events import Events, Timing
@@ -38,6 +39,8 @@ def run(
     base: the video; its output names the folder for MP4s (none with random weights). command: the line that was
     typed, kept in the rows. Raises as pipeline.run.run does.
     """
+    if not random_weights:
+        stlpips.available()
     model = load_model(base, timing, random_weights)
     names = methods_to_run(compare)
     runs = {name: Runs(name) for name in names}
