@@ -104,6 +104,19 @@ def write_text(text: str, path: str | Path, overwrite: bool = False) -> Path:
     return write_bytes(text.encode("utf-8"), path, overwrite)
 
 
+@contextmanager
+def writing_tensors() -> Iterator[None]:
+    """Within it, a safetensors file that cannot be written is an OSError, not the library's own error."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(error)) from error
+
+
 def append_line(path: str | Path, line: str) -> None:
     """Append a line to a log and sync it. It begins on a line of its own even where a kill cut the last one short,
     so a reader has to pass over blank lines and broken ones. Raises FpsgenError DISK.

@@ -9,10 +9,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from limits import largest_file
 
 from fpsgen import files
 from fpsgen.errors import BAD_INPUT, DISK, LOCKED, MODEL, FpsgenError
-from fpsgen.files import append_line, atomic, lock, make_folder, read_bytes, read_json, read_text, read_toml, sweep
+from fpsgen.files import (
+    append_line,
+    atomic,
+    lock,
+    make_folder,
+    read_bytes,
+    read_json,
+    read_text,
+    read_toml,
+    sweep,
+    writing_tensors,
+)
 from fpsgen.files import write_text as write
 
 
@@ -97,6 +109,17 @@ def test_a_disk_that_fails_is_named(tmp_path, monkeypatch, number):
     refused(lambda: write("x", tmp_path / "a"), DISK, str(tmp_path / "a"), os.strerror(number))
     refused(lambda: append_line(tmp_path / "log", "x"), DISK, "log", os.strerror(number))
     assert not (tmp_path / "a").exists()
+
+
+def test_tensors_that_do_not_fit_are_a_disk_that_fails(tmp_path):
+    torch, safetensors = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
+
+    def save() -> None:
+        with largest_file(1000), atomic(tmp_path / "a") as part, writing_tensors():
+            safetensors.save_file({"x": torch.zeros(5000)}, part)
+
+    refused(save, DISK, str(tmp_path / "a"), os.strerror(errno.EFBIG))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["no/a", "x" * 300, "a\0b"])

@@ -123,7 +123,7 @@ def _explain(error: Exception, arguments: list[str]) -> FpsgenError:
         return error
     if hasattr(error, "format_message"):  # typer's usage errors, under whatever name its version gives them
         return explain_usage(error, arguments, _command(arguments))
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "can't start new thread" in str(error):
         return FpsgenError("out of memory", "try a smaller --res or fewer --frames", errors.ENVIRONMENT)
     found = system_error(error)
     if found is not None:

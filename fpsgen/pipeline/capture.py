@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from fpsgen.attention.windows import Size3
 from fpsgen.errors import BAD_INPUT, DISK, ENVIRONMENT, USAGE, FpsgenError
-from fpsgen.files import atomic, make_folder, open_tensors
+from fpsgen.files import atomic, make_folder, open_tensors, writing_tensors
 from fpsgen.text import show
 
 SCHEMA = "fpsgen.capture/1"
@@ -78,7 +78,7 @@ class CaptureObserver:
         facts = {"schema": SCHEMA, "grid": ",".join(map(str, forward.grid)), "step": str(forward.index)}
         facts |= {"layer": str(layer), "sigma": f"{forward.sigma:.6f}", "profile": forward.profile.name}
         path = self._capture.folder / f"step{forward.index:04d}-layer{layer:02d}.safetensors"
-        with atomic(path, self._capture.overwrite) as part:
+        with atomic(path, self._capture.overwrite) as part, writing_tensors():
             save_file(tensors, part, self._facts | facts)
 
     def check_complete(self) -> None:

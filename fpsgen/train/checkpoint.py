@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fpsgen.errors import FpsgenError
-from fpsgen.files import cannot_write, make_folder, read_json, sync, write_text
+from fpsgen.files import cannot_write, make_folder, read_json, sync, write_text, writing_tensors
 from fpsgen.models.catalog.manifest import sha256
 
 STATE = "checkpoint.json"
@@ -37,7 +37,8 @@ def save(
         files = []
         for name, values in tensors.items():
             file = part / f"{name}.safetensors"
-            save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, file)
+            with writing_tensors():
+                save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, file)
             sync(file)
             files.append({"name": file.name, "size": file.stat().st_size, "sha256": sha256(file)})
         row = {"schema": SCHEMA, "step": step, "state": state, "files": files}

@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, DISK, USAGE, FpsgenError
-from fpsgen.files import atomic, cannot_write, read_json, write_text
+from fpsgen.files import atomic, cannot_write, read_json, write_text, writing_tensors
 from fpsgen.models.catalog.cache import HUB_ID
 from fpsgen.models.catalog.choice import ModelChoice, choose
-from fpsgen.models.catalog.folder import EXTRAS, INDEX, check_folder
+from fpsgen.models.catalog.folder import EXTRAS, INDEX, check_folder, folder_size
 from fpsgen.models.catalog.manifest import write_manifest
 from fpsgen.models.catalog.registry import shipped
 from fpsgen.models.catalog.verify import check_intact
@@ -29,6 +29,7 @@ from fpsgen.models.wan.lora_file import KEY, SCHEMA
 from fpsgen.text import show
 from fpsgen.train import checkpoint
 from fpsgen.train.config import TrainConfig
+from fpsgen.train.disk import check_space
 from fpsgen.train.lora import add_lora, merge_lora
 
 CARD, RUN = "README.md", "run.json"
@@ -49,18 +50,22 @@ def export_folder(
     if out.exists():
         raise _exists(out)
     check_intact(source)
+    check_space(out.resolve().parent, folder_size(source), "the model")
     transformer = trained_transformer(source, config, weights)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         shutil.copytree(source, part, ignore=lambda folder, names: _left_out(str(folder), names, source))
         stored = {name: x.detach().to(torch.bfloat16) for name, x in transformer.state_dict().items()}
-        transformer.save_pretrained(part / "transformer", state_dict=stored)
+        with writing_tensors():
+            transformer.save_pretrained(part / "transformer", state_dict=stored)
         write_text(trained_schedule(config).to_toml(), part / "schedule.toml", overwrite=True)
         write_text(_card(choice, config, errors), part / CARD, overwrite=True)
         check_folder(part)
         write_manifest(part)
         part.rename(out)
+    except shutil.Error as error:  # of copytree: source, target and reason of each file
+        raise cannot_write(out, OSError(error.args[0][0][2])) from error
     except OSError as error:
         raise cannot_write(out, error) from error
     finally:
@@ -81,7 +86,7 @@ def export_lora(config: TrainConfig, weights: Tensors, out: Path) -> Path:
     run = replace(config, model=_without_folder(config.model), data=_without_folder(config.data))
     about = {"schema": SCHEMA, "model": run.model}
     about |= {"schedule": trained_schedule(config).to_toml(), "run": json.loads(run.to_json())}
-    with atomic(out) as part:
+    with atomic(out) as part, writing_tensors():
         save_file(stored, part, {"format": "pt", KEY: json.dumps(about)})
     return out
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from fpsgen.errors import BAD_INPUT, NUMERIC, FpsgenError
-from fpsgen.files import atomic, lock, make_folder, read_json, sweep, write_text
+from fpsgen.files import atomic, lock, make_folder, read_json, sweep, write_text, writing_tensors
 from fpsgen.models.catalog.choice import choose
 from fpsgen.models.wan.load import load
 from fpsgen.signals import check_stop
@@ -60,7 +60,7 @@ def make_pairs(
         seeds = [trajectory_seed(config.seed, number) for number in some]
         made = trajectories(pipe, config, [config.prompts[number] for number in some], tokens, seeds)
         for done, (number, tensors) in enumerate(zip(some, made, strict=True), first):
-            with atomic(paths[number]) as part:
+            with atomic(paths[number]) as part, writing_tensors():
                 save_file(tensors, part)
             events.step(done, len(missing), config.prompts[number])
     return paths

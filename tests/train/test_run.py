@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import largest_file
 from safetensors.torch import load_file
 from stop import Stop
 
@@ -131,14 +132,20 @@ def test_the_exported_folder_carries_its_schedule(unbroken):
 
 
 def test_nothing_half_written_is_left_where_the_export_fails(make_config, tmp_path, monkeypatch):
-    def full(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
+    from fpsgen.train import export
 
-    monkeypatch.setattr("fpsgen.train.export.shutil.copytree", full)
-    with pytest.raises(FpsgenError) as caught:
-        run(make_config(steps=2), tmp_path)
-    assert caught.value.code == DISK
-    assert not (tmp_path / "model").exists() and not list(tmp_path.glob(".model*"))
+    for place, name in ((export.WanTransformer3DModel, "save_pretrained"), (export.shutil, "copytree")):
+        true = getattr(place, name)
+
+        def limited(*given, true=true, **more):
+            with largest_file(1000):
+                return true(*given, **more)
+
+        monkeypatch.setattr(place, name, limited)
+        with pytest.raises(FpsgenError) as caught:
+            run(make_config(steps=2), tmp_path)
+        assert caught.value.code == DISK and "[(" not in caught.value.message
+        assert not (tmp_path / "model").exists() and not list(tmp_path.glob(".model*"))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(make_config, tmp_path, monkeypatch):
@@ -195,16 +202,10 @@ def test_a_model_in_bf16_is_trained(make_config, tiny_dir, tmp_path):
         assert torch.equal(p.detach(), trainer.weights.masters[name].detach().to(p.dtype))
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(make_config, tmp_path, monkeypatch):
-    true = checkpoint.save_file
-
-    def full(tensors, path):
-        if "step-0000004" in str(path) and path.name.startswith("exp"):
-            raise OSError(28, "No space left on device")
-        return true(tensors, path)
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(FpsgenError) as caught:
-        run(make_config(), tmp_path)
-    assert caught.value.code == DISK
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    tensors = {"weights": {"a": torch.zeros(10)}, "average": {"a": torch.zeros(5000)}}
+    checkpoint.save(tmp_path, 2, tensors, {}, keep=2)
+    with largest_file(5000), pytest.raises(FpsgenError) as caught:
+        checkpoint.save(tmp_path, 4, tensors, {}, keep=2)
+    assert caught.value.code == DISK and "step-0000004" in caught.value.message
     assert checkpoint.latest(tmp_path)[0] == 2 and not list(tmp_path.glob(".step*"))

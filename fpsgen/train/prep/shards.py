@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from fpsgen.errors import BAD_INPUT, FpsgenError
-from fpsgen.files import append_line, atomic, open_tensors, sweep, write_text
+from fpsgen.files import append_line, atomic, open_tensors, sweep, write_text, writing_tensors
 from fpsgen.models.catalog.manifest import sha256
 from fpsgen.text import show
 from fpsgen.train.prep.summary import table as summary
@@ -76,7 +76,7 @@ class Shards:
         path = self.folder / f"{number:05d}.safetensors"
         latents, texts, rows = zip(*self._waiting, strict=True)
         tensors = {"latents": torch.stack(latents), "text": torch.stack(texts)}
-        with atomic(path) as part:
+        with atomic(path) as part, writing_tensors():
             save_file(tensors, part, metadata={"rows": json.dumps(rows)})
         self._count(path, list(rows))
         self._waiting = []
@@ -90,7 +90,7 @@ class Shards:
         dropped = [row for name in sources for row in self.dropped.get(name, [])]
         for file, rows in ((CAPTIONS, kept), (DROPPED, dropped)):
             write_text("".join(json.dumps(row) + "\n" for row in rows), self.folder / file, overwrite=True)
-        with atomic(self.folder / NULL, overwrite=True) as part:
+        with atomic(self.folder / NULL, overwrite=True) as part, writing_tensors():
             save_file({"text": null[None]}, part)
         table = {"schema": SCHEMA} | header
         table["samples"] = len(kept)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from limits import largest_file
 from safetensors import safe_open
 from safetensors.torch import load_file
 from stop import Stop
@@ -267,9 +268,11 @@ def test_the_estimate_is_what_a_sample_takes(done, tiny_choice):
 
 
 def test_a_full_disk_ends_it_and_leaves_no_half_of_a_shard(data, tiny_choice, tmp_path, monkeypatch):
+    true = shards.save_file
+
     def full(tensors, path, metadata=None):
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        with largest_file(1000):
+            true(tensors, path, metadata)
 
     monkeypatch.setattr(shards, "save_file", full)
     with pytest.raises(FpsgenError) as caught:
