@@ -118,6 +118,7 @@ def test_kernel_rows(fpsgen):
     assert fpsgen("bench", "kernel", *options) == 0, fpsgen.err
     rows = [json.loads(line) for line in Path("outputs/bench/kernel.jsonl").read_text().splitlines()]
     assert [row["method"] for row in rows] == ["sdpa", *METHODS]
+    assert all(row["command"].startswith("fpsgen ") for row in rows)
     for row in rows:
         assert row["repeats"] >= 3 and row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
         operations = 4 * 128 * 2 * row["density"] * 256**2
