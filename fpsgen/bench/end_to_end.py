@@ -17,7 +17,7 @@ from fpsgen.bench.provenance import provenance
 from fpsgen.bench.rows import Runs, append_rows, bench_row
 from fpsgen.evaluate import stlpips
 from fpsgen.evaluate.quality import quality
-from fpsgen.files import write_text
+from fpsgen.files import make_folder, write_text
 from fpsgen.pipeline.events import Events, Timing
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model
 from fpsgen.pipeline.output import write_output
@@ -106,8 +106,7 @@ def _save(runs: Runs, base: GenerateRequest) -> Path:
 
 
 def save(rows: list[dict[str, Any]], root: Path, place: Path) -> Path:
-    """Append the rows to bench.jsonl in `root`, write the page in `place` if there are videos; the path to print."""
+    """Append the rows to bench.jsonl in `root`, write the page in `place`; the path to print."""
     append_rows(rows, root / "bench.jsonl")
-    if rows[0]["video"] is None:
-        return root / "bench.jsonl"
+    make_folder(place)
     return write_text(page(rows), place / "index.html", overwrite=True)
