@@ -6,6 +6,7 @@ what it says is kept to its last lines.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -231,7 +232,9 @@ def _cannot_start(name: str, error: Exception) -> FpsgenError:
         why = "may not be run"
     else:
         why = f"cannot be started: {show(getattr(error, 'strerror', None) or error)}"
-    return FpsgenError(f"ffmpeg ({show(name)}) {why}", _remedy(), ENVIRONMENT)
+    busy = getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+    remedy = "close other programs, or raise the limits of this one (ulimit -a)" if busy else _remedy()
+    return FpsgenError(f"ffmpeg ({show(name)}) {why}", remedy, ENVIRONMENT)
 
 
 def _remedy() -> str:

@@ -22,7 +22,8 @@ from fpsgen.errors import BAD_INPUT, DISK, LOCKED, FpsgenError
 from fpsgen.fields import parse_json, parse_toml
 from fpsgen.text import show
 
-_PREFIX, _SUFFIX = ".fpsgen-", ".part"
+OWN_PREFIX = ".fpsgen-"  # of the names of hidden files that fpsgen makes
+_SUFFIX = ".part"
 
 
 # ---------------------------------------------------------------- writing
@@ -163,7 +164,7 @@ def sync(path: str | Path) -> None:
 def sweep(folder: str | Path) -> int:
     """Remove temporaries in `folder` that no living run holds, and say how many."""
     removed = 0
-    for part in Path(folder).glob(f"{_PREFIX}*{_SUFFIX}*"):
+    for part in Path(folder).glob(f"{OWN_PREFIX}*{_SUFFIX}*"):
         with suppress(OSError):
             descriptor = os.open(part, os.O_RDWR)
             try:
@@ -187,6 +188,25 @@ def cannot_write(path: str | Path, error: Exception) -> FpsgenError:
     elif number == errno.ENOENT:
         remedy = _gone() or "make the folder, or choose another with -o"
     return FpsgenError(f"{show(path, 300)} cannot be written: {show(why)}", remedy, DISK)
+
+
+_OF_THE_SYSTEM = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check its permissions"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space on the disk"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "close other programs, or raise the limit of open files (ulimit -n)"),
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "check the disk",
+}
+
+
+def system_error(error: Exception) -> FpsgenError | None:
+    """The DISK error for an OSError whose cause is the machine and not fpsgen: permissions, a full or broken disk, a
+    name that is too long, no more open files. None for others.
+    """
+    if not isinstance(error, OSError) or error.errno not in _OF_THE_SYSTEM:
+        return None
+    place = f"{show(error.filename, 300)}: " if error.filename else ""
+    return FpsgenError(f"{place}{show(error.strerror)}", _OF_THE_SYSTEM[error.errno], DISK)
 
 
 # ---------------------------------------------------------------- locks
@@ -304,7 +324,7 @@ def decode(data: bytes, what: str, code: int = BAD_INPUT) -> str:
 def _create(path: Path) -> tuple[Path, int]:
     """A new, empty, locked temporary beside `path`, open. Raises FpsgenError DISK."""
     while True:
-        part = path.with_name(f"{_PREFIX}{secrets.token_hex(6)}{_SUFFIX}")
+        part = path.with_name(f"{OWN_PREFIX}{secrets.token_hex(6)}{_SUFFIX}")
         try:
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except (OSError, ValueError) as error:

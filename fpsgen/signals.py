@@ -7,6 +7,7 @@ by a library; so every step and every job calls `check_stop`, which raises again
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,10 +44,18 @@ class StopHandler:
 def stoppable() -> Iterator[StopHandler]:
     """SIGINT and SIGTERM end the block by KeyboardInterrupt or Terminated; the handlers of before are put back.
 
-    A signal that is ignored (as in nohup) stays ignored. Outside the main thread nothing is installed.
+    A signal that is ignored (as in nohup) stays ignored. Outside the main thread nothing is installed. Where Python
+    drops the exception, because it was raised in a destructor, nothing is printed: the next step raises again.
     """
     handler = StopHandler()
     before = {}
+    print_unraisable = sys.unraisablehook
+
+    def unraisable(found: sys.UnraisableHookArgs) -> None:
+        if not isinstance(found.exc_value, KeyboardInterrupt | Terminated):
+            print_unraisable(found)
+
+    sys.unraisablehook = unraisable
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -54,6 +63,7 @@ def stoppable() -> Iterator[StopHandler]:
     try:
         yield handler
     finally:
+        sys.unraisablehook = print_unraisable
         for number, old in before.items():
             signal.signal(number, signal.SIG_DFL if old is None else old)
 

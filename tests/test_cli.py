@@ -287,6 +287,21 @@ def test_a_batch_goes_on_where_nobody_reads_its_results(tmp_path, tiny_dir):
     assert len(list((tmp_path / "outputs").glob("*.mp4"))) == 2
 
 
+@pytest.mark.parametrize("reader", ["gone", "full"])
+def test_a_video_is_made_where_nobody_reads_the_progress(tmp_path, tiny_dir, reader):
+    """As in `fpsgen generate "a cat" 2>&1 | head -1`, or with a log on a full disk."""
+    small = ["--res", "32x32", "--frames", "5", "--steps", "1", "--guidance", "1", "--method", "bf16"]
+    command = [sys.executable, "-m", "fpsgen", "generate", "a cat", "-m", str(tiny_dir), "-o", "v.mp4", *small]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    read, write = os.pipe()
+    os.close(read)
+    if reader == "full":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), write)
+    done = subprocess.run(command, cwd=tmp_path, env=env, stdout=write if reader == "gone" else None, stderr=write)
+    os.close(write)
+    assert done.returncode == 0 and (tmp_path / "v.mp4").stat().st_size
+
+
 def test_samples_are_found_by_the_name_in_the_documents(tmp_path):
     done = fpsgen("batch", "prompts/nano.txt", "-m", "nano", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0 and len(done.stdout.splitlines()) >= 6

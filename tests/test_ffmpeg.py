@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import threading
@@ -126,3 +127,11 @@ def test_no_argument_holds_the_recipe(tmp_path, monkeypatch):
     fake_ffmpeg.install(tmp_path, f'echo "$@" >> {log}; exec "$REAL" "$@"', monkeypatch)
     path = write_mp4(FRAMES, tmp_path / "a.mp4", 16, {"schema": "x", "prompt": "secret words"})
     assert "secret" not in Path(log).read_text() and read_recipe(path)["prompt"] == "secret words"
+
+
+def test_a_machine_at_its_limits_is_no_fault_of_ffmpeg(monkeypatch):
+    def busy(*args, **more):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("subprocess.Popen", busy)
+    assert "ulimit" in refused(check_ffmpeg, ENVIRONMENT, "Too many open files").remedy

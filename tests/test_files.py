@@ -1,4 +1,4 @@
-"""Files are whole or absent, kept unless told otherwise, on the disk when they have their name; and read safely."""
+"""Files are whole or absent, never replaced unasked, on the disk when they have their name; and read safely."""
 
 from __future__ import annotations
 
@@ -248,3 +248,12 @@ def test_a_pipe_of_tensors_is_not_waited_for(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     with files.open_tensors(tmp_path / "a.safetensors") as file:
         assert file.get_tensor("a").tolist() == [1.0, 1.0]
+
+
+def test_what_the_machine_refuses_is_no_fault_of_ours():
+    denied = files.system_error(PermissionError(errno.EACCES, "Permission denied", "a\x1bb"))
+    assert denied is not None and denied.code == DISK and "a\\x1bb: Permission denied" in denied.message
+    assert all(
+        files.system_error(OSError(number, "", "x")) for number in (errno.ENOSPC, errno.EMFILE, errno.ENAMETOOLONG)
+    )
+    assert not any(map(files.system_error, (FileNotFoundError(errno.ENOENT, "", "x"), OSError("odd"), ValueError("x"))))

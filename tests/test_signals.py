@@ -36,13 +36,27 @@ def test_what_is_swallowed_is_raised_again_at_the_next_step(sent):
             pass
 
 
+class Interrupted:
+    """A signal arrives while it is taken apart, where Python prints an exception and drops it."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_a_destructor_drops_is_raised_at_the_next_step_and_not_printed(capfd):
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        Interrupted()
+        check_stop()
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("sent", list(RAISED))
 def test_handlers_are_put_back(sent):
-    before = signal.getsignal(sent)
+    before, hook = signal.getsignal(sent), sys.unraisablehook
     with suppress(BaseException), stoppable():
         assert signal.getsignal(sent) != before
         os.kill(os.getpid(), sent)
-    assert signal.getsignal(sent) == before
+    assert signal.getsignal(sent) == before and sys.unraisablehook is hook
     check_stop()  # outside a block nothing is left of it
 
 

@@ -85,8 +85,8 @@ def _row(option: Any) -> str:
     metavar = f" {option.metavar}" if option.metavar else ""
     text = (option.help or "").replace("\\[", "[").replace("|", "\\|")
     default = option.default
-    told = f" [{default}]" if isinstance(default, str | int | float) and not isinstance(default, bool) else ""
-    return f"| {names}{metavar} | {text}{told} |"
+    shown = f" [{default}]" if isinstance(default, str | int | float) and not isinstance(default, bool) else ""
+    return f"| {names}{metavar} | {text}{shown} |"
 
 
 if __name__ == "__main__":

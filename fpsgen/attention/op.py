@@ -22,6 +22,7 @@ from fpsgen.attention.lists import given_lists, kept_density, select_lists
 from fpsgen.attention.methods import find_method
 from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.plan import GPU_KERNELS, AttentionPlan, BlockLists, plan_of
+from fpsgen.attention.quantize import FP8Output, output_scale, quantize_output
 from fpsgen.attention.reference import attention_reference
 from fpsgen.attention.sparse_sdpa import attention_cpu, attention_cpu_lists
 from fpsgen.attention.windows import Size3, Window, density_window, resolve_tile, size3
@@ -40,8 +41,8 @@ _NORM_ROPE = "Tensor? norm_q, Tensor? norm_k, Tensor? table, float eps"
 # without a gradient's formula, which costs the host more than all else here: what inference calls
 torch.library.define(
     "fpsgen::attention_inference",
-    f"(Tensor q, Tensor k, Tensor v, {_LISTS}, {_PLAN}, {_NORM_ROPE}, bool smooth_k, bool smooth_v)"
-    " -> (Tensor, Tensor)",
+    f"(Tensor q, Tensor k, Tensor v, {_LISTS}, {_PLAN}, {_NORM_ROPE}, bool smooth_k, bool smooth_v, bool fp8_out)"
+    " -> (Tensor, Tensor, Tensor)",
 )
 torch.library.define("fpsgen::attention", f"(Tensor q, Tensor k, Tensor v, {_LISTS}, {_PLAN}) -> (Tensor, Tensor)")
 torch.library.define(
@@ -53,9 +54,12 @@ torch.library.define(
 
 @torch.library.impl("fpsgen::attention_inference", ("cpu", "cuda"))
 def _inference(q, k, v, list_index, list_count, *settings):
-    *plan, norm_q, norm_k, table, eps, smooth_k, smooth_v = settings
+    *plan, norm_q, norm_k, table, eps, smooth_k, smooth_v, fp8_out = settings
     norm_rope = None if table is None else NormRope(norm_q, norm_k, table, eps)
-    return _run(q, k, v, _plan(*plan), _lists(list_index, list_count), norm_rope, True, smooth_k, smooth_v)
+    means = (smooth_k, smooth_v)
+    out, lse = _run(q, k, v, _plan(*plan), _lists(list_index, list_count), norm_rope, True, *means, fp8_out)
+    values, scale = out if isinstance(out, FP8Output) else (out, lse.new_empty(0))
+    return values, lse, scale
 
 
 @torch.library.impl("fpsgen::attention", ("cpu", "cuda"))
@@ -70,13 +74,21 @@ def _attention_backward(grad, q, k, v, out, lse, list_index, list_count, *settin
     return attention_gradient(grad, q, k, v, out, lse, plan, lists)
 
 
-@torch.library.register_fake("fpsgen::attention_inference")
 @torch.library.register_fake("fpsgen::attention")
 def _(q, k, v, *_others):
     batch, length, heads, _ = q.shape
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(
         (batch, heads, length), dtype=torch.float32
     )
+
+
+@torch.library.register_fake("fpsgen::attention_inference")
+def _(q, k, v, *others):
+    batch, length, heads, dim = q.shape
+    fp8_out, float32 = others[-1], torch.float32
+    out = torch.empty_like(q, dtype=torch.float8_e4m3fn if fp8_out else None, memory_format=torch.contiguous_format)
+    scale = q.new_empty((heads, dim) if fp8_out else (0,), dtype=float32)
+    return out, q.new_empty((batch, heads, length), dtype=float32), scale
 
 
 @torch.library.register_fake("fpsgen::attention_backward")
@@ -102,7 +114,8 @@ def _run(
     return_lse: bool,
     smooth_k: bool = False,
     smooth_v: bool = False,
-) -> tuple[torch.Tensor, Any]:
+    fp8_out: bool = False,
+) -> tuple[Any, Any]:
     kernel = plan.kernel(q.device, listed=lists is not None)
     if kernel not in GPU_KERNELS:
         q, k = norm_rope.apply(q, k) if norm_rope else (q, k)
@@ -127,7 +140,7 @@ def _run(
             'Install the triton that belongs to your torch, or use method="bf16".'
         ) from error
     tables, lists = plan.tables(q.device), lists or plan.lists(q.device)
-    settings = (norm_rope, return_lse, smooth_k, smooth_v, plan.int8_qk, plan.pv_threshold)
+    settings = (norm_rope, return_lse, smooth_k, smooth_v, plan.int8_qk, plan.pv_threshold, fp8_out)
     return attention_kernel(q, k, v, tables, lists, plan.fp8, plan.granularity, *settings)
 
 
@@ -161,17 +174,22 @@ def attend(
     return_lse: bool = False,
     norm_rope: NormRope | None = None,
     lists: BlockLists | None = None,
+    fp8_out: bool = False,
 ):
     """Attention by a prepared plan; q, k, v [B, L, H, D] already in tile order, and so is the result.
 
     Returns out [B, L, H, D] in q's dtype, with return_lse also LSE fp32 [B, H, L] (natural logarithm). Differentiable
     in q, k, v; traceable by torch.compile(fullgraph=True). norm_rope: q and k are what the projections wrote; they are
     normed and rotated first, which FP8 kernels do in the pass that quantizes. lists: keys of this call, on q's device,
-    instead of those that the plan's method chooses. Raises ValueError for tensors that do not fit the plan's grid and
-    UnsupportedDeviceError for FP8 on GPUs older than compute capability 8.9.
+    instead of those that the plan's method chooses. fp8_out, for plans in FP8 and without a gradient: out is an
+    FP8Output, which GPU kernels store themselves. Raises ValueError for tensors that do not fit the plan's grid, for
+    fp8_out elsewhere, and UnsupportedDeviceError for FP8 on GPUs older than compute capability 8.9.
     """
     _check(q, k, v, plan)
     trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if fp8_out and (trains or not plan.fp8):
+        what = "has no gradient" if trains else f"belongs to attention in FP8, not to method {plan.method!r}"
+        raise ValueError(f"an output in FP8 {what}.\nLeave fp8_out out.")
     # an operator, which tracing and dispatch modes need, costs the host as much again
     plain = type(q) is type(k) is type(v) is torch.Tensor and not (is_compiling() or is_in_torch_dispatch_mode())
     if norm_rope is not None:
@@ -180,6 +198,7 @@ def attend(
     kernel = plan.kernel(q.device, listed=lists is not None)
     exact = kernel == "sdpa" and not return_lse
     in_kernel = kernel in GPU_KERNELS and not trains  # where the LSE is that of the keys as given
+    scale = output_scale(v) if fp8_out and not in_kernel else None
     if norm_rope is not None and (trains or exact or online or (plan.smooth_k and not in_kernel)):
         q, k = norm_rope.apply(q, k)
         norm_rope = None
@@ -195,7 +214,7 @@ def attend(
         v = (v - value_mean).to(v.dtype)
     if exact:
         return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
-    means = (bool(plan.smooth_k) and in_kernel, plan.smooth_v and in_kernel)
+    means = (bool(plan.smooth_k) and in_kernel, plan.smooth_v and in_kernel, fp8_out and in_kernel)
     if trains:
         out, lse = torch.ops.fpsgen.attention.default(q, k, v, *(lists or (None, None)), *plan.fields)
     elif plain:
@@ -203,11 +222,14 @@ def attend(
     else:
         fused = (None, None, None, 0.0) if norm_rope is None else norm_rope
         inputs = (q, k, v, *(lists or (None, None)), *plan.fields, *fused, *means)
-        out, lse = torch.ops.fpsgen.attention_inference.default(*inputs)
+        out, lse, out_scale = torch.ops.fpsgen.attention_inference.default(*inputs)
+        out = FP8Output(out, out_scale) if means[-1] else out
     if value_mean is not None:  # but to rows without a key
         out = torch.where(lse.mT[..., None] == -math.inf, out, out + value_mean).to(out.dtype)
     if mean is not None and return_lse:  # that of the keys as they were given
         lse = lse + torch.einsum("blhd,bkhd->bhl", q.float(), mean) * q.shape[-1] ** -0.5
+    if scale is not None:
+        out = quantize_output(out, scale)
     return (out, lse) if return_lse else out
 
 

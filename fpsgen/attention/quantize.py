@@ -9,6 +9,8 @@ Legend: B batch, L tokens, H heads, D head dim, N kernel blocks; x is [B, L, H, 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
@@ -21,6 +23,17 @@ EXPONENT = torch.tensor(0x7F800000, dtype=torch.int32)  # bits of fp32
 # of Q and K: the product of two scales must not vanish either, or a masked score, minus infinity, becomes NaN
 BLOCK_AMAX_FLOOR = 2.0**-50
 CHUNK = 1 << 16  # values cast at a time on a CPU
+
+
+class FP8Output(NamedTuple):
+    """Attention's output in E4M3: values [B, L, H, D], scale fp32 [H, D] per channel; it is values * scale.
+
+    An output is a mean of values, so no channel of it exceeds the largest magnitude of V in that channel: the scale is
+    known before attention runs, and one for each channel stays good where channels or heads are of unlike size.
+    """
+
+    values: torch.Tensor
+    scale: torch.Tensor
 
 
 def round_e4m3(x: torch.Tensor, scratch: torch.Tensor | None = None) -> torch.Tensor:
@@ -90,6 +103,16 @@ def quantize_channels(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """float8_e4m3fn [B, L, H, D] and fp32 scales [B, H, D], one scale per channel over all tokens."""
     scaled, scale = scale_channels(v)
     return scaled.to(torch.float8_e4m3fn), scale
+
+
+def output_scale(v: torch.Tensor) -> torch.Tensor:
+    """FP8Output's scale of attention over values v [B, L, H, D]."""
+    return _amax(v, 1).amax(0).clamp(min=AMAX_FLOOR) * (1.0 / E4M3_MAX)
+
+
+def quantize_output(out: torch.Tensor, scale: torch.Tensor) -> FP8Output:
+    """Attention's output [B, L, H, D] by output_scale's scale."""
+    return FP8Output((out.float() / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale)
 
 
 def quantize_blocks_int8(

@@ -260,6 +260,7 @@ def _check_distinct(jobs: list[Job]) -> None:
     """Raise FpsgenError BAD_INPUT where two lines would write one file, on any file system: names that differ in case
     or in how a letter is composed are one file on some.
     """
+    _check_folders(jobs)
     named: dict[str, Job] = {}
     places: dict[str, str] = {}
     for job in jobs:
@@ -279,6 +280,28 @@ def _check_distinct(jobs: list[Job]) -> None:
             _meet(named.get(_same_file(job, places)), job)
 
 
+def _check_folders(jobs: list[Job]) -> None:
+    """Raise FpsgenError BAD_INPUT where the file of a line, or its sidecar, is a folder of another."""
+    folders: dict[str, Job] = {}
+    for job in jobs:
+        place = os.path.dirname(job.own or "")
+        while place and _plain(place) not in folders:
+            folders[_plain(place)] = job
+            place = os.path.dirname(place)
+    for job in jobs if folders else ():
+        for name in (job.name, str(out.sidecar(Path(job.name)))):
+            if job.named and (other := folders.get(_plain(name))):
+                what = (
+                    f"line {job.number} writes {show(job.path)}, and line {other.number} into the folder {show(name)}"
+                )
+                raise FpsgenError(what, "give each its own output", BAD_INPUT)
+
+
+def _plain(name: str) -> str:
+    """A text that is equal for names which are one on some file system."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def _meet(other: Job | None, job: Job) -> None:
     if other is not None and other is not job:
         first, second = sorted((other, job), key=lambda one: one.number)
@@ -291,4 +314,4 @@ def _same_file(job: Job, places: dict[str, str]) -> str:
     place, name = os.path.split(job.name)
     if place not in places:
         places[place] = os.path.realpath(job.path.parent)
-    return unicodedata.normalize("NFC", f"{places[place]}/{os.path.splitext(name)[0]}").casefold()
+    return _plain(f"{places[place]}/{os.path.splitext(name)[0]}")

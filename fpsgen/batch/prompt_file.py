@@ -27,6 +27,7 @@ EXAMPLE = 'for example {"prompt": "a cat surfing", "seed": 1}'
 SHORT = {"f": "frames", "d": "seed", "s": "steps", "g": "guidance", "l": "guidance", "fs": "shift", "n": "negative"}
 WIDTH, HEIGHT = "w", "h"
 _OPTION = re.compile(r"(?<!\S)--([A-Za-z][A-Za-z0-9_-]*)(?=[=\s]|$)=?")
+_LONG_DASH = re.compile(r"(?<!\S)[\u2010-\u2015\u2212]+-?([A-Za-z][A-Za-z0-9_-]*)(?=[=\s]|$)")  # as editors make of --
 _NO_VALUES: dict[str, Any] = {}
 
 
@@ -76,16 +77,32 @@ def parse_line(line: Line) -> tuple[str, dict[str, Any]]:
         text = clean_text(line.text)
     except ValueError as error:
         raise FpsgenError(f"{line.where} is not plain text: {error}", "remove that character", BAD_INPUT) from None
+    if text[:1] == "{" and text[-1:] == "}" and '"prompt"' in text:
+        raise FpsgenError(f"{line.where} is a JSON object", f"name the file {OBJECTS}", BAD_INPUT)
+    if not text.isascii():
+        _refuse_long_dashes(text, line.where)
     if "--" not in text:
         return text, _NO_VALUES
     return _split_options(text, line.where)
+
+
+def _options() -> dict[str, str]:
+    """The settings of a line by the word behind -- ."""
+    return {SETTINGS[name].option.removeprefix("--"): name for name in names_of(LINE)}
+
+
+def _refuse_long_dashes(text: str, where: str) -> None:
+    for found in _LONG_DASH.finditer(text):
+        if found[1].lower() in {*_options(), *SHORT, WIDTH, HEIGHT}:
+            what = f"{where}: {found[0]} looks like the option --{found[1]}, with a dash that an editor put there"
+            raise FpsgenError(what, f"write --{found[1]}, or put a blank behind the dash", BAD_INPUT)
 
 
 def _split_options(text: str, where: str) -> tuple[str, dict[str, Any]]:
     options = list(_OPTION.finditer(text))
     if not options:
         return text, _NO_VALUES
-    known = {SETTINGS[name].option.removeprefix("--"): name for name in names_of(LINE)}
+    known = _options()
     sides: dict[str, Any] = {}
     values: dict[str, Any] = {}
     for option, end in zip(options, [*(later.start() for later in options[1:]), len(text)], strict=True):

@@ -13,7 +13,7 @@ from fpsgen.batch.jobs import Batch, Job
 from fpsgen.batch.ledger import Ledger, locked
 from fpsgen.errors import DISK, INTERNAL, FpsgenError
 from fpsgen.ffmpeg import check_ffmpeg
-from fpsgen.files import read_json, sweep
+from fpsgen.files import read_json, sweep, system_error
 from fpsgen.pipeline.events import Events, Timing
 from fpsgen.pipeline.libraries import import_libraries
 from fpsgen.pipeline.output import free_name, sidecar, taken, write_sidecar
@@ -139,6 +139,8 @@ def _make(job: Job, ledger: Ledger, model: Any, events: Events, shared: Timing) 
             raise
         return Outcome(job, FAILED, None, time.monotonic() - start, error)
     except Exception as error:
+        if found := system_error(error):
+            raise found from error
         what = f"internal error: {type(error).__name__}: {show(error, 300)}"
         problem = FpsgenError(what, "run that prompt alone with --debug", INTERNAL)
         return Outcome(job, FAILED, None, time.monotonic() - start, problem)

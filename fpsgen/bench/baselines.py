@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from fpsgen.models.patch.backend import flash_attention_3
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def peers(device: torch.device) -> tuple[dict[str, Attention], dict[str, str]]:
+def baselines(device: torch.device) -> tuple[dict[str, Attention], dict[str, str]]:
     """(name to function of q, k, v [B, L, H, D] in bf16, name to the reason why it is not there)."""
     if device.type != "cuda":
         return {"sdpa": _sdpa}, {}
@@ -32,7 +33,35 @@ def peers(device: torch.device) -> tuple[dict[str, Attention], dict[str, str]]:
     else:
         found["fa3-bf16"] = lambda q, k, v: _first(function(q, k, v))
         found["fa3-fp8"] = lambda q, k, v: _first(_fa3_fp8(function, q, k, v))
+    for name, original in {"sageattention": sageattention(), "comfy-int8": _comfy_int8(device)}.items():
+        if original is None:
+            missing[name] = f"not installed (pip install {_PACKAGES[name]})"
+        else:
+            found[name] = original
     return found, missing
+
+
+_PACKAGES = {"sageattention": "sageattention", "comfy-int8": "comfy-kitchen"}
+
+
+def sageattention() -> Attention | None:
+    """The authors' package, version 1 on PyPI: Q and K in INT8 per block, P.V in FP16. None where it is missing."""
+    try:
+        original = import_module("sageattention").sageattn
+    except (ImportError, AttributeError):
+        return None
+    return lambda q, k, v: original(q, k.clone(), v, tensor_layout="NHD")  # it takes K's mean off in place
+
+
+def _comfy_int8(device: torch.device) -> Attention | None:
+    """comfy-kitchen's attention with Q, K, V and P in INT8, Q and K rotated by a Hadamard matrix."""
+    try:
+        module = import_module("comfy_kitchen")
+        if not module.int8_attention_is_available(device):
+            return None
+    except (ImportError, AttributeError):
+        return None
+    return lambda q, k, v: module.int8_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
 
 def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backend: Any = None) -> torch.Tensor:

@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from fpsgen.bench.plan import BASELINE, EVERY_STEP, OURS, WARM_STEPS, methods_to_run
+from fpsgen.bench.plan import BASELINE, EVERY_STEP, OURS, methods_to_run, warm_steps
 from fpsgen.bench.progress import Progress
 from fpsgen.bench.provenance import provenance
 from fpsgen.bench.rows import Runs, append_rows, bench_row
@@ -43,11 +43,12 @@ def run(
     runs = {name: Runs(name) for name in names}
     order = [name for _ in range(repeats) for name in names]
     random.Random(base.sampling.seed).shuffle(order)
-    warm = min(base.sampling.steps, WARM_STEPS[model.device.type])
-    progress = Progress(timing, len(names) * (warm + repeats * base.sampling.steps))
+    warm = {name: warm_steps(name, base.sampling.steps, model.device.type) for name in names}
+    progress = Progress(timing, sum(warm.values()) + len(order) * base.sampling.steps)
     with timing.stage("bench"):
         for name in names:
-            _measure(model, base.replace(sampling={"steps": warm}), Runs(name), progress.named(f"{name} warm-up"))
+            short = base.replace(sampling={"steps": warm[name]})
+            _measure(model, short, Runs(name), progress.named(f"{name} warm-up"))
         for name in order:
             _measure(model, base, runs[name], progress.named(name))
     if not random_weights:

@@ -20,7 +20,7 @@ from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.op import attend, kept_density, select_lists
 from fpsgen.attention.plan import AttentionPlan, BlockLists
 from fpsgen.attention.tiles import Size3
-from fpsgen.bench.baselines import Attention, fa3_fp8_alone, flex, peers
+from fpsgen.bench.baselines import Attention, baselines, fa3_fp8_alone, flex
 from fpsgen.bench.kernel_error import Inputs, error_to_dense, error_to_lists
 from fpsgen.bench.provenance import provenance
 from fpsgen.bench.shapes import Shape, plans_for
@@ -35,7 +35,7 @@ LOOSE_GATE = 0.15  # against inputs that are not quantized alike; this only catc
 def run(
     shapes: list[Shape], methods: list[str], densities: list[float], seconds: float, device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """Rows for every shape as they come: peers first, then methods, the windowed ones at each density.
+    """Rows for every shape as they come: baselines first, then methods, the windowed ones at each density.
 
     seconds: time given to each row's repeats. Raises FpsgenError NUMERIC where a result is wrong.
     """
@@ -48,8 +48,8 @@ def _rows(
     shapes: list[Shape], methods: list[str], densities: list[float], seconds: float, device: torch.device
 ) -> Iterator[dict[str, Any]]:
     facts = provenance(device)
-    others, missing = peers(device)
-    seen: set[Any] = set()  # inputs that peers had: tiles mean nothing to them
+    others, missing = baselines(device)
+    seen: set[Any] = set()  # inputs that baselines had: tiles mean nothing to them
     compiled: set[Size3] = set()  # grids that FlexAttention was compiled for: it takes long
     for shape in shapes:
         inputs = shape.inputs(device)
@@ -80,6 +80,11 @@ def _peer_rows(
     full, device = AttentionPlan(shape.grid), inputs[0].device
     for name, function in others.items():
         row = {**common, "method": name, "peer": True, "density": 1.0, "tile": None, "window": None}
+        try:
+            function(*inputs)
+        except Exception as error:  # a peer's failure is a row, not the end of the bench
+            yield {**common, "method": name, "peer": True, "missing": f"failed: {type(error).__name__}"}
+            continue
         row |= _timed(function, full, inputs, full.lists("cpu"), seconds, LOOSE_GATE, False)
         if name == "fa3-fp8":
             alone = _rate(measure(fa3_fp8_alone(*inputs), seconds, device).milliseconds, 1.0, inputs[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from fpsgen.text import show
 OURS = "fps"
 BASELINE = "bf16"
 EVERY_STEP = {"cache": "none", "cfg_until": 1.0}  # settings by which no step is skipped and all have their guidance
-WARM_STEPS = {"cuda": 3, "cpu": 1}  # kernels are compiled in the first step of each kind
+WARM_STEPS = {"cuda": 3, "cpu": 1}
 
 
 def methods_to_run(compare: tuple[str, ...]) -> list[str]:
@@ -23,6 +24,14 @@ def methods_to_run(compare: tuple[str, ...]) -> list[str]:
     named = list(dict.fromkeys(compare))
     others = sorted((name for name in named if name != OURS), key=lambda name: name != BASELINE)
     return [*others, OURS]
+
+
+def warm_steps(method: str, steps: int, device: str) -> int:
+    """Steps before what is measured: kernels are compiled in the first step of each profile. bf16 has one kind of step.
+
+    steps: of the video. device: kind of device.
+    """
+    return 1 if method == BASELINE else min(steps, WARM_STEPS[device])
 
 
 def plan_bench(settings: Settings, choose_model: Callable[[Settings], ModelChoice]) -> Plan:
@@ -42,7 +51,7 @@ def plan_bench(settings: Settings, choose_model: Callable[[Settings], ModelChoic
 def new_folder(root: Path, methods: list[str]) -> Path:
     """A folder that is not there yet, named by the methods and numbered from 1."""
     stem, number = "-".join(methods), 1
-    while (root / f"{stem}-{number}").exists():
+    while os.path.lexists(root / f"{stem}-{number}"):
         number += 1
     return root / f"{stem}-{number}"
 

@@ -22,7 +22,7 @@ import torch
 from fpsgen.attention.op import attend
 from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.tiles import Size3
-from fpsgen.bench.baselines import fa3_fp8_alone, peers
+from fpsgen.bench.baselines import baselines, fa3_fp8_alone
 from fpsgen.bench.kernel import attend_alone, density_of, norm_rope, operations
 from fpsgen.bench.provenance import provenance
 from fpsgen.bench.shapes import Shape, plan_for
@@ -42,7 +42,7 @@ Call = Callable[[], object]
 
 
 def clock(grid: Size3, heads: int, device: torch.device, seconds: float = 0.8, rounds: int = 2) -> list[dict[str, Any]]:
-    """Rows for FP8 attention without quantization (on Hopper; elsewhere the operator), and for its peers."""
+    """Rows for FP8 attention without quantization (on Hopper; elsewhere the operator), and for the baselines."""
     facts = {"schema": "fpsgen.bench.clock/1", **provenance(device), "heads": heads}
     shape = Shape("", grid, heads)
     q, k, v = shape.inputs(device)
@@ -53,7 +53,7 @@ def clock(grid: Size3, heads: int, device: torch.device, seconds: float = 0.8, r
     for name, plan in plans.items():
         alone = plan.kernel(device, shape.dim) == "hopper"
         calls[name] = plan, attend_alone(plan, q, k, v) if alone else partial(attend, q, k, v, plan)
-    found, _ = peers(device)
+    found, _ = baselines(device)
     if "fa3-fp8" in found:
         calls["fa3-fp8 without casts"] = dense, fa3_fp8_alone(q, k, v)
     calls |= {name: (dense, partial(call, q, k, v)) for name, call in found.items() if name in ("sdpa", "sdpa-cudnn")}

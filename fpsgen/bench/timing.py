@@ -67,6 +67,6 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
     """The same as a CUDA graph, which costs the CPU one launch."""
     call()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # torch's own stays on the first device captured on
         call()
     return graph.replay

@@ -18,7 +18,7 @@ import torch
 
 from fpsgen.attention.profile import Profile
 from fpsgen.attention.schedule import Schedule
-from fpsgen.bench.plan import BASELINE, EVERY_STEP, WARM_STEPS
+from fpsgen.bench.plan import BASELINE, EVERY_STEP, OURS, warm_steps
 from fpsgen.bench.progress import Progress
 from fpsgen.bench.provenance import provenance, spread
 from fpsgen.bench.rows import setting_of
@@ -86,26 +86,26 @@ def run(
     """
     model = load_model(base, timing, random_weights)
     stages = stages_on(model.device)
-    warm = min(base.sampling.steps, WARM_STEPS[model.device.type])
+    warm = [warm_steps(stage.method or OURS, base.sampling.steps, model.device.type) for stage in stages]
     found: dict[str, list[_Run]] = {stage.name: [] for stage in stages}
-    progress = Progress(timing, len(stages) * (warm + repeats * base.sampling.steps))
+    progress = Progress(timing, sum(warm) + len(stages) * repeats * base.sampling.steps)
     order = [stage for stage in stages if not stage.compiled] * repeats
     random.Random(base.sampling.seed).shuffle(order)
     forwards: list[Any] = []
     with timing.stage("bench"):
-        for stage in stages:
+        for stage, steps in zip(stages, warm, strict=True):
             if not stage.compiled:
-                _measure(model, stage, base.replace(sampling={"steps": warm}), progress)
+                _measure(model, stage, base.replace(sampling={"steps": steps}), progress)
         for stage in order:
             keep = stage.name == STOCK.name and not random_weights
             with recorded(model.pipe.transformer) as kept:
                 found[stage.name].append(_measure(model, stage, base, progress))
                 if keep:
                     forwards = list(kept)
-        for stage in stages:
+        for stage, steps in zip(stages, warm, strict=True):
             if stage.compiled:
                 with _compiled(model.pipe.transformer):
-                    _measure(model, stage, base.replace(sampling={"steps": warm}), progress)
+                    _measure(model, stage, base.replace(sampling={"steps": steps}), progress)
                     found[stage.name] = [_measure(model, stage, base, progress) for _ in range(repeats)]
         errors = {stage.name: _error(model, stage, base, forwards) for stage in stages if forwards}
     facts = {"schema": SCHEMA, **provenance(model.device), "command": command, "random_weights": random_weights}

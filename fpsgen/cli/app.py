@@ -28,6 +28,7 @@ from fpsgen.cli import (
 )
 from fpsgen.cli.usage import explain_usage
 from fpsgen.errors import FpsgenError
+from fpsgen.files import system_error
 from fpsgen.signals import Terminated, stoppable
 from fpsgen.text import show
 
@@ -122,7 +123,10 @@ def _explain(error: Exception, arguments: list[str]) -> FpsgenError:
         return error
     if hasattr(error, "format_message"):  # typer's usage errors, under whatever name its version gives them
         return explain_usage(error, arguments, _command(arguments))
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "can't start new thread" in str(error):
         return FpsgenError("out of memory", "try a smaller --res or fewer --frames", errors.ENVIRONMENT)
+    found = system_error(error)
+    if found is not None:
+        return found
     what = f"internal error: {type(error).__name__}: {show(error, 300) or 'no message'}"
     return FpsgenError(what, "run it again with --debug, and report what it prints", errors.INTERNAL)

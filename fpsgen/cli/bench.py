@@ -69,7 +69,9 @@ def bench(context: typer.Context, given: dict[str, Any]) -> None:
 @app.command("kernel", cls=Command, epilog=KERNEL_EXAMPLES)
 @takes_settings("bench kernel")
 def kernel(given: dict[str, Any]) -> None:
-    """Time attention alone, against SDPA, FlexAttention and FlashAttention-3 (if installed); each result is checked."""
+    """Time attention alone, against SDPA, FlexAttention and, if installed, FlashAttention-3, SageAttention and
+    comfy-kitchen; each result is checked.
+    """
     settings = gather(given)
     random_alone = [name for name in ("shape", "heads", "batch") if settings.origin(name) != DEFAULT]
     if settings.captured is not None and random_alone:

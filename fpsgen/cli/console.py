@@ -22,11 +22,8 @@ from fpsgen.text import show
 SCHEMA = "fpsgen/1"
 
 
-class Results:
-    """stdout, such that work goes on where its reader has gone, and ends with exit 7 where results cannot be kept.
-
-    Raises FpsgenError DISK from write and flush, once; what comes after it is dropped.
-    """
+class Messages:
+    """stderr, such that work goes on where nobody reads it or its disk is full; what cannot be written is dropped."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -44,22 +41,31 @@ class Results:
     def _guarded(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except BrokenPipeError:
-            self._drop()
         except OSError as error:
-            self._drop()
+            with suppress(OSError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        pass
+
+
+class Results(Messages):
+    """stdout, such that work goes on where its reader has gone, and ends with exit 7 where results cannot be kept.
+
+    Raises FpsgenError DISK from write and flush, once; what comes after it is dropped.
+    """
+
+    def _failed(self, error: OSError) -> None:
+        if not isinstance(error, BrokenPipeError):
             what = f"standard output cannot be written: {error.strerror}"
             raise FpsgenError(what, "send it elsewhere; videos that were made are there", DISK) from error
-
-    def _drop(self) -> None:
-        with suppress(OSError), open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
     """Both streams are safe to write to within the block: closed ones swallow, characters that they lack are escaped,
-    stdout is Results.
+    stdout is Results, stderr Messages.
     """
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -68,12 +74,12 @@ def safe_streams() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    before = sys.stdout
-    sys.stdout = Results(before)  # pyright: ignore[reportAttributeAccessIssue]
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = Results(before[0]), Messages(before[1])  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        sys.stdout = before
+        sys.stdout, sys.stderr = before
 
 
 def can_draw() -> bool:

@@ -22,10 +22,16 @@ class QueryNorm(NamedTuple):
 
 
 def cross_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, repeats: int = 1, norm: QueryNorm | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    repeats: int = 1,
+    norm: QueryNorm | None = None,
+    out_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(q k^T / sqrt(D)) v of q [B, L, H, D] over k, v [B, N, H, D], as if the last key and its value stood there
-    `repeats` times. norm: of q, first. Returns [B, L, H, D] in q's dtype, contiguous.
+    `repeats` times. norm: of q, first. Returns [B, L, H, D] in q's dtype, contiguous; with out_scale fp32 [H, D] the
+    result over it in E4M3, which a scale of the largest |v| of a channel over 448 keeps in range.
 
     A text is padded to a fixed length with equal rows, so its keys of padding are equal: N real ones and one more give
     the same result as all of them, in fewer products. 16-bit types with D of 64 or 128 run on CUDA as one kernel; the
@@ -36,7 +42,7 @@ def cross_attention(
         from fpsgen.fused.cross_attention_kernel import launch
 
         with device_of(q):
-            return launch(q.contiguous(), k.contiguous(), v.contiguous(), bias, norm)
+            return launch(q.contiguous(), k.contiguous(), v.contiguous(), bias, norm, out_scale=out_scale)
     if norm is not None:
         q = reference.rms_norm(q.flatten(2), *norm).to(q.dtype).view_as(q)
     mask = None
@@ -44,4 +50,7 @@ def cross_attention(
         mask = q.new_zeros(1, k.shape[1])
         mask[0, -1] = bias
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).contiguous()
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).contiguous()
+    if out_scale is None:
+        return out
+    return (out.float() / out_scale).clamp_(-reference.LARGEST, reference.LARGEST).to(torch.float8_e4m3fn)

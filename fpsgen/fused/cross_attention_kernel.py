@@ -30,6 +30,7 @@ def cross_attention_kernel(
     out,
     inverse_rms,
     weight,
+    out_scale,
     length,
     num_keys,
     heads,
@@ -39,10 +40,12 @@ def cross_attention_kernel(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     NORM: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
     """One program for ROWS queries of a head. q, out [B, L, H, D], k, v [B, N, H, D], contiguous. With NORM, q is
-    multiplied by inverse_rms [B, L] and weight [H, D] and rounded. scale, last_bias: of logits to base 2; the bias is
-    that of key N - 1. Heads are neighbours in the order of programs, as in memory.
+    multiplied by inverse_rms [B, L] and weight [H, D] and rounded. With SCALED, the result is divided by out_scale
+    [H, D]. scale, last_bias: of logits to base 2; the bias is that of key N - 1. Heads are neighbours in the order of
+    programs, as in memory.
     """
     head, batch = tl.program_id(0) % heads, (tl.program_id(0) // heads).to(tl.int64)
     row = tl.program_id(1) * ROWS
@@ -76,7 +79,10 @@ def cross_attention_kernel(
         values = tl.load(v + offsets, mask=there[:, None], other=0.0)
         acc = tl.dot(p.to(values.dtype), values, acc * alpha[:, None])
         m_i = m_new
-    tl.store(out + base + places, (acc / l_i[:, None]).to(out.dtype.element_ty), mask=real[:, None])
+    o = acc / l_i[:, None]
+    if SCALED:
+        o = o / tl.load(out_scale + head * D + channels)[None, :]
+    tl.store(out + base + places, o.to(out.dtype.element_ty), mask=real[:, None])
 
 
 def launch(
@@ -86,17 +92,21 @@ def launch(
     last_bias: float,
     norm: tuple[torch.Tensor, float] | None = None,
     config: CrossConfig | None = None,
+    out_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """cross_attention of contiguous q, k, v. last_bias: natural logarithm of how often the last key counts. norm:
-    weight and eps of the queries' RMSNorm.
+    weight and eps of the queries' RMSNorm. out_scale: contiguous.
     """
     batch, length, heads, dim = q.shape
     weight, eps = norm or (q, 0.0)
     inverse = q if norm is None else inverse_rms(q.view(batch * length, heads * dim), eps)
-    config, out, base2 = config or CrossConfig(), torch.empty_like(q), math.log2(math.e)
+    config, base2 = config or CrossConfig(), math.log2(math.e)
+    out = torch.empty_like(q, dtype=q.dtype if out_scale is None else torch.float8_e4m3fn)
     cross_attention_kernel[batch * heads, triton.cdiv(length, config.rows)](
-        *(q, k, v, out, inverse, weight, length, k.shape[1], heads, dim**-0.5 * base2, last_bias * base2),
+        *(q, k, v, out, inverse, weight, q if out_scale is None else out_scale),
+        *(length, k.shape[1], heads, dim**-0.5 * base2, last_bias * base2),
         **{"D": dim, "ROWS": config.rows, "KEYS": config.keys, "NORM": norm is not None},
+        SCALED=out_scale is not None,
         num_warps=config.warps,  # pyright: ignore[reportCallIssue]
         num_stages=config.stages,  # pyright: ignore[reportCallIssue]
     )

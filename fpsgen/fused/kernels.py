@@ -105,6 +105,7 @@ def _gelu_tanh(x):
 @triton.jit
 def quantize_kernel(
     x,
+    gain,
     out,
     scale,
     stride,
@@ -112,15 +113,23 @@ def quantize_kernel(
     PARTS: tl.constexpr,
     SPAN: tl.constexpr,
     GELU: tl.constexpr,
+    GAIN: tl.constexpr,
     FP8: tl.constexpr,
 ):
-    """out[r] = x[r], or its GELU (tanh), in E4M3 with scale[r], or in out's type. x rows are `stride` apart."""
+    """out[r] = x[r], or its GELU (tanh), times `gain` [SIZE] with GAIN, in E4M3 with scale[r], or in out's type. x rows
+    are `stride` apart.
+    """
     number = tl.program_id(0).to(tl.int64)
     held = _load(x + number * stride, PARTS, SPAN, SIZE, "evict_first")
     row = ()
     for i in tl.static_range(len(PARTS)):
         values = held[i].to(tl.float32)
         row += (_gelu_tanh(values) if GELU else values,)
+    if GAIN:
+        gains, plain = _load(gain, PARTS, SPAN, SIZE, "evict_last"), row
+        row = ()
+        for i in tl.static_range(len(PARTS)):
+            row += (plain[i] * gains[i].to(tl.float32),)
     _emit(out, scale, number, row, PARTS, SPAN, SIZE, FP8)
 
 

@@ -33,16 +33,19 @@ def row_config(size: int) -> RowConfig:
 
 
 def quantize(
-    x: torch.Tensor, gelu: bool, fp8: bool, config: RowConfig | None = None
+    x: torch.Tensor, gelu: bool, fp8: bool, config: RowConfig | None = None, gain: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [M, K], its rows contiguous, to (out [M, K], scale fp32 [M, 1]); scale is empty unless fp8."""
+    """x [M, K], its rows contiguous, each times gain [K], to (out [M, K], scale fp32 [M, 1]), which is empty unless
+    fp8.
+    """
     rows, size = x.shape
     config = config or row_config(size)
     out, scale = _outputs(x, fp8)
     kernels.quantize_kernel[(rows,)](
-        *(x, out, scale, x.stride(0)),
+        *(x, x if gain is None else gain, out, scale, x.stride(0)),
         **_row(size, config),
         GELU=gelu,
+        GAIN=gain is not None,
         FP8=fp8,
         num_warps=config.num_warps,
     )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from fpsgen.fused.rows import FP8Rows, quantize_rows
+from fpsgen.fused.rows import FP8Channels, FP8Rows, quantize_rows
 
 
 class FP8Weight(NamedTuple):
@@ -27,7 +27,19 @@ def fp8_supported(device: torch.device) -> bool:
 
 def quantize_weight(weight: torch.Tensor) -> FP8Weight:
     """weight [N, K] with a scale per output channel."""
-    values, scale = quantize_rows(weight.detach())
+    return _quantize_weight(weight, None)
+
+
+def fold_channels(x: FP8Channels, weight: torch.Tensor) -> tuple[FP8Rows, FP8Weight]:
+    """The operands of x @ weight.T with x's scales moved to the weight [N, K], which costs one reading of it. What a
+    channel counts in the product decides how well it is rounded, whatever its size in x.
+    """
+    ones = torch.ones((*x.values.shape[:-1], 1), dtype=torch.float32, device=x.values.device)
+    return FP8Rows(x.values, ones), _quantize_weight(weight, x.scale)
+
+
+def _quantize_weight(weight: torch.Tensor, gain: torch.Tensor | None) -> FP8Weight:
+    values, scale = quantize_rows(weight.detach(), gain)
     return FP8Weight(values, scale.view(1, -1))
 
 

@@ -27,14 +27,21 @@ class FP8Rows(NamedTuple):
         return self.values.float() * self.scale
 
 
-def quantize_rows(x: torch.Tensor) -> FP8Rows:
-    """x [..., K], rows contiguous, in FP8."""
-    return FP8Rows(*_call("quantize_rows", x, False, True))
+class FP8Channels(NamedTuple):
+    """Activations with a scale per channel: values E4M3 [..., K], scale fp32 [K]; a row is values * scale."""
+
+    values: torch.Tensor
+    scale: torch.Tensor
+
+
+def quantize_rows(x: torch.Tensor, gain: torch.Tensor | None = None) -> FP8Rows:
+    """x [..., K], rows contiguous, each times gain [K], in FP8."""
+    return FP8Rows(*_call("quantize_rows", x, gain, False, True))
 
 
 def gelu_rows(x: torch.Tensor, fp8: bool) -> FP8Rows | torch.Tensor:
     """GELU (tanh) of x [..., K]."""
-    return _result(*_call("quantize_rows", x, True, fp8), fp8)
+    return _result(*_call("quantize_rows", x, None, True, fp8), fp8)
 
 
 def norm_rows(
@@ -81,14 +88,15 @@ def _call(name: str, *args):
     return getattr(torch.ops.fpsgen, name)(*args) if is_compiling() else _FUNCTIONS[name](*args)
 
 
-def _quantize(x: torch.Tensor, gelu: bool, fp8: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _quantize(x: torch.Tensor, gain: torch.Tensor | None, gelu: bool, fp8: bool) -> tuple[torch.Tensor, torch.Tensor]:
     if x.is_cuda:
         from fpsgen.fused import launch
 
         with device_of(x):
-            out, scale = launch.quantize(_matrix(x), gelu, fp8)
+            out, scale = launch.quantize(_matrix(x), gelu, fp8, gain=gain)
         return out.view(x.shape), scale.view(*x.shape[:-1], 1) if fp8 else scale
     wide = reference.gelu_tanh(x) if gelu else x
+    wide = wide if gain is None else wide.float() * gain
     return reference.quantize(wide) if fp8 else (wide.to(x.dtype), x.new_empty(0, dtype=torch.float32))
 
 
@@ -125,7 +133,7 @@ def _matrix(x: torch.Tensor) -> torch.Tensor:
 
 
 _FUNCTIONS = {"quantize_rows": _quantize, "norm_rows": _norm, "rms_norm_rows": _rms_norm}
-torch.library.define("fpsgen::quantize_rows", "(Tensor x, bool gelu, bool fp8) -> (Tensor, Tensor)")
+torch.library.define("fpsgen::quantize_rows", "(Tensor x, Tensor? gain, bool gelu, bool fp8) -> (Tensor, Tensor)")
 torch.library.define(
     "fpsgen::norm_rows",
     "(Tensor x, Tensor? y, Tensor? gate, Tensor? mul, Tensor? add, float eps, bool one, bool fp8)"
@@ -147,7 +155,7 @@ def _shapes(x: torch.Tensor, fp8: bool) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.library.register_fake("fpsgen::quantize_rows")
-def _(x, gelu, fp8):
+def _(x, gain, gelu, fp8):
     return _shapes(x, fp8)
 
 

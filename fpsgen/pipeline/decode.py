@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fpsgen.models.wan.vae import decode_chunks, decode_dtype
+from fpsgen.models.wan.vae import decode_chunks, decode_dtype, fits, tiling
 from fpsgen.pipeline.checks import check_flat, check_spread, to_frames
 
 
@@ -46,9 +46,25 @@ class Frames:
         return False
 
 
-def decode(pipe: Any, latents: torch.Tensor, exact: bool) -> Iterator[np.ndarray]:
-    """Frames of latents [1, C, T, h, w], uint8 [t, H, W, 3] in order. exact: as diffusers decodes, in one piece."""
-    return checked(video_parts(pipe, latents, exact))
+def decode(pipe: Any, latents: torch.Tensor, exact: bool, tiles: bool = False) -> Iterator[np.ndarray]:
+    """Frames of latents [1, C, T, h, w], uint8 [t, H, W, 3] in order. exact: as diffusers decodes, in one piece. tiles:
+    in blended tiles, which take less memory.
+    """
+    return checked(video_parts(pipe, latents, exact, tiles))
+
+
+def needs_tiles(pipe: Any, latents: torch.Tensor, exact: bool) -> bool:
+    """Whether the device lacks the memory to decode whole frames."""
+    free = free_bytes(latents.device)
+    return free is not None and not fits(pipe.vae, latents, decode_dtype(pipe.vae, exact), free)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What a GPU has left, PyTorch's own cache included; None on a CPU, whose memory is judged before the work."""
+    if device.type != "cuda":
+        return None
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def frame_shape(pipe: Any, latents: torch.Tensor) -> tuple[int, int, int]:
@@ -59,7 +75,7 @@ def frame_shape(pipe: Any, latents: torch.Tensor) -> tuple[int, int, int]:
 
 
 @torch.no_grad()
-def video_parts(pipe: Any, latents: torch.Tensor, exact: bool) -> Iterator[torch.Tensor]:
+def video_parts(pipe: Any, latents: torch.Tensor, exact: bool, tiles: bool = False) -> Iterator[torch.Tensor]:
     """Latents [1, C, T, h, w] to video [1, 3, t, H, W] in [-1, 1], on the VAE's device."""
     vae = pipe.vae
     latents = latents.to(vae.device, vae.dtype)
@@ -68,7 +84,11 @@ def video_parts(pipe: Any, latents: torch.Tensor, exact: bool) -> Iterator[torch
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     latents = latents * std + mean
-    if exact:
+    if tiles:
+        with tiling(vae):
+            video = vae.decode(latents, return_dict=False)[0]
+        yield video
+    elif exact:
         yield vae.decode(latents, return_dict=False)[0]
     else:
         yield from decode_chunks(vae, latents, decode_dtype(vae, exact))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -149,7 +150,7 @@ def planned_schedule(request: GenerateRequest) -> tuple[Schedule, str]:
     asked, folder, why = request.attention.schedule, request.model.folder, ""
     if asked is not None:
         schedule = read_schedule(asked)
-    elif folder is not None and (folder / "schedule.toml").is_file():
+    elif folder is not None and os.path.lexists(folder / "schedule.toml"):
         schedule, why = Schedule.from_file(folder / "schedule.toml"), "carried by the checkpoint"
     else:
         schedule, why = preset("safe"), "for weights that carry no schedule"

@@ -18,8 +18,9 @@ from fpsgen.models.catalog.manifest import sha256
 from fpsgen.models.wan.load import load
 from fpsgen.models.wan.lora_file import add_lora_file
 from fpsgen.models.wan.random_weights import random_pipeline
+from fpsgen.pipeline.compiler import NO_COMPILER
 from fpsgen.pipeline.events import Timing
-from fpsgen.pipeline.memory import NO_COMPILER, check_device
+from fpsgen.pipeline.memory import check_device
 from fpsgen.pipeline.request import GenerateRequest
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

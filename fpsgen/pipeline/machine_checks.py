@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from fpsgen import __version__
 from fpsgen.errors import FpsgenError
-from fpsgen.pipeline.memory import NO_COMPILER
+from fpsgen.files import system_error
+from fpsgen.pipeline.compiler import NO_COMPILER, c_compiler
 from fpsgen.settings.gather import CONFIG_NAME, user_config_file
 from fpsgen.text import show
 
@@ -69,7 +70,7 @@ def _compiler() -> list[Check]:
     """What Triton builds its launchers with, on a machine that has a GPU."""
     import torch
 
-    path = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")
+    path = c_compiler()
     if path:
         return [Check("C compiler", INFO, path)]
     status = WARN if torch.cuda.is_available() else INFO
@@ -126,7 +127,7 @@ def memory_and_disk(wanted: str) -> list[Check]:
     to_come = 0.0 if on_disk(spec) else spec.download_gb
     for name, place, needed in (("model cache", hub_settings().cache, to_come), ("outputs", Path("outputs"), 0.1)):
         standing = place.absolute()
-        while not standing.exists():
+        while not os.path.exists(standing):
             standing = standing.parent
         free = shutil.disk_usage(standing).free / 1e9
         low = free < needed
@@ -154,8 +155,12 @@ def model_checks(wanted: str) -> list[Check]:
 
     checks = []
     for spec in models():
-        folder = on_disk(spec)
         asked = spec.name == wanted
+        try:
+            folder = on_disk(spec)
+        except FpsgenError as error:
+            checks.append(_unusable(spec.name, asked, error))
+            continue
         if folder is None:
             remedy = f"fpsgen models pull {spec.name}" if asked else ""
             checks.append(Check(f"model {spec.name}", FAIL if asked else INFO, "not on this machine", remedy))
@@ -177,12 +182,16 @@ def _intact(name: str, folder: Path, asked: bool) -> Check:
         check_folder(folder)
         check_intact(folder)
     except FpsgenError as error:
-        return Check(f"model {name}", FAIL if asked else WARN, error.message, error.remedy)
+        return _unusable(name, asked, error)
     return Check(f"model {name}", OK, str(folder))
 
 
+def _unusable(name: str, asked: bool, error: FpsgenError) -> Check:
+    return Check(f"model {name}", FAIL if asked else WARN, error.message, error.remedy)
+
+
 def settings_in_use(wanted: str) -> list[Check]:
-    files = [str(path) for path in (Path(CONFIG_NAME), user_config_file()) if path.is_file()]
+    files = [str(path) for path in (Path(CONFIG_NAME), user_config_file()) if os.path.isfile(path)]
     names = sorted(name for name in os.environ if name.startswith("FPSGEN_"))
     return [Check("settings", INFO, ", ".join([*files, *names]) or "none: all defaults")]
 
@@ -211,8 +220,10 @@ def _guarded(part: Callable[[str], list[Check]], wanted: str) -> list[Check]:
             raise
         return [Check(part.__name__.replace("_", " "), FAIL, error.message, error.remedy)]
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        return [Check(part.__name__.replace("_", " "), FAIL, text, "report this; --debug shows more")]
+        found = system_error(error)
+        text = found.message if found else f"{type(error).__name__}: {error}"
+        remedy = found.remedy if found else "report this; --debug shows more"
+        return [Check(part.__name__.replace("_", " "), FAIL, text, remedy)]
 
 
 def _choice(name: str) -> ModelChoice:

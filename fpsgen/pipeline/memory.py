@@ -12,12 +12,6 @@ from fpsgen.text import plural
 _DECODED = 24  # bytes for each pixel and frame: the decoded video and its copy in [0, 1], three channels of fp32 each
 _SMALL_GB = 1.0  # what is smaller than this fits any machine
 
-NO_COMPILER = FpsgenError(
-    "no C compiler was found, and Triton needs one to build what starts its kernels",
-    "install gcc (apt install gcc), or name one in CC",
-    ENVIRONMENT,
-)
-
 _GPU_ONLY = {"method_impl": ("triton",), "bf16_backend": GPU_BACKENDS}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpsgen.errors import DISK, USAGE, FpsgenError
-from fpsgen.files import absolute, make_folder, write_text
+from fpsgen.files import OWN_PREFIX, absolute, make_folder, write_text
 from fpsgen.pictures import ANIMATIONS, GIF, GIF_FPS, PNG
 from fpsgen.text import show
 
@@ -109,6 +110,8 @@ def check_file_name(path: str, output: str | None, frames: int | None, fps: int 
     """Raise FpsgenError USAGE or DISK for a path that no video of so many frames, so many a second, can have."""
     stem, kind = os.path.splitext(os.path.basename(path))
     kind = kind.lower()
+    if stem.startswith(OWN_PREFIX):  # the next run would remove it with what a killed one left
+        raise FpsgenError(f"-o {show(output)} begins as fpsgen's own hidden files do", "choose another name", USAGE)
     if os.path.lexists(path) and not os.path.isfile(path) and not os.path.islink(path):
         raise FpsgenError(f"-o {show(output)} is a device or pipe", "name a file ending in .mp4, or a folder", DISK)
     if kind not in KINDS:
@@ -153,6 +156,11 @@ def check_writable(folder: Path) -> None:
         raise FpsgenError(f"{show(standing)} is not a folder", elsewhere, DISK)
     if not os.access(standing, os.W_OK | os.X_OK):
         raise FpsgenError(f"folder {show(standing)} is not writable", elsewhere, DISK)
+    try:
+        os.lstat(absolute(folder) / ("x" * 255))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # of all names together; each alone is judged by check_name
+            raise FpsgenError(f"{show(folder)} is too long a path", elsewhere, DISK) from error
     usage = shutil.disk_usage(standing)
     if not usage.total:
         raise FpsgenError(f"{show(standing)} is no place for files: its file system holds none", elsewhere, DISK)

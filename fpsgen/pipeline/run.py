@@ -26,7 +26,8 @@ from fpsgen.models.wan.random_weights import random_embeds
 from fpsgen.models.wan.scheduler import coefficients_on_host, noise_from
 from fpsgen.models.wan.vae import decode_dtype
 from fpsgen.pipeline.capture import Capture
-from fpsgen.pipeline.decode import Frames, decode, frame_shape
+from fpsgen.pipeline.compiler import as_compiled
+from fpsgen.pipeline.decode import Frames, decode, frame_shape, needs_tiles
 from fpsgen.pipeline.events import Timing, peak_rss
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model, readable_errors, set_shift
 from fpsgen.pipeline.output import VIDEO, write_output, write_sidecar
@@ -71,12 +72,13 @@ class Rendered:
 
 @dataclass(frozen=True)
 class _Denoised:
-    """latents: [1, C, T, h, w]. shape: (frames, height, width) that they become, None with random weights. The others
-    as in Rendered.
+    """latents: [1, C, T, h, w]. shape: (frames, height, width) that they become, None with random weights. tiles:
+    whether memory is too short for whole frames. The others as in Rendered.
     """
 
     latents: torch.Tensor
     shape: tuple[int, int, int] | None
+    tiles: bool
     attention: dict[str, Any]
     attention_s: float | None
     recipe: dict[str, Any]
@@ -97,6 +99,7 @@ def run(
     if model is None:
         check_ffmpeg()  # before there is work to lose
         model = load_model(request, timing)
+    request = as_compiled(request, model.device, timing)
     made = _denoised(model, request, timing, capture)
     if made.shape is None:
         raise ValueError("random weights make no video")
@@ -110,11 +113,12 @@ def run(
 
 def render(model: LoadedModel, request: GenerateRequest, timing: Timing, capture: Capture | None = None) -> Rendered:
     """The video as frames, nothing written. The pipeline is unpatched again afterwards. Raises as `run`."""
+    request = as_compiled(request, model.device, timing)
     made = _denoised(model, request, timing, capture)
     frames = None
     if made.shape is not None:
         with readable_errors(request, timing), timing.stage("vae"):
-            frames = np.concatenate(list(decode(model.pipe, made.latents, request.values()["exact"])))
+            frames = np.concatenate(list(decode(model.pipe, made.latents, request.values()["exact"], made.tiles)))
     return Rendered(frames, made.attention, made.attention_s, made.recipe)
 
 
@@ -130,7 +134,8 @@ def _write(model: LoadedModel, request: GenerateRequest, timing: Timing, made: _
             stages.enter_context(timing.stage("mux"))
 
         stages.enter_context(timing.stage("vae"))
-        frames = Frames(decode(model.pipe, made.latents, request.values()["exact"]), made.shape, decoded)
+        parts = decode(model.pipe, made.latents, request.values()["exact"], made.tiles)
+        frames = Frames(parts, made.shape, decoded)
         if request.output.path.suffix.lower() != VIDEO:  # what may take the first alone: all are checked before
             deque(frames, 0)
         return write_output(frames, request, made.recipe)
@@ -159,10 +164,14 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
             if observer is not None:
                 observer.check_complete()
             shape = None if model.random else frame_shape(pipe, latents)
-            held = dict(zip(("frames", "height", "width"), shape, strict=True)) if shape else {}
+            held: dict[str, Any] = dict(zip(("frames", "height", "width"), shape, strict=True)) if shape else {}
+            tiles = shape is not None and needs_tiles(pipe, latents, values["exact"])
+            if tiles:
+                timing.warn("GPU memory is short: the VAE decodes in blended tiles")
+                held |= {"vae_tiles": True, "vae_dtype": str(pipe.vae.dtype).removeprefix("torch.")}
             recipe = build_recipe(request, _found_out(model, handle, request) | held)
             report = handle.report() | {"bf16_backend": backend}
-            return _Denoised(latents, shape, report, attention_s, recipe)
+            return _Denoised(latents, shape, tiles, report, attention_s, recipe)
 
 
 def step_cache(request: GenerateRequest) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fpsgen.attention.methods import METHODS
 from fpsgen.report.lines import columns, versions
 from fpsgen.text import plural
 
@@ -42,6 +43,7 @@ TERMINAL = {
 def cells(row: dict[str, Any]) -> dict[str, str]:
     """The texts of a row; "-" where there is no figure."""
     memory, step = row["peak_memory"]["cuda_bytes"], row["step_s"]
+    same_files = row.get("xpsnr_db") is None and row.get("vmaf") is not None  # ffmpeg says inf
     return {
         "method": row["method"] + (" (baseline)" if is_baseline(row) else ""),
         "schedule": row["schedule"],
@@ -56,18 +58,20 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         "psnr": "equal" if row["psnr_db"] is None and row["ssim"] == 1 else _text(row["psnr_db"], "{:.1f}"),
         "ssim": _text(row["ssim"], "{:.3f}"),
         "vmaf": _text(row.get("vmaf"), "{:.0f}"),
-        "xpsnr": _text(row.get("xpsnr_db"), "{:.1f}"),
+        "xpsnr": "equal" if same_files else _text(row.get("xpsnr_db"), "{:.1f}"),
         "stlpips": _text(row.get("stlpips"), "{:.3f}"),
         "flicker": _text(row.get("flicker"), "{:.2f}"),
     }
 
 
 PROFILE_COLUMNS = ("Method", "Profile", "Steps", "Runs as", "Kernel", "Density", "Tile", "Window", "s / step")
-# arXiv 2506.04648, table 1: least and best of six methods
 BANDS = (
+    # arXiv 2506.04648, table 1: least and best of six methods
     "Published PSNR of Wan2.1-1.3B at 480p to bf16 of the same seed: 17.7 dB (SpargeAttn) to 21.4 dB (FPSAttention, "
-    "trained). Others sort by LPIPS: below 0.30 the same trajectory, to 0.55 the scene is kept, above it has diverged; "
-    "ST-LPIPS is another measure, to which these bands do not apply"
+    "trained)",
+    # TensorRT-LLM, pull request 12947
+    "Others sort by LPIPS (AlexNet): below 0.30 the same trajectory, to 0.55 the scene is kept, above it has diverged; "
+    "ST-LPIPS is another measure, to which these bands do not apply",
 )
 
 
@@ -81,12 +85,25 @@ def profile_cells(row: dict[str, Any]) -> list[list[str]]:
             entry["method"],
             entry["kernel"],
             _text(entry["density"], "{:.1%}"),
-            " x ".join(map(str, entry.get("tile") or ())) or "-",
-            " x ".join(map(str, entry.get("window") or ())) or "-",
+            *keys_seen(entry),
             f"{entry['step_s']['median']:.3f}",
         ]
         for entry in row.get("profiles", ())
     ]
+
+
+def keys_seen(entry: dict[str, Any]) -> tuple[str, str]:
+    """Tile and window of a profile of a row, where its method has such."""
+    method = METHODS.get(entry["method"])
+    tile, window = (" x ".join(map(str, entry.get(key) or ())) or "-" for key in ("tile", "window"))
+    if method is not None and not method.tiled:
+        return "-", "all"
+    return tile, "all" if method and method.dense else "chosen" if method and method.online else window
+
+
+def bands(rows: list[dict[str, Any]]) -> list[str]:
+    """What others call near and far, where the rows have a quality."""
+    return list(BANDS) if any(row["psnr_db"] is not None for row in rows) else []
 
 
 def is_baseline(row: dict[str, Any]) -> bool:
@@ -105,6 +122,21 @@ def where(row: dict[str, Any]) -> str:
     """Where it was measured, on one line."""
     commit = f", commit {row['commit']}" if row["commit"] else ""
     return f"{row['device']}, {versions(row)}{commit}, {row['created']}"
+
+
+def origins(rows: list[dict[str, Any]]) -> list[str]:
+    """What was measured and where, for each bench once, in the order in which `origin_numbers` counts them from 1."""
+    return list(dict.fromkeys(map(_origin, rows)))
+
+
+def origin_numbers(rows: list[dict[str, Any]]) -> list[int]:
+    """The bench that each row is of."""
+    known = origins(rows)
+    return [known.index(_origin(row)) + 1 for row in rows]
+
+
+def _origin(row: dict[str, Any]) -> str:
+    return f"{setting(row)}. {where(row)}"
 
 
 def notes(rows: list[dict[str, Any]]) -> list[str]:
@@ -127,23 +159,41 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The table for a terminal, under what was measured and where."""
+    """The table for a terminal, under what was measured and where, and what the sparse rows ran."""
     shown = [cells(row) | {"method": row["method"]} for row in rows]
     body = columns([list(TERMINAL.values()), *([line[key] for key in TERMINAL] for line in shown)])
-    return [setting(rows[0]), where(rows[0]), *notes(rows), *body]
+    return [setting(rows[0]), where(rows[0]), *notes(rows), *bands(rows), *_sparse(rows), *body]
+
+
+def _sparse(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each profile that leaves keys out: a speed-up means little without it."""
+    found = []
+    for row in rows:
+        for profile in profile_cells(row):
+            cell = dict(zip(PROFILE_COLUMNS, profile, strict=True))
+            if cell["Density"] != "100.0%":
+                what = f"{row['schedule']}, {cell['Profile']}: {plural(int(cell['Steps']), 'step')}"
+                found.append(f"{what}, density {cell['Density']}, tile {cell['Tile']}, window {cell['Window']}")
+    return list(dict.fromkeys(found))
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """A Markdown table of rows from any number of benches, each setting and machine named once under it."""
     head = "| " + " | ".join(COLUMNS.values()) + " | Setting |"
     body = [head, "|" + " --- |" * (len(COLUMNS) + 1)]
-    origins = list(dict.fromkeys((setting(row), where(row)) for row in rows))
-    for row in rows:
-        number = origins.index((setting(row), where(row))) + 1
-        texts = [cells(row)[key].replace("|", "\\|") for key in COLUMNS]
-        body.append("| " + " | ".join(texts) + f" | {number} |")
-    listed = [f"{number}. {what}. {place}." for number, (what, place) in enumerate(origins, 1)]
-    return "\n".join([*body, "", *listed]) + "\n"
+    numbers = origin_numbers(rows)
+    body += [_line([*(cells(row)[key] for key in COLUMNS), str(n)]) for row, n in zip(rows, numbers, strict=True)]
+    listed = [f"{number}. {text}." for number, text in enumerate(origins(rows), 1)]
+    lines = [*body, "", *listed, *(f"\n{text}." for text in bands(rows))]
+    ran = [[*line, str(n)] for row, n in zip(rows, numbers, strict=True) for line in profile_cells(row)]
+    if ran:
+        heads = [*PROFILE_COLUMNS, "Setting"]
+        lines += ["", _line(heads), "|" + " --- |" * len(heads), *map(_line, ran)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(texts: list[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
 
 def _text(value: float | None, form: str) -> str:

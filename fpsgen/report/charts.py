@@ -11,6 +11,7 @@ from fpsgen.attention.methods import METHODS
 
 OTHER_COLOUR = "#888888"
 WIDTH, HEIGHT, LEFT, BOTTOM = 460, 250, 46, 34
+NAME = 60  # what a point's name may take beside it
 DOCUMENT = "max-width:640px;font:13px system-ui,sans-serif;background:#fff;--line:#bbb"
 
 
@@ -27,19 +28,24 @@ def colour_of(method: str) -> str:
 
 
 def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
-    """Points with their names beside them."""
+    """Points with their names beside them, names apart from each other."""
     if not points:
         return ""
     x_low, x_high = _range([point.x for point in points])
     y_low, y_high = _range([point.y for point in points])
     parts = _axes(x_label, y_label, (x_low, x_high), (y_low, y_high))
+    names: list[tuple[float, float]] = []
     for point in points:
         x, y = _place(point.x, x_low, x_high, True), _place(point.y, y_low, y_high, False)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{point.colour}"/>')
         end = x > WIDTH * 0.75
         anchor, offset = ("end", -9) if end else ("start", 9)
+        line = y + 4
+        while any(abs(line - other_y) < 12 and abs(x - other_x) < NAME for other_x, other_y in names):
+            line -= 12
+        names.append((x, line))
         parts.append(
-            f'<text x="{x + offset:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{html.escape(point.name)}</text>'
+            f'<text x="{x + offset:.1f}" y="{line:.1f}" text-anchor="{anchor}">{html.escape(point.name)}</text>'
         )
     return _svg(parts, f"{y_label} against {x_label}")
 

@@ -56,7 +56,8 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
                 block.append([row["method"], row["missing"], *[""] * 7])
                 continue
             spread = f"{row['p10_ms']:.3f}-{row['p90_ms']:.3f}"
-            figures = [f"{row['density']:.1%}", f"{row['median_ms']:.3f}", spread, f"{row['tflops']:.0f}"]
+            rate = f"{row['tflops']:.{0 if row['tflops'] >= 10 else 1}f}"
+            figures = [f"{row['density']:.1%}", f"{row['median_ms']:.3f}", spread, rate]
             host = f"{row['host_us']:.0f}" if row["host_us"] is not None else ""
             dense = f"{row['error_to_dense']:.1e}" if row["captured"] else ""  # of random data it says nothing
             rest = [f"{row['relative_error']:.1e}", dense, _number(row, "attend_tflops", 0), host]

@@ -8,15 +8,15 @@ from typing import Any
 
 from fpsgen.report import charts
 from fpsgen.report.bench import (
-    BANDS,
     COLUMNS,
     PROFILE_COLUMNS,
+    bands,
     cells,
     is_baseline,
     notes,
+    origin_numbers,
+    origins,
     profile_cells,
-    setting,
-    where,
 )
 from fpsgen.report.template import embedded, fill
 
@@ -28,40 +28,55 @@ def page(rows: list[dict[str, Any]]) -> str:
 
     Raises FpsgenError BAD_INPUT where a row names a file that is no video: what it holds would go out with the page.
     """
-    first = rows[0]
+    first, numbers = rows[0], origin_numbers(rows)
+    several = len(set(numbers)) > 1
+    mark = {id(row): f" ({number})" if several else "" for row, number in zip(rows, numbers, strict=True)}
     shown = [key for key in COLUMNS if any(cells(row)[key] != "-" for row in rows)]
-    videos = [(_label(row, rows), Path(row["video"])) for row in rows if row["video"] and os.path.isfile(row["video"])]
+    videos = [
+        (row["method"] + mark[id(row)] + _peak(row), Path(row["video"]))
+        for row in rows
+        if row["video"] and os.path.isfile(row["video"])
+    ]
+    benches = [[row for row, n in zip(rows, numbers, strict=True) if n == number] for number in sorted(set(numbers))]
+
+    def line(texts: list[str], setting: object) -> list[str]:
+        """With its setting behind the method, where there are several."""
+        return [texts[0], *[str(setting)] * several, *texts[1:]]
+
     return fill(
         "page.html",
         title=" / ".join(dict.fromkeys(row["method"] for row in rows)),
         prompt=first["prompt"],
-        origins=list(dict.fromkeys(text for row in rows for text in (setting(row), where(row)))),
-        command=first.get("command", ""),
-        notes=notes(rows),
-        heads=[COLUMNS[key] for key in shown],
-        rows=[{"ours": row["method"] == OURS, "cells": [cells(row)[key] for key in shown]} for row in rows],
-        profile_heads=PROFILE_COLUMNS,
-        profiles=[line for row in rows for line in profile_cells(row)],
-        bands=BANDS if any(row["psnr_db"] is not None for row in rows) else "",
-        bars=_bars(rows),
-        scatter=_scatter(rows),
-        steps=charts.lines(
-            [(row["method"], charts.colour_of(row["method"]), row["steps_s"]) for row in rows if row.get("steps_s")],
-            "denoising step",
-            "seconds",
-        ),
-        keys=[
-            {"name": name, "colour": charts.colour_of(name)} for name in dict.fromkeys(row["method"] for row in rows)
+        origins=[
+            {"text": text, "command": own[0].get("command", "")}
+            for text, own in zip(origins(rows), benches, strict=True)
         ],
+        notes=notes(rows),
+        heads=line([COLUMNS[key] for key in shown], "Setting"),
+        rows=[
+            {"ours": row["method"] == OURS, "cells": line([cells(row)[key] for key in shown], n)}
+            for row, n in zip(rows, numbers, strict=True)
+        ],
+        profile_heads=line(list(PROFILE_COLUMNS), "Setting"),
+        profiles=[line(texts, n) for row, n in zip(rows, numbers, strict=True) for texts in profile_cells(row)],
+        bands=bands(rows),
+        benches=[{"bars": _bars(own), "steps": _steps(own), "legend": _legend(own)} for own in benches],
+        scatter=_scatter(rows, mark),
         videos=[{"name": name, "data": embedded(path)} for name, path in videos],
     )
 
 
-def _label(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The method and its PSNR, with the device where the rows come from several."""
-    several = len({other["device"] for other in rows}) > 1
-    peak = "" if row["psnr_db"] is None else f", {row['psnr_db']:.1f} dB"
-    return (f"{row['method']}, {row['device']}" if several else row["method"]) + peak
+def _legend(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    return [{"name": name, "colour": charts.colour_of(name)} for name in dict.fromkeys(row["method"] for row in rows)]
+
+
+def _peak(row: dict[str, Any]) -> str:
+    return "" if row["psnr_db"] is None else f", {row['psnr_db']:.1f} dB"
+
+
+def _steps(rows: list[dict[str, Any]]) -> str:
+    known = [(row["method"], charts.colour_of(row["method"]), row["steps_s"]) for row in rows if row.get("steps_s")]
+    return charts.lines(known, "denoising step", "seconds")
 
 
 def _bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -95,10 +110,13 @@ def _seconds(row: dict[str, Any]) -> float:
     return sum(spread["median"] for spread in row["stages_s"].values())
 
 
-def _scatter(rows: list[dict[str, Any]]) -> str:
-    known = [row for row in rows if row["psnr_db"] is not None]
+def _scatter(rows: list[dict[str, Any]], mark: dict[int, str]) -> str:
+    """mark: behind a row's name, by id."""
     points = [
-        charts.Point(row["method"], row["speedup_denoise"], row["psnr_db"], charts.colour_of(row["method"]))
-        for row in known
+        charts.Point(
+            row["method"] + mark[id(row)], row["speedup_denoise"], row["psnr_db"], charts.colour_of(row["method"])
+        )
+        for row in rows
+        if row["psnr_db"] is not None
     ]
     return "" if len(points) < 2 else charts.scatter(points, "speed-up of denoising", "PSNR to the baseline, dB")

@@ -18,17 +18,28 @@ _SECONDS = real(0, 1e9)
 _SPREAD: Spec = {"median": _SECONDS, "min": _SECONDS, "max": _SECONDS}
 
 
-def _spread(value: Any) -> dict[str, Any]:
-    try:
-        return fields(value, _SPREAD, "", more=True)
-    except FpsgenError as error:
-        raise ValueError from error
+def _table(spec: Spec, wanted: str) -> Field:
+    def check(value: Any) -> dict[str, Any]:
+        try:
+            return fields(value, spec, "", more=True)
+        except FpsgenError as error:
+            raise ValueError from error
+
+    return Field(check, wanted)
 
 
 def _figure(low: float, high: float) -> Field:
     return or_null(real(low, high))
 
 
+_SIZE = or_null(many(_COUNT, 3, 3))
+_PROFILE: Spec = {
+    **dict.fromkeys(("profile", "method", "kernel"), text(200)),
+    **dict.fromkeys(("tile", "window"), _SIZE),
+    "steps": _COUNT,
+    "density": _figure(0, 1),
+    "step_s": _SPREAD,
+}
 _ROW: Spec = {
     **dict.fromkeys(("method", "baseline", "device", "created", "model", "schedule"), text(1000)),
     **dict.fromkeys(("width", "height", "frames", "tokens", "steps", "seed"), _COUNT),
@@ -38,7 +49,8 @@ _ROW: Spec = {
     "versions": mapping(or_null(text(200))),
     "commit": or_null(text(200)),
     "random_weights": switch(),
-    "stages_s": mapping(Field(_spread, "the median, min and max of a stage")),
+    "stages_s": mapping(_table(_SPREAD, "the median, min and max of a stage")),
+    "profiles": many(_table(_PROFILE, "what ran by one profile"), 0, 1000, default=()),
     "steps_s": many(_SECONDS, 0, 100_000, default=()),
     "peak_memory": {"cuda_bytes": or_null(_COUNT)},
     "kernels": mapping(_COUNT),
@@ -46,7 +58,8 @@ _ROW: Spec = {
     "attention_share": _figure(0, 100),
     "density": _figure(0, 1),
     **dict.fromkeys(("psnr_db", "vmaf", "xpsnr_db"), _figure(-1e4, 1e4)),
-    **dict.fromkeys(("ssim", "flicker"), _figure(-1, 1e4)),
+    **dict.fromkeys(("ssim", "flicker", "stlpips"), _figure(-1, 1e4)),
+    "bf16_backend": or_null(text(200)),
     "fused": or_null(switch()),
     "video": or_null(raw(4096)),
     "command": text(100_000, "", empty=True),

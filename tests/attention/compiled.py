@@ -67,6 +67,7 @@ def build_forward(
     center_v: bool = False,
     int8_qk: bool = False,
     pv_threshold: float = 0.0,
+    out: str = "bf16",
 ) -> Usage:
     config = config or launch_config.choose_portable(dim, block, fp8, divmod(capability, 10), attend_portable.TRITON)
     types = dict.fromkeys(("stride_qb", "stride_ql", "stride_qh", "stride_kb", "stride_kl", "stride_kh"), "i64!")
@@ -74,7 +75,7 @@ def build_forward(
     types |= dict.fromkeys(("heads", "tokens", "num_blocks", "query_tiles", "list_groups", "list_length"), "i32")
     types |= dict.fromkeys(("block_start", "block_len", "block_tile", "list_index", "list_count"), "*i32!")
     types |= dict.fromkeys(("lse", "q_scale", "k_scale", "v_scale", "v_mean"), "*fp32!") | {
-        "out": "*bf16!",
+        "out": f"*{out}!",
         "softmax_scale": "fp32",
     }
     if fp8:
@@ -105,20 +106,30 @@ def build_forward(
 
 
 def build_sm90(
-    config: launch_config.Sm90Config, length: int, fp8: bool = True, center_v: bool = False, int8_qk: bool = False
+    config: launch_config.Sm90Config,
+    length: int,
+    fp8: bool = True,
+    center_v: bool = False,
+    int8_qk: bool = False,
+    out: str = "bf16",
 ) -> Usage:
-    """length: real keys of every block, 0 where blocks differ."""
-    return build(*sm90_source(config, length, fp8, center_v, int8_qk))
+    """length: real keys of every block, 0 where blocks differ. out: type of the output."""
+    return build(*sm90_source(config, length, fp8, center_v, int8_qk, out))
 
 
 def sm90_source(
-    config: launch_config.Sm90Config, length: int, fp8: bool, center_v: bool = False, int8_qk: bool = False
+    config: launch_config.Sm90Config,
+    length: int,
+    fp8: bool,
+    center_v: bool = False,
+    int8_qk: bool = False,
+    out: str = "bf16",
 ) -> tuple:
     layout = gl.NVMMASharedLayout.get_default_for([128, 128], gl.float8e4nv if fp8 else gl.bfloat16)
     types = dict.fromkeys(("lse", "q_scale", "k_scale", "v_scale", "v_mean"), "*fp32!")
     types |= dict.fromkeys(("work", "block_start", "block_len", "list_index", "list_count"), "*i32!")
     names = ("work_tiles", "per_head", "heads", "tokens", "num_blocks", "query_tiles", "list_groups", "list_length")
-    types |= dict.fromkeys(names, "i32") | {"out": "*bf16!", "softmax_scale": "fp32"}
+    types |= dict.fromkeys(names, "i32") | {"out": f"*{out}!", "softmax_scale": "fp32"}
     types |= dict.fromkeys(("stride_qh", "stride_kh", "stride_vh"), "i32!")
     kind = "fp8e4nv" if fp8 else "bf16"
     kinds = {"q": "i8", "k": "i8", "v": kind} if int8_qk else dict.fromkeys("qkv", kind)

@@ -60,6 +60,24 @@ def test_int8_casts(dim, block, name, norm, means):
     assert usage.stack == 0 and usage.local_loads == 0
 
 
+@pytest.mark.parametrize("center_v", [False, True], ids=["", "center_v"])
+@pytest.mark.parametrize("consumers", [2, 3])
+def test_hopper_with_an_output_in_fp8(consumers, center_v):
+    """Half the bytes in half the stores, of whole lines, and no more spills than with bf16."""
+    config = choose_sm90(128, 128, consumers, True, (9, 0))
+    usage, wide = (build_sm90(config, 0, center_v=center_v, out=out) for out in ("fp8e4nv", "bf16"))
+    print(f"hopper consumers={consumers} FP8 output: {usage}")
+    assert usage.shared <= wide.shared and usage.registers <= 168 and usage.stack <= wide.stack
+    stores = [len(re.findall(r"STG\.E\.128", x.sass)) for x in (usage, wide)]
+    assert 2 * stores[0] == stores[1] == 8 * consumers
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_forward_with_an_output_in_fp8(dim):
+    usage = build_forward(dim, 128, True, out="fp8e4nv")
+    assert usage.stack == 0 and usage.local_loads == 0 and usage.shared <= 227 * 1024
+
+
 @pytest.mark.parametrize(("length", "consumers"), [(128, 2), (0, 3)])
 def test_hopper_with_int8_queries_and_keys(length, consumers):
     usage = build_sm90(choose_sm90(128, 128, consumers, True, (9, 0)), length, int8_qk=True)

@@ -12,6 +12,8 @@ from fpsgen.attention.kernels.launch_config import Sm90Config
 from .cases import HOPPER_CASES, Case
 from .gpu import hopper_marks, run
 from .numerics import check, half_check, measure, truth
+from .test_fp8_output import check as check_output
+from .test_fp8_output import unlike
 
 pytestmark = hopper_marks
 HOPPER = [
@@ -147,6 +149,42 @@ def test_hopper16_is_the_portable_kernel_to_the_bit(config):
     inputs, _, (out, lse) = run(case, False, torch.bfloat16, config=choose_portable(128, 128, False))
     _, _, (again, again_lse) = run(case, False, inputs=inputs, config=config)
     assert torch.equal(out, again) and torch.equal(lse, again_lse)
+
+
+@pytest.mark.parametrize("center_v", [False, True], ids=["", "center_v"])
+@pytest.mark.parametrize("config", [*HOPPER[:2], None], ids=str)
+@pytest.mark.parametrize("case", HOPPER_CASES, ids=lambda case: case.name)
+def test_an_output_in_fp8(case, config, center_v):
+    """The wide output, rounded once, by the Hopper kernel and the portable one (None)."""
+    from fpsgen.attention.kernels import attention_kernel, choose_portable
+
+    config = config or choose_portable(128, 128, True)
+    laid, (q, k, v) = case.lay("cuda"), case.inputs(device="cuda")
+    v = unlike(v)
+    given = (q, k, v, laid.tables, laid.lists, True, case.granularity)
+    wide, lse = attention_kernel(*given, config=config, center_v=center_v)
+    pool = torch.full((3, *q.shape), math.nan, device="cuda").to(torch.float8_e4m3fn)
+    out = pool[1] if case.dim == 128 else None
+    output, same = attention_kernel(*given, config=config, center_v=center_v, fp8_out=True, out=out)
+    assert torch.equal(lse, same)
+    check_output(output, wide, v, center_v)
+    assert pool[0].float().isnan().all() and pool[2].float().isnan().all()  # nothing is written outside
+
+
+def test_an_output_in_fp8_keeps_its_largest_value_and_nan():
+    case = Case("ones", (10, 16, 18), (6, 8, 8), (3, 3, 3), batch=2, heads=2, dim=128)
+    laid, (q, k, v) = case.lay("cuda"), case.inputs(device="cuda")
+    v = -torch.linspace(1, 300, 256, device="cuda").view(2, 128).expand_as(v)
+    given = (laid.tables, laid.lists, True)
+    from fpsgen.attention.kernels import attention_kernel
+
+    output, _ = attention_kernel(q, k, v, *given, fp8_out=True)
+    assert (output.values.float() == -448).all()
+    torch.testing.assert_close(output.values.float() * output.scale, v, rtol=1e-6, atol=0)
+    v = v.clone()
+    v[0, :, 0, 5] = math.nan
+    output, _ = attention_kernel(q, k, v, *given, fp8_out=True)
+    assert output.values.float()[0, :, 0, 5].isnan().all() and output.values.float()[0, :, 1].isfinite().all()
 
 
 def test_hopper_runs_where_the_plan_says_so(monkeypatch):

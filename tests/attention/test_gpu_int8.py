@@ -158,3 +158,19 @@ def test_sage_is_near_dense_attention(smooth_v):
     _, same = attend(*(x.cpu().float() for x in (q, k, v)), plan, return_lse=True)
     apart = (lse.cpu() - same).abs()
     assert apart.mean() < 1e-3 and apart.max() < 0.07  # a P that falls to the other side of a rounding boundary
+
+
+@pytest.mark.parametrize("package", ["comfy_kitchen", "sageattention"])
+def test_sage_errs_little_more_than_others_int8(package):
+    """comfy-kitchen's P.V is in INT8, SageAttention's (version 1) in FP16."""
+    other = pytest.importorskip(package, reason=f"needs {package}")
+    q, k, v = video_like()
+    plan = AttentionPlan(GRID, "blocks", method="sage")
+    wide = [x.double().transpose(1, 2) for x in (q, k, v)]
+    true = ((wide[0] @ wide[1].mT * 128**-0.5).softmax(-1) @ wide[2]).transpose(1, 2)
+    if package == "sageattention":
+        theirs = other.sageattn(q, k.clone(), v, tensor_layout="NHD")
+    else:
+        theirs = other.int8_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    own, least = (float((x - true).norm() / true.norm()) for x in (attend(q, k, v, plan), theirs))
+    assert own < 0.03 and least < 0.05 and own < 4 * least

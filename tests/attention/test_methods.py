@@ -80,12 +80,12 @@ def test_a_method_of_one_file_runs_through_schedule_and_plan(name):
 def test_its_keys_are_those_that_it_chose_at_this_call(name, impl):
     plan = AttentionPlan.of(Profile("p", name, tile="blocks"), GRID, impl)
     q, k, v = inputs()
-    for turn in range(2):
+    for call in range(2):
         lists = select_lists(q, k, v, plan)
         assert lists.list_index.shape[0] == 6 and lists.list_index.dtype == torch.int32
         out, lse = attend(q, k, v, plan, return_lse=True)
         true, height = exact(*fake_quantize(q, k, v, plan.layout), mask_of(lists, plan))
-        assert float((out - true).norm() / true.norm()) < 0.03, turn
+        assert float((out - true).norm() / true.norm()) < 0.03, call
         torch.testing.assert_close(lse.double(), height, atol=0.03, rtol=0.01)
         assert float(kept_density(lists, plan)) == pytest.approx(mask_of(lists, plan).double().mean().item())
         q = q.flip(1)

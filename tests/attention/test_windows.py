@@ -3,9 +3,19 @@ from itertools import product
 
 import pytest
 
+from fpsgen.attention.plan import AttentionPlan
 from fpsgen.attention.presets import PRESETS
 from fpsgen.attention.tiles import BlockLayout, make_tiling, window_lists
-from fpsgen.attention.windows import DENSITIES, count, density_window, filled, fit_blocks, fit_tile, window_density
+from fpsgen.attention.windows import (
+    DENSITIES,
+    count,
+    density_window,
+    filled,
+    fit_blocks,
+    fit_tile,
+    resolve_window,
+    window_density,
+)
 
 SIDES = {  # tokens in height and width
     "480p": [(30, 52), (52, 30), (30, 30), (39, 39), (40, 40)],
@@ -78,3 +88,16 @@ def test_rows_filled_count_what_the_kernel_goes_over():
     assert filled((21, 45, 80), (21, 9, 2), None) == pytest.approx((378 / 384, 378 / 384))
     keys, queries = filled((1, 1, 13 * 120), (1, 1, 360), (1, 1, 120))  # four tiles of three blocks, one of one
     assert keys == pytest.approx(120 / 128) and queries == pytest.approx(13 * 120 / (4 * 384 + 192))
+
+
+@pytest.mark.parametrize("share", [1.5, -0.5, 0.0, math.nan, math.inf, True])
+def test_a_share_lies_between_0_and_1(share):
+    with pytest.raises(ValueError, match="window entry"):
+        resolve_window((4, 6, 8), (3, share, 3))
+    with pytest.raises(ValueError):
+        AttentionPlan((4, 6, 8), (2, 2, 2), (share, 3, 3))
+
+
+def test_a_share_keeps_what_it_says_and_a_whole_tile():
+    assert resolve_window((10, 100, 10), (0.3, 0.07, 0.31)) == (3, 7, 5)  # 0.07 * 100 is more than 7 in floating point
+    assert resolve_window((9, 9, 9), (0.1, 0.1, 0.5), (1, 3, 1)) == (1, 3, 5)  # three blocks of a tile

@@ -136,6 +136,17 @@ def test_two_lines_do_not_write_one_file(one, other):
     refused(lambda: jobs(*lines), BAD_INPUT, "lines 1 and 3 both write")
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("x.mp4/", "x.mp4"), ("d/X.mp4/y.mp4", "d/x.mp4"), ("x.json/", "x.mp4"), ("d/e.json/f/", "d/e.mp4")],
+)
+def test_the_file_of_one_line_is_no_folder_of_another(one, other):
+    lines = [{"prompt": "a", "output": one}, {"prompt": "b"}, {"prompt": "c", "output": other}]
+    for order in (lines, lines[::-1]):
+        refused(lambda order=order: jobs(*order), BAD_INPUT, "line 1", "line 3", "folder")
+    assert len(jobs({"prompt": "a", "output": "d/"}, {"prompt": "b", "output": "d/e.mp4"}).jobs) == 2
+
+
 def test_a_line_does_not_take_the_name_of_another_job():
     [plain] = jobs({"prompt": "a", "seed": 1}).jobs
     lines = [{"prompt": "a", "seed": 1}, {"prompt": "b", "output": plain.path.name.upper()}]

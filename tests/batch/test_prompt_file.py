@@ -49,6 +49,20 @@ def test_marks_and_invisible_characters_are_no_words(tmp_path):
     assert [prompt for _, prompt, _ in read(data, "p.jsonl", tmp_path)] == ["a cat", "a dog"]
 
 
+@pytest.mark.parametrize(
+    "word", ["\u2014steps 3", "\u2013-steps 3", "\u2014w 832", "\u2212\u2212seed=4", "\u2013n blurry"]
+)
+def test_an_option_with_an_editors_dash_is_no_part_of_the_prompt(tmp_path, word):
+    refused(f"a cat {word}", "p.txt", tmp_path, "line 1", word.split()[0].split("=")[0])
+    kept = "a cat \u2014 w of steps, well\u2014seed, \u2014sunset"
+    assert read(kept.encode(), "p.txt", tmp_path) == [(1, kept, {})]
+
+
+def test_a_line_of_json_is_no_prompt(tmp_path):
+    refused('a dog\n{"prompt": "a cat", "seed": 1}\n', "p.txt", tmp_path, "line 2", "JSON")
+    assert read(b"{red|blue} cat", "p.txt", tmp_path) == [(1, "{red|blue} cat", {})]
+
+
 OPTIONS = [
     ("a cat --w 832 --h 480 --f 81 --d 42 --s 20 --g 5.0 --fs 3.0 --n blurry, static", None),
     ("--h=480 --w=832 --frames 81 --seed 42 --steps=20 --l 5.0 --shift 3.0 --negative 'blurry, static'", ""),

@@ -41,10 +41,10 @@ def write(*lines: str, name: str = "p.txt") -> str:
 
 def test_makes_every_line_once_and_skips_what_is_done(fpsgen, tiny, monkeypatch):
     loads = []
-    from fpsgen.pipeline import loaded_model as opened
+    from fpsgen.pipeline import loaded_model
 
-    real = opened.load_model
-    monkeypatch.setattr(opened, "load_model", lambda *a, **k: loads.append(1) or real(*a, **k))
+    real = loaded_model.load_model
+    monkeypatch.setattr(loaded_model, "load_model", lambda *a, **k: loads.append(1) or real(*a, **k))
     file = write("\ufeffa cat", "", "# a comment", "a dog\r", "a cat")
     assert tiny(file) == 0, fpsgen.err
     paths = [Path(line) for line in fpsgen.lines]
@@ -204,13 +204,13 @@ def test_two_runs_do_not_share_a_folder(fpsgen, tiny):
 
 
 def test_models_are_loaded_one_after_the_other(fpsgen, tiny, tiny_dir, tmp_path, monkeypatch):
-    from fpsgen.pipeline import loaded_model as opened
+    from fpsgen.pipeline import loaded_model
 
     other = tmp_path / "other"
     shutil.copytree(tiny_dir, other)
     loads = []
-    real = opened.load_model
-    monkeypatch.setattr(opened, "load_model", lambda r, *a: loads.append(r.model.folder.name) or real(r, *a))
+    real = loaded_model.load_model
+    monkeypatch.setattr(loaded_model, "load_model", lambda r, *a: loads.append(r.model.folder.name) or real(r, *a))
     lines = [
         json.dumps({"prompt": p, **({"model": str(other)} if i else {})}) for p, i in (("a", 0), ("b", 1), ("c", 0))
     ]

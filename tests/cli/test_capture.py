@@ -93,3 +93,15 @@ def test_every_method_is_measured_on_captured_inputs(fpsgen, generate, made_up_m
     assert chosen["online"] and chosen["density"] == pytest.approx(0.25) and chosen["relative_error"] < 4e-2
     assert chosen["tflops"] == pytest.approx(4 * 16 * 2 * 0.25 * 16**2 / chosen["median_ms"] / 1e9, abs=0.06)
     assert "to dense" in fpsgen.out
+
+
+def test_nanos_own_queries_and_keys(fpsgen):
+    """Trained weights: what each precision and each window costs, which drawn numbers do not tell."""
+    made = ("generate", "a cat surfing", "-m", "nano", "--steps", "1", "--seed", "1", "--method", "bf16", "-o", "a.mp4")
+    assert fpsgen(*made, "--capture", "caught", "--capture-layers", "0") == 0, fpsgen.err
+    assert fpsgen(*KERNEL, "--tile", "3x10x2") == 0, fpsgen.err
+    rows = [json.loads(line) for line in Path("outputs/bench/kernel.jsonl").read_text().splitlines()]
+    assert [row["method"] for row in rows] == ["sdpa", *METHODS] and all(row["tokens"] == 1440 for row in rows)
+    error = {row["method"]: row["error_to_dense"] for row in rows}
+    assert error["bf16"] < error["sage"] < error["fp8"] < error["fps"]
+    assert error["sparge"] < 2 * error["sage"] and error["fps"] == pytest.approx(error["sta"], rel=0.05)

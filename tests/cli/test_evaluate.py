@@ -53,8 +53,8 @@ def test_rows_table_page_and_layout(fpsgen, evaluate):
     assert page.count("<video") == 12 and not re.findall(r'(?:src|href)="(?!data:)', page) and "://" not in page
     names = {path.name for path in (FOLDER / "vbench" / "fps").iterdir()}
     assert {"a cat-0.mp4", "a cat-1.mp4"} < names and len(names) == 4
-    told = json.loads((FOLDER / "vbench" / "fps.json").read_text())
-    assert set(told) == names and sorted(told.values()) == ["a cat", "a cat", "a/dog", "a/dog"]
+    prompts = json.loads((FOLDER / "vbench" / "fps.json").read_text())
+    assert set(prompts) == names and sorted(prompts.values()) == ["a cat", "a cat", "a/dog", "a/dog"]
 
 
 def test_a_suite_that_was_stopped_goes_on(fpsgen, evaluate, monkeypatch):

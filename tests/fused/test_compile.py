@@ -1,12 +1,15 @@
 """The kernels compile for Hopper without a GPU: no spills, nothing passes through shared memory but sums."""
 
+import re
+
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from attention.compiled import TOOLS, build, translate
 
-from fpsgen.fused import kernels, pixel_kernels
+from fpsgen.fused import cross_attention_kernel, kernels, pixel_kernels
+from fpsgen.fused.cross_attention_kernel import CrossConfig
 from fpsgen.fused.launch import row_config
 
 pytestmark = pytest.mark.skipif(not (TOOLS / "cuobjdump").exists(), reason="this triton carries no CUDA tools")
@@ -30,7 +33,22 @@ def check(kernel, types, constants, options):
 @pytest.mark.parametrize(("size", "gelu"), [(1536, False), (5120, False), (8960, True), (13824, True)])
 def test_quantize(size, gelu, fp8):
     types = {"x": "*bf16!", "out": "*fp8e4nv!" if fp8 else "*bf16!", "scale": "*fp32!", "stride": "i32!"}
-    check(kernels.quantize_kernel, types, *row(size, GELU=gelu, FP8=fp8))
+    types["gain"] = "*fp32!"
+    for gain in (False, True):
+        check(kernels.quantize_kernel, types, *row(size, GELU=gelu, GAIN=gain, FP8=fp8))
+
+
+@pytest.mark.parametrize("fp8", [True, False])
+def test_cross_attention(fp8):
+    config, kernel = CrossConfig(), cross_attention_kernel.cross_attention_kernel
+    types = dict.fromkeys(("q", "k", "v", "weight"), "*bf16!") | dict.fromkeys(("inverse_rms", "out_scale"), "*fp32!")
+    types |= {"out": "*fp8e4nv!" if fp8 else "*bf16!", "length": "i32!", "num_keys": "i32", "heads": "i32"}
+    types |= dict.fromkeys(("scale", "last_bias"), "fp32")
+    constants = {"D": 128, "ROWS": config.rows, "KEYS": config.keys, "NORM": True, "SCALED": fp8}
+    usage = build(kernel, types, constants, {"num_warps": config.warps, "num_stages": config.stages})
+    print(f"cross attention fp8={fp8}: {usage}")
+    assert usage.stack == 0 and usage.local_loads == 0 and usage.registers <= 255
+    assert not fp8 or len(re.findall(r"STG\.E\.128", usage.sass)) == config.rows * 128 // (16 * 32 * config.warps)
 
 
 @pytest.mark.parametrize("fp8", [True, False])

@@ -56,6 +56,35 @@ def test_the_kernel_norms_its_queries(dim):
     assert error(cross_attention(q, k, v, 50, norm), wanted) < 1e-2
 
 
+@pytest.mark.parametrize("dim", [64, 128])
+def test_an_output_in_fp8(dim):
+    """The kernel's and plain torch's are the wide one over a scale of the values', rounded once."""
+    q, k, v = inputs(40, 9, dim, torch.bfloat16, heads=3)
+    v = v * torch.logspace(-2, 2, 3 * dim).view(3, dim).bfloat16()
+    scale = v.float().abs().amax((0, 1)) / 448
+    wanted = padded(q, k, v, 50)
+    with interpreted(cross_attention_kernel), interpreted(kernels):
+        out = cross_attention_kernel.launch(
+            q, k, v, math.log(50), config=CrossConfig(rows=32, keys=16), out_scale=scale
+        )
+    for got in (out, cross_attention(q, k, v, 50, out_scale=scale)):
+        assert got.dtype == torch.float8_e4m3fn and got.is_contiguous()
+        apart = (got.double() * scale - wanted).norm(dim=(0, 1)) / wanted.norm(dim=(0, 1))
+        assert apart.max() < 0.04  # in every channel
+        assert error(got.double() * scale.flip(0), wanted) > 0.1
+
+
+def test_the_largest_value_is_not_clipped():
+    q, k, _ = inputs(40, 9, 64, torch.bfloat16)
+    v = -torch.linspace(1, 300, 128).view(2, 64).bfloat16().expand_as(k)
+    scale = v[0, 0].float().abs() / 448
+    with interpreted(cross_attention_kernel), interpreted(kernels):
+        out = cross_attention_kernel.launch(
+            q, k, v.contiguous(), math.log(50), config=CrossConfig(rows=32, keys=16), out_scale=scale
+        )
+    assert (out.float() == -448).all() and (cross_attention(q, k, v, 50, out_scale=scale).float() == -448).all()
+
+
 @pytest.mark.parametrize("repeats", [1, 400])
 def test_plain_torch(repeats):
     q, k, v = inputs(50, 12, 32, torch.float32)

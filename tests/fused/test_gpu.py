@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 
 from fpsgen import apply
+from fpsgen.attention.schedule import Profile, Schedule
 from fpsgen.fused import (
+    FP8Channels,
     QueryNorm,
     cross_attention,
+    fold_channels,
     fp8_linear,
     gelu_rows,
     norm_rows,
@@ -90,6 +93,33 @@ def test_products(rows, inner, outer):
     assert 0.02 < error(fp8_linear(x, quantized, bias), F.linear(x.float(), weight.float(), bias.float())) < 0.03
 
 
+@pytest.mark.parametrize(("heads", "dim"), [(40, 128), (12, 128), (4, 64)])
+def test_cross_attention_with_an_output_in_fp8(heads, dim):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, heads, dim, device="cuda", dtype=torch.bfloat16) for n in (1000, 77, 77))
+    v = v * torch.logspace(-2, 2, heads * dim, device="cuda").view(heads, dim).bfloat16()
+    scale = v.float().abs().amax((0, 1)) / 448
+    wide, narrow = cross_attention(q, k, v, 400), cross_attention(q, k, v, 400, out_scale=scale)
+    wanted = (wide.float() / scale).to(torch.float8_e4m3fn)
+    assert error(narrow.float(), wanted.float()) < 0.02  # bf16 values that round to the other side
+    apart = (narrow.float() * scale - wide.float()).norm(dim=(0, 1)) / wide.float().norm(dim=(0, 1))
+    assert apart.max() < 0.04
+
+
+def test_scales_of_channels_in_the_weight():
+    if not fp8_supported(torch.device("cuda")):
+        pytest.skip("no FP8 tensor cores")
+    torch.manual_seed(0)
+    size = torch.logspace(-3, 3, 5120, device="cuda")
+    wide, weight = torch.randn(1000, 5120, device="cuda") * size, torch.randn(512, 5120, device="cuda") / size
+    x = FP8Channels((wide / size * 64).to(torch.float8_e4m3fn), size / 64)
+    for kind in (torch.float32, torch.bfloat16):
+        out = fp8_linear(*fold_channels(x, weight.to(kind)), None)
+        assert error(out, wide.double() @ weight.double().t()) < 0.045
+    wrong = FP8Channels(x.values, x.scale.roll(1))
+    assert error(fp8_linear(*fold_channels(wrong, weight), None), wide.double() @ weight.double().t()) > 0.045
+
+
 def test_blocks():
     made = case.transformer(num_attention_heads=2, attention_head_dim=128, ffn_dim=768).cuda()
     given = {name: value.cuda() for name, value in case.inputs().items()}
@@ -105,6 +135,31 @@ def test_blocks():
         with apply(made, case.DENSE, strict=True, linear="fp8") as handle:
             assert error(case.forward(made, narrow), wanted) < stock + 0.06
             assert handle.report()["components"]["linear"] == {"fp8_rowwise": 8 * case.LAYERS}
+
+
+@pytest.mark.parametrize("smooth_v", [False, True])
+def test_blocks_with_attention_in_fp8(smooth_v):
+    """Attention and cross-attention give their outputs in FP8: no worse than rows quantized after them (exact)."""
+    if not fp8_supported(torch.device("cuda")):
+        pytest.skip("no FP8 tensor cores")
+    options = {"smooth_v": True} if smooth_v else {}
+    profile = Profile("all", "sage" if smooth_v else "fps", (3, 4, 4), options=options)
+    schedule = Schedule("fp8", (profile,), ((0.0, 1.0, "all"),))
+    made = case.transformer(num_attention_heads=2, attention_head_dim=128, ffn_dim=768).cuda()
+    given = {name: value.cuda() for name, value in case.inputs().items()}
+    given["encoder_hidden_states"][:, 4:] = 0
+    wanted = case.forward(made, given)
+    for parameter in made.parameters():
+        parameter.data = parameter.data.bfloat16()
+    narrow = {n: v.bfloat16() if n != "timestep" else v for n, v in given.items()}
+    errors = []
+    for exact in (True, False):
+        with apply(made, schedule, strict=True, linear="fp8", exact=exact):
+            ours = case.forward(made, narrow)
+            errors.append(error(ours, wanted))
+            assert torch.equal(case.forward(made, narrow), ours)
+    print(errors)
+    assert errors[1] < 1.1 * errors[0] < 0.15
 
 
 def test_decoder():

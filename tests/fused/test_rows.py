@@ -47,6 +47,14 @@ def test_quantize(size, config, gelu):
     assert faults(out, scale, wide * 1.1) > 1e-3
 
 
+@pytest.mark.parametrize(("size", "config"), SIZES)
+def test_quantize_with_a_gain_for_every_channel(size, config):
+    x, gain = tokens(size)[0].view(-1, size), torch.logspace(-3, 3, size)
+    out, scale = launch.quantize(x, False, True, config, gain)
+    assert faults(out, scale, x.float() * gain) < 1e-5
+    assert faults(out, scale, x.float() * gain.roll(1)) > 1e-3
+
+
 def test_rows_need_not_lie_together():
     x = torch.randn(6, 96).bfloat16()[:, 32:64]
     out, scale = launch.quantize(x, False, True)

@@ -33,12 +33,12 @@ def outlook(tmp_path, monkeypatch):
 
 def test_a_model_that_is_not_here(outlook):
     found = outlook(80.0, model="wan2.1-14b", res="720p")
-    told = found.as_json()
-    assert told["token_grid"] == (21, 45, 80) and told["tokens"] == 75600 and told["settings"]["model_path"] is None
-    assert sum(profile["steps"] for profile in told["profiles"]) == 50
-    assert all(0 < profile["density"] <= 1 for profile in told["profiles"])
-    assert told["estimate"]["fetch"] == 80_400_000_000 and told["estimate"]["free_disk"] > 0
-    assert told["estimate"]["refusal"] == "" and told["estimate"]["denoise_s"] is None  # the 14B model has no rows
+    shown = found.as_json()
+    assert shown["token_grid"] == (21, 45, 80) and shown["tokens"] == 75600 and shown["settings"]["model_path"] is None
+    assert sum(profile["steps"] for profile in shown["profiles"]) == 50
+    assert all(0 < profile["density"] <= 1 for profile in shown["profiles"])
+    assert shown["estimate"]["fetch"] == 80_400_000_000 and shown["estimate"]["free_disk"] > 0
+    assert shown["estimate"]["refusal"] == "" and shown["estimate"]["denoise_s"] is None  # the 14B model has no rows
     names = [name for name, _, _ in found.rows()]
     assert {"to fetch", "GPU memory", "this machine", "denoising"} <= set(names)
 

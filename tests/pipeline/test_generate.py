@@ -27,8 +27,8 @@ from fpsgen.video import count_frames, read_recipe
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Recorder(Quiet):
-    """Keeps what it was told."""
+class KeptEvents(Quiet):
+    """Keeps all events."""
 
     def __init__(self) -> None:
         self.stages: list[str] = []
@@ -57,8 +57,8 @@ def request_for(tmp_path, tiny_dir, monkeypatch):
     return make
 
 
-def make(request: GenerateRequest) -> tuple[generate.GenerateResult, Recorder]:
-    events = Recorder()
+def make(request: GenerateRequest) -> tuple[generate.GenerateResult, KeptEvents]:
+    events = KeptEvents()
     return generate.run(request, Timing(events)), events
 
 
@@ -85,6 +85,23 @@ def test_a_video_with_its_recipe_and_report(request_for):
     assert sum(report["steps_s"]) <= report["stages_s"]["denoise"] + 0.01
     assert report["peak_memory"]["rss_bytes"] > 1e7 and 0 < report["density"] <= 1
     assert len(report["attention"]["steps"]) == 3
+
+
+def test_short_memory_decodes_in_tiles_and_says_so(request_for, monkeypatch):
+    from diffusers import AutoencoderKLWan
+
+    used: list[bool] = []
+    whole = AutoencoderKLWan.decode
+    monkeypatch.setattr(
+        AutoencoderKLWan, "decode", lambda vae, *a, **k: used.append(vae.use_tiling) or whole(vae, *a, **k)
+    )
+    monkeypatch.setattr(decode, "free_bytes", lambda device: 1 << 40)
+    roomy, events = make(request_for())
+    assert not used and not events.warnings and "vae_tiles" not in roomy.recipe
+    monkeypatch.setattr(decode, "free_bytes", lambda device: 1)
+    result, events = make(request_for())
+    assert used == [True] and any("tiles" in text for text in events.warnings)
+    assert result.recipe["vae_tiles"] is True and count_frames(result.path) == 5
 
 
 def test_same_seed_same_bytes(request_for):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fpsgen.errors import DISK, USAGE, FpsgenError
+from fpsgen.files import temporary
 from fpsgen.pipeline.output import free_name, resolve_output, sidecar, slug
 
 
@@ -141,6 +142,20 @@ def test_names_that_no_system_call_takes():
             resolve_output(output, "a cat", 7, False)
         except FpsgenError as error:
             assert error.code in (USAGE, DISK)
+
+
+def test_names_of_temporaries_are_not_taken(tmp_path):
+    with temporary(tmp_path / "x.mp4") as (part, _):
+        with pytest.raises(FpsgenError) as caught:
+            resolve_output(f"{part}.mp4", "a cat", 7, False)
+        assert caught.value.code == USAGE and part.name in caught.value.message
+
+
+def test_a_path_that_is_too_long_as_a_whole_is_said_before_the_work():
+    for name in ("/".join(["a" * 100] * 50), "/".join(["a" * 100] * 50) + "/x.mp4"):
+        with pytest.raises(FpsgenError) as caught:
+            resolve_output(name + "/" * (not name.endswith(".mp4")), "a cat", 7, False)
+        assert caught.value.code == DISK and "too long" in caught.value.message
 
 
 def test_a_working_folder_that_was_removed_is_named(tmp_path, monkeypatch):

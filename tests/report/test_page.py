@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 
 from fpsgen.cli.app import run
 from fpsgen.errors import BAD_INPUT, DISK, OK, FpsgenError
 from fpsgen.report import charts
-from fpsgen.report.bench import cells, markdown, notes, table
+from fpsgen.report.bench import cells, markdown, notes, profile_cells, table
 from fpsgen.report.page import page
 
 
@@ -32,6 +33,8 @@ def row(method: str, speedup: float, psnr: float | None, **more) -> dict:
 
 
 ROWS = [row("bf16", 1.0, None), row("fps", 3.0, 25.0)]
+PROFILE = {"profile": "early", "steps": 2, "method": "fps", "kernel": "cpu", "density": 0.25, "tile": [3, 5, 8]}
+PROFILE |= {"window": [1, 3, 3], "step_s": spread(1.0)}
 
 
 def test_cells_say_what_the_row_says():
@@ -131,6 +134,9 @@ def test_charts_place_points_by_value():
     svg = charts.scatter([charts.Point("a", 1, 10, "red"), charts.Point("b<", 2, 20, "blue")], "x", "y")
     spots = [tuple(map(float, spot)) for spot in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)]
     assert spots[0][0] < spots[1][0] and spots[0][1] > spots[1][1] and "b&lt;" in svg
+    names = charts.scatter([charts.Point(name, 1, 10 + i / 9, "red") for i, name in enumerate("abc")], "x", "y")
+    heights = sorted(float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="(?:start|end)">[abc]<', names))
+    assert len(heights) == 3 and all(b - a > 11 for a, b in pairwise(heights))
     assert charts.scatter([], "x", "y") == "" and charts.lines([("a", "red", [1.0])], "x", "y") == ""
 
 
@@ -139,6 +145,49 @@ def test_text_and_markdown_name_setting_and_place():
     assert "64x48" in lines[0] and "GPU" in lines[1] and lines[-1].split()[0] == "fps" and "3.00x" in lines[-1]
     text = markdown([*ROWS, row("fps", 2.0, 20.0, device="other GPU")])
     assert text.count("\n1. ") == 1 and "\n2. " in text and "other GPU" in text
+
+
+def test_what_leaves_keys_out_is_said_beside_the_speed_up():
+    dense = PROFILE | {"profile": "late", "density": 1.0}
+    rows = [ROWS[0], row("fps", 3.0, 25.0, profiles=[PROFILE, dense])]
+    said = [line for line in table(rows) if "tile" in line]
+    assert said == ["paper, early: 2 steps, density 25.0%, tile 3 x 5 x 8, window 1 x 3 x 3"]
+    assert "| fps | early | 2 | fps | cpu | 25.0% | 3 x 5 x 8 | 1 x 3 x 3 |" in markdown(rows)
+
+
+def test_rows_of_several_settings_are_told_apart():
+    """Bars are as long as the slowest of their own setting; every chart, row and video says which setting it is of."""
+    other = {"device": "other GPU", "command": "fpsgen bench --other", "steps_s": [9.0, 9.0]}
+    rows = [*ROWS, row("bf16", 0.5, None, **other), row("sta", 2.0, 20.0, **other, profiles=[PROFILE])]
+    text = page(rows)
+    found = Read(text)
+    head, *body = [line for line in found.table if "Setting" in line or line[0] in ("bf16 (baseline)", "fps", "sta")]
+    assert [line[head.index("Setting")] for line in body[:4]] == ["1", "1", "2", "2"] and body[-1][1] == "2"
+    widths = [float(width) for width in re.findall(r"width:([\d.]+)%;background", text)]
+    assert [sum(widths[i : i + 4]) for i in (0, 8)] == pytest.approx([100, 100], abs=0.1)
+    assert "Seconds per step: setting 1" in text and "Seconds per step: setting 2" in text and ">sta (2)<" in text
+    assert "fpsgen bench --other" in text and text.count("Made by") == 2
+    assert "setting 1" not in page(ROWS) and "Setting" not in Read(page(ROWS)).table[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "keys"), [("bf16", ["-", "all"]), ("sage", ["3 x 5 x 8", "all"]), ("svg", ["3 x 5 x 8", "chosen"])]
+)
+def test_a_window_is_named_where_there_is_one(method, keys):
+    """A report holds the whole grid as the window of methods without one."""
+    (line,) = profile_cells(row(method, 2.0, 20.0, profiles=[PROFILE | {"method": method}]))
+    assert line[6:8] == keys
+
+
+def test_one_comparison_also_has_the_bands_of_others():
+    """There is no chart of a single point to stand beside."""
+    for shown in (page(ROWS), markdown(ROWS), "\n".join(table(ROWS))):
+        assert "21.4 dB" in shown and "same trajectory" in shown
+    assert "same trajectory" not in page([row("bf16", 1.0, None), row("fps", 3.0, None)])
+
+
+def test_a_difference_that_ffmpeg_does_not_see_is_no_missing_figure():
+    assert cells(row("fps", 3.0, 90.0, xpsnr_db=None))["xpsnr"] == "equal" and cells(ROWS[0])["xpsnr"] == "-"
 
 
 def test_rows_of_several_files_become_one_page(tmp_path, capsys):
@@ -150,7 +199,7 @@ def test_rows_of_several_files_become_one_page(tmp_path, capsys):
     target = tmp_path / "both.html"
     assert run(["report", str(first), str(second), "-o", str(target)]) == OK
     assert "other GPU" in target.read_text() and "other GPU" in capsys.readouterr().out
-    assert run(["report", str(first), "-o", str(target)]) == DISK  # never replaced without being told
+    assert run(["report", str(first), "-o", str(target)]) == DISK  # never replaced without --overwrite
 
 
 @pytest.mark.parametrize(
@@ -168,7 +217,21 @@ def test_a_row_with_one_wrong_value_is_refused(tmp_path):
 
     wrong = {"speedup_denoise": "fast", "stages_s": {}, "step_s": {"median": None}, "seed": True, "density": [1]}
     wrong |= {"guidance": "5", "video": 5, "steps_s": 6, "peak_memory": 5, "psnr_db": {}, "fused": "x", "steps": 1e400}
-    for key, value in wrong.items():
-        path = tmp_path / "a.jsonl"
-        path.write_text(json.dumps(ROWS[0] | {key: value}))
-        assert run(["report", str(path), "-o", str(tmp_path / "x.html")]) == BAD_INPUT, key
+    wrong |= {"stlpips": "low", "bf16_backend": 5, "profiles": [PROFILE, 5]}
+    profiles = {
+        "profile": None,
+        "steps": "two",
+        "density": "x",
+        "tile": [3, 5],
+        "window": 5,
+        "step_s": {},
+        "kernel": {},
+    }
+    rows = [ROWS[0] | {key: value} for key, value in wrong.items()]
+    rows += [ROWS[0] | {"profiles": [PROFILE | {key: value}]} for key, value in profiles.items()]
+    path = tmp_path / "a.jsonl"
+    for line in rows:
+        path.write_text(json.dumps(line))
+        assert run(["report", str(path), "-o", str(tmp_path / "x.html")]) == BAD_INPUT, line
+    path.write_text(json.dumps(ROWS[0] | {"profiles": [PROFILE, PROFILE | {"density": None, "window": None}]}))
+    assert run(["report", str(path), "-o", str(tmp_path / "x.html")]) == OK

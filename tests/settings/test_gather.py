@@ -1,4 +1,4 @@
-"""Settings: which layer wins, and what a wrong value is told."""
+"""Settings: which layer wins, and what is said of a wrong value."""
 
 from __future__ import annotations
 

@@ -111,6 +111,7 @@ OTHER = {  # a value of each setting that differs from what request_for and the 
     "cache": "first-block",
     "cfg_until": 0.5,
     "exact": True,
+    "compile": "off",
     "output": "elsewhere/",
     "overwrite": True,
     "metadata": False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tools.paper_table import main, table
+from tools.paper_table import SHAPES, main, table
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
 SHAPE = {"shape": "720p", "heads": 12, "batch": 1, "tiles": "fit", "commit": "c", "device": "d", "versions": {}}
@@ -26,9 +26,25 @@ def test_ratios_are_of_the_same_shape_and_the_nearest_density():
     lines = {line["method"]: line for line in table(ROWS, [])["rows"]}
     assert (lines["fps"]["fa3"], lines["fps"]["cudnn"], lines["fps"]["density"]) == ("6.00x", "7.50x", "19.0%")
     assert lines["sta"]["fa3"] == "4.00x" and lines["fp8"]["cudnn"] == "2.00x"
-    assert {line["whole"] for line in lines.values()} == {"not measured"}
-    whole = [{"model": "wan2.1-14b", "height": 720, "method": "fps", "speedup_denoise": 4.5}]
-    assert table(ROWS, whole)["rows"][2]["whole"] == "4.50x"
+    assert {line[model] for line in lines.values() for model in SHAPES} == {"not measured"}
+    whole = {
+        "model": "wan2.1-14b",
+        "height": 720,
+        "method": "fps",
+        "baseline": "bf16",
+        "schedule": "paper",
+        "density": 0.22,
+    }
+    small = whole | {"model": "wan2.1-1.3b", "speedup_denoise": 5.5, "bf16_backend": "cudnn"}
+    others = [{"height": 480}, {"schedule": "safe"}, {"bf16_backend": "fa3"}]  # after it, so they would win
+    rows = [whole | {"speedup_denoise": 4.5}, small, *(small | other | {"speedup_denoise": 1.0} for other in others)]
+    rows.append(small | {"method": "sta", "schedule": "paper-sta", "speedup_denoise": 3.5})
+    found = {line["method"]: [line[model] for model in SHAPES] for line in table(ROWS, rows)["rows"]}
+    assert found == {
+        "fp8": ["not measured"] * 2,
+        "sta": ["not measured", "3.50x at 22%"],
+        "fps": ["4.50x at 22%", "5.50x at 22%"],
+    }
     without = [row for row in ROWS if row["method"] != "fa3-bf16"]
     assert {line["fa3"] for line in table(without, [])["rows"]} == {""}
 

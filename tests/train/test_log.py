@@ -1,4 +1,4 @@
-"""What is told of a run: the log, its page, and when losses are refused."""
+"""What is kept of a run: the log, its page, and when losses are refused."""
 
 from __future__ import annotations
 

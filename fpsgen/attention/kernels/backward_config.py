@@ -1,4 +1,4 @@
-"""Launch choices of the backward kernels; no triton import."""
+"""Launch configurations of the backward kernels; no triton import."""
 
 from __future__ import annotations
 

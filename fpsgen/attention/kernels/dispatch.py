@@ -17,6 +17,7 @@ from fpsgen.attention.kernels.quantize_qkv import quantize_into
 from fpsgen.attention.kernels.workspace import Workspace, make_workspace
 from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.plan import BlockLists, DeviceTables, leaves_out
+from fpsgen.attention.quantize import E4M3_MAX, FP8Output
 
 
 def attention_kernel(
@@ -33,22 +34,23 @@ def attention_kernel(
     center_v: bool = False,
     int8_qk: bool = False,
     pv_threshold: float = 0.0,
+    fp8_out: bool = False,
     *,
     config: PortableConfig | Sm90Config | None = None,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor | FP8Output, torch.Tensor | None]:
     """Attention of q, k, v [B, L, H, D] (tile order) over lists of key blocks, as attention_reference does it.
 
     fp8: Q, K, V and P in E4M3, one scale per `granularity` kernel blocks of Q and K; Q and K in INT8 with int8_qk.
     pv_threshold, with fp8: a key block is left out for query rows of one program if none of their scores comes within
     this distance (base 2) of its row's running maximum, rounded up to integers (SpargeAttn, arXiv 2502.18137, section
-    3.4); 0: none is. Otherwise products are in q's
-    16-bit type, bf16 for fp32 inputs. norm_rope: q and k are normed and rotated first. smooth_k, center_v: with fp8, K
-    and V are quantized without their mean over all tokens, which neither out nor LSE shows but in their error. D may be
-    up to 128. config: None chooses the fastest kernel that takes these inputs. out (contiguous [B, L, H, D] where D is
-    64 or 128) and lse (fp32 [B, H, L]) may be given. Returns out in q's dtype and LSE (natural logarithm), None without
-    return_lse. Raises ValueError for other head dims, and for lists whose number of groups is not 1, H or B*H.
+    3.4); 0: none is. Otherwise products are in q's 16-bit type, bf16 for fp32 inputs. norm_rope: q and k are normed and
+    rotated first. smooth_k, center_v: with fp8, K and V are quantized without their mean over all tokens, which neither
+    out nor LSE shows but in their error. fp8_out, with fp8: out is an FP8Output. D may be up to 128. config: None
+    chooses the fastest kernel that takes these inputs. out (contiguous [B, L, H, D] where D is 64 or 128) and lse (fp32
+    [B, H, L]) may be given. Returns out in q's dtype and LSE (natural logarithm), None without return_lse. Raises
+    ValueError for other head dims, and for lists whose number of groups is not 1, H or B*H.
     """
     batch, tokens, heads, dim = q.shape
     groups = lists.list_count.shape[0]
@@ -57,7 +59,7 @@ def attention_kernel(
     padded = next((d for d in HEAD_DIMS if d >= dim), 0)
     if not padded:
         raise ValueError(f"head dim is {dim}.\nThe kernels take head dims up to {HEAD_DIMS[-1]}.")
-    dtype = q.dtype
+    dtype = torch.float8_e4m3fn if fp8_out else q.dtype
     if norm_rope and (padded != dim or not fp8):
         q, k = norm_rope.apply(q, k)
         norm_rope = None
@@ -78,12 +80,26 @@ def attention_kernel(
         if fp8:
             permuted = isinstance(config, Sm90Config)
             quantize_into(workspace, q, k, v, tables, granularity, permuted, norm_rope, smooth_k, center_v)
+        out_scale = _output_units(workspace, center_v) if fp8_out else None
         quantized = workspace if fp8 else None
         launch(config, (q, k, v), quantized, tables, lists, out, lse, dim**-0.5, center_v, pv_threshold)
         if fp8 and smooth_k and return_lse:  # that of the keys as they were given
             q = norm_rope.apply(q, k)[0] if norm_rope else q
             lse += torch.einsum("blhd,bhd->bhl", q.float(), workspace.k_mean) * dim**-0.5
-    return out if padded == dim else out[..., :dim].contiguous(), lse if return_lse else None
+    out = out if padded == dim else out[..., :dim].contiguous()
+    lse = lse if return_lse else None
+    return (out, lse) if out_scale is None else (FP8Output(out, out_scale[:, :dim]), lse)
+
+
+def _output_units(workspace: Workspace, center_v: bool) -> torch.Tensor:
+    """Express V's scales and means in FP8Output's scale [H, D], which is returned: kernels then store its values."""
+    v_scale = workspace.v_scale  # [B, H, D]
+    bound = v_scale + workspace.v_mean.abs() / E4M3_MAX if center_v else v_scale
+    scale = bound.amax(0)
+    v_scale.div_(scale)
+    if center_v:
+        workspace.v_mean.div_(scale)
+    return scale
 
 
 def choose(q: torch.Tensor, tables: DeviceTables, fp8: bool, pv_threshold: float = 0.0) -> PortableConfig | Sm90Config:

@@ -183,7 +183,10 @@ def store_rows(out, lse, o, lse_base2, bh, heads, tokens, token, rows):
     on.
     """
     D: gl.constexpr = o.shape[1]
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [gl.num_warps(), 1], [1, 0])  # whole lines
+    WIDTH: gl.constexpr = 16 if out.dtype.element_ty.primitive_bitwidth == 8 else 8
+    layout: gl.constexpr = gl.BlockedLayout(  # whole lines
+        [1, WIDTH], [32 * WIDTH // D, D // WIDTH], [gl.num_warps(), 1], [1, 0]
+    )
     o = gl.convert_layout(o.to(out.dtype.element_ty), layout)
     first = ((bh // heads).to(gl.int64) * tokens + token) * heads + bh % heads
     row = gl.expand_dims(gl.arange(0, 64, gl.SliceLayout(1, layout)), 1)

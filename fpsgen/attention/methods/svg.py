@@ -44,14 +44,11 @@ def mask_errors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Attenti
 
     rows, masks = plan.constant(sampled_masks, q.device)
     score = torch.einsum("bnhd,blhd->bhnl", q[:, rows] * q.shape[-1] ** -0.5, k).float()  # n sampled rows
-    share, value = score.softmax(-1), v.float()
-    exact = torch.einsum("bhnl,blhd->bhnd", share, value)
-    errors = []
-    for mask in masks:
-        kept = share * mask
-        out = torch.einsum("bhnl,blhd->bhnd", kept, value) / kept.sum(-1, keepdim=True).clamp(min=1e-30)
-        errors.append((out - exact).square().mean((2, 3)))
-    return torch.stack(errors)
+    share = score.softmax(-1).to(v.dtype)
+    kept = torch.stack((share, *(share * mask for mask in masks)), 2)  # [B, H, 3, n, L]: v is read once
+    total = kept.sum(-1, keepdim=True, dtype=torch.float32).clamp(min=1e-30)
+    exact, *out = (torch.einsum("bhmnl,blhd->bhmnd", kept, v).float() / total).unbind(2)
+    return torch.stack([(each - exact).square().mean((2, 3)) for each in out])
 
 
 def near_windows(tiling: Tiling, sparsity: float) -> tuple[TileLists, TileLists]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -39,12 +40,14 @@ class RepositoryCache:
         self.cache, self.folder, self._locks = cache, cache / name, cache / ".locks" / name
 
     def snapshot(self, revision: str) -> Path | None:
-        """Folder of a branch, tag or commit, None where it is not here or not whole."""
+        """Folder of a branch, tag or commit, None where it is not here or not whole. Raises FpsgenError MODEL where the
+        cache may not be read.
+        """
         commit = revision if COMMIT.fullmatch(revision) else self._commit_of(revision)
         if commit is None:
             return None
         folder = self.folder / "snapshots" / commit
-        return folder if (folder / INDEX).is_file() else None
+        return folder if self._is_file(folder / INDEX) else None
 
     def blob(self, digest: str) -> Path:
         """Path of a file by its digest. Raises FpsgenError MODEL for a text that is no digest."""
@@ -148,8 +151,17 @@ class RepositoryCache:
                 held.enter_context(lock(path, busy, "wait until it has ended, then pull again"))
             yield
 
+    def _is_file(self, path: Path) -> bool:
+        try:
+            return stat.S_ISREG(os.stat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            what = f"the model cache {show(self.cache, 300)} cannot be read: {error.strerror}"
+            raise FpsgenError(what, "check its permissions, or set HF_HOME to another folder", MODEL) from error
+
     def _commit_of(self, revision: str) -> str | None:
-        if not REVISION.fullmatch(revision):
+        if not REVISION.fullmatch(revision) or not self._is_file(self.folder / "refs" / revision):
             return None
         with suppress(FpsgenError):
             text = read_text(self.folder / "refs" / revision, 100, "a revision of the cache").strip()
@@ -193,7 +205,7 @@ def free_disk() -> int:
 
 
 def on_disk(spec: ModelSpec) -> Path | None:
-    """Folder of a model of the registry, if it is on this machine (not judged)."""
+    """Folder of a model of the registry, if it is on this machine (not judged). Raises as RepositoryCache.snapshot."""
     if spec.embedded:
         folder = weights_dir() / spec.source
         return folder if (folder / INDEX).is_file() else None

@@ -107,7 +107,6 @@ def _best(res: str | Size | None, device: str, machine: Machine | None) -> Model
     """
     passed: list[Passed] = []
     for spec in reversed(models()):
-        folder = on_disk(spec)
         if not spec.embedded:
             machine = machine or (this_machine() if spec.min_memory_gb else None)
             lack = lacks(spec, machine, device) if machine is not None else ""
@@ -115,13 +114,14 @@ def _best(res: str | Size | None, device: str, machine: Machine | None) -> Model
                 size = res if isinstance(res, str) or res is None else f"{res[0]}x{res[1]}"
                 passed.append(Passed(spec, lack or f"does not make {size}"))
                 continue
-        if folder is None:
-            passed.append(Passed(spec, "is not on disk", fetchable=not spec.embedded))
-            continue
         try:
-            pipeline = check_folder(folder)
+            folder = on_disk(spec)
+            pipeline = None if folder is None else check_folder(folder)
         except FpsgenError as error:
             passed.append(Passed(spec, f"is not usable ({error.message})"))
+            continue
+        if pipeline is None:
+            passed.append(Passed(spec, "is not on disk", fetchable=not spec.embedded))
             continue
         reason = "; ".join(["the best model that is on disk and fits", *(f"{p.spec.name} {p.why}" for p in passed)])
         return ModelChoice(spec, pipeline, reason, tuple(passed))
@@ -156,7 +156,7 @@ def _describe(pipeline: PipelineFolder) -> ModelSpec:
         geometry=geometry,
         transformer={},
         max_sequence_length=int(min(tokens, like.max_sequence_length)),
-        trained_schedule=(pipeline.folder / "schedule.toml").is_file(),
+        trained_schedule=os.path.lexists(pipeline.folder / "schedule.toml"),
     )
 
 

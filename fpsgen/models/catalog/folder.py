@@ -71,9 +71,9 @@ def check_folder(folder: str | Path) -> PipelineFolder:
     judged = check_configs(str(folder), lambda name: folder / name)
     weights = {part: weight_files(folder / part) for part in WEIGHTED}
     for part in PARTS:
-        if (folder / part / "adapter_config.json").exists():
+        if os.path.exists(folder / part / "adapter_config.json"):
             raise broken(folder, f"{part} holds an adapter (adapter_config.json), which fpsgen does not load")
-    if not any((folder / "tokenizer" / name).is_file() for name in TOKENIZER_FILES):
+    if not any(os.path.isfile(folder / "tokenizer" / name) for name in TOKENIZER_FILES):
         raise broken(folder, "the tokenizer's files are missing")
     return PipelineFolder(folder, judged.configs, weights, judged.scheduler, judged.tokenizer, judged.expand_timesteps)
 
@@ -132,15 +132,15 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files of one part. Raises FpsgenError MODEL if one is missing or only pickles are there."""
     stem = STEMS[folder.name]
     whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if whole.is_file() and index.is_file():
+    if os.path.isfile(whole) and os.path.isfile(index):
         raise broken(folder.parent, f"{folder.name} has both {whole.name} and {index.name}")
-    if whole.is_file():
+    if os.path.isfile(whole):
         return (whole,)
-    if not index.is_file():
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES) if folder.is_dir() else []
+    if not os.path.isfile(index):
+        pickled = sorted(name for name in os.listdir(folder) if name.endswith(PICKLES)) if os.path.isdir(folder) else []
         what = f"pickled weights only ({show(pickled[0], 60)})" if pickled else f"no {whole.name}"
         raise broken(folder.parent, f"{folder.name} has {what}")
-    names = shards(index, folder.name, folder.parent, lambda name: (folder / name).is_file())
+    names = shards(index, folder.name, folder.parent, lambda name: os.path.isfile(folder / name))
     return tuple(folder / name for name in names)
 
 
@@ -171,17 +171,23 @@ def wanted(name: str) -> bool:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Files of a pipeline folder that are read, sorted; links whose target is gone are among them."""
+    """Files of a pipeline folder that are read, sorted; links whose target is gone are among them. Raises FpsgenError
+    MODEL for a part that may not be read.
+    """
     found = [folder / name for name in (INDEX, *EXTRAS)]
     for part in PARTS:
-        if (folder / part).is_dir():
+        try:
             found += sorted((folder / part).iterdir())
-    return [path for path in found if path.is_file() or path.is_symlink()]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise broken(folder, f"{part} cannot be read: {error.strerror}") from error
+    return [path for path in found if os.path.isfile(path) or path.is_symlink()]
 
 
 def folder_size(folder: Path) -> int:
     """Bytes of the files of a pipeline folder that are read."""
-    return sum(path.stat().st_size for path in model_files(folder) if path.exists())
+    return sum(path.stat().st_size for path in model_files(folder) if os.path.exists(path))
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

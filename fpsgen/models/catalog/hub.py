@@ -130,7 +130,11 @@ def request(hub: HubSettings, address: str, what: str, start: int = 0) -> Iterat
         raise FpsgenError("HF_TOKEN holds characters that no token has", "set it again, or: hf auth login", USAGE)
     if start:
         headers["Range"] = f"bytes={start}-"
-    session = get_session()
+    try:
+        session = get_session()
+    except (ValueError, ImportError, OSError) as error:  # of a kind that is not known, or not there
+        what = f"the environment's proxy or certificates cannot be used: {show(without_credentials(str(error)), 160)}"
+        raise FpsgenError(what, "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE", USAGE) from error
     http = sys.modules[type(session).__module__.partition(".")[0]]  # httpx, or httpx2 of later versions
     try:
         with session.stream("GET", address, headers=headers, timeout=hub.seconds) as response:
@@ -150,7 +154,7 @@ _OTHER_SERVER = "set HF_ENDPOINT to another server, or unset it"
 
 
 def _check_endpoint(endpoint: str) -> None:
-    shown = show(without_credentials(endpoint))
+    shown = show(without_credentials(endpoint).partition("?")[0])
     try:
         parts = urlsplit(endpoint)
         right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from fpsgen.errors import MODEL
@@ -30,7 +31,7 @@ def read_manifest(folder: Path) -> dict[str, tuple[int, str]] | None:
     `write_manifest` writes it, byte by byte.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     text = read_text(path, _LIMIT, f"{MANIFEST} of {folder}", MODEL)
     table = fields(

@@ -60,13 +60,18 @@ def has_digests(folder: Path) -> bool:
 
 
 def mismatch(path: Path, digest: str) -> str:
-    """How a file differs from its digest (64 hex digits: sha256; 40: git blob id), "" where it does not."""
+    """How a file differs from its digest (64 hex digits: sha256; 40: git blob id), "" where it does not. One that may
+    not be read differs.
+    """
 
     def git() -> hashlib._Hash:
         return hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
 
-    with path.open("rb") as file:
-        got = hashlib.file_digest(file, "sha256" if len(digest) == 64 else git).hexdigest()
+    try:
+        with path.open("rb") as file:
+            got = hashlib.file_digest(file, "sha256" if len(digest) == 64 else git).hexdigest()
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
     return "" if got == digest else f"its digest is {got[:12]}..., not {digest[:12]}..."
 
 
@@ -81,16 +86,20 @@ def _compare(folder: Path, progress: Progress = lambda name, done, total: None) 
     wrong = [f"{name}: it is missing, and {MANIFEST} names it" for name in digests if name not in files]
     done = 0
     for name, path in files.items():
-        if not path.exists():
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
             wrong.append(f"{name}: its blob is missing")
             continue
+        except OSError as error:
+            wrong.append(f"{name}: it cannot be read: {error.strerror}")
+            continue
         progress(name, done, total)
-        problem, size = "", path.stat().st_size
+        problem = ""
         if name in manifest and size != manifest[name][0]:
             problem = f"it has {size} bytes, not {manifest[name][0]} as {MANIFEST} says"
         elif name in digests:
             problem = mismatch(path, digests[name])
-            problem += f" as {MANIFEST} says" if problem and name in manifest else ""
         elif digests and wanted(name) and name != MANIFEST:
             problem = f"{MANIFEST} does not name it" if manifest else "no digest is known for it"
         if not problem and path.suffix == ".safetensors":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def unknown_words(prompt: str, vocabulary: Vocabulary) -> list[str]:
 def read_vocabulary(folder: Path) -> Vocabulary | None:
     """The vocabulary of a model folder, None where it has none. Raises FpsgenError MODEL for a broken one."""
     path = folder / VOCABULARY
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     what = f"{VOCABULARY} of {folder}"
     lists = ("subjects", "colours", "motions", "backgrounds", "words")

@@ -20,7 +20,7 @@ from fpsgen.attention.op import attend, kept_density, select_lists
 from fpsgen.attention.plan import AttentionPlan, BlockLists
 from fpsgen.attention.schedule import Profile
 from fpsgen.errors import USAGE, FpsgenError
-from fpsgen.fused import FP8Rows
+from fpsgen.fused import FP8Channels, FP8Rows
 from fpsgen.models.patch.forward_state import ForwardState
 from fpsgen.models.patch.run_record import ATTENTION, DENSE_LAYER, LayerRun
 from fpsgen.models.patch.stack import Run
@@ -63,12 +63,15 @@ class FpsAttnProcessor(WanAttnProcessor):
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         rotary_emb: Rotary | None = None,
+        fp8_out: bool = False,
     ) -> torch.Tensor:
-        """hidden_states [B, L, dim] to [B, L, dim]. Raises ValueError for cross-attention or a mask."""
+        """hidden_states [B, L, dim] to [B, L, dim]. fp8_out: attn.to_out takes FP8Channels. Raises ValueError for
+        cross-attention or a mask.
+        """
         if encoder_hidden_states is not None or attention_mask is not None or not isinstance(rotary_emb, Rotary):
             raise ValueError("attn1 was called on its own, or with a mask.\nCall the transformer, without a mask.")
         query, key, value = project(attn, hidden_states)
-        out = self_attention(attn, query, key, value, rotary_emb, self)
+        out = self_attention(attn, query, key, value, rotary_emb, self, fp8_out)
         return attn.to_out[1](attn.to_out[0](out))
 
 
@@ -88,11 +91,13 @@ def self_attention(
     value: torch.Tensor,
     rotary_emb: Rotary,
     processor: FpsAttnProcessor,
-) -> torch.Tensor:
+    fp8_out: bool = False,
+) -> torch.Tensor | FP8Channels:
     """All of attn1 between its projections: norms, rotary embedding, attention. query, key, value and the result
-    [B, L, H*D]; traceable by torch.compile(fullgraph=True).
+    [B, L, H*D]; traceable by torch.compile(fullgraph=True). fp8_out: give FP8Channels where attention is in FP8.
     """
     plan = rotary_emb.dense_plan if processor.dense else rotary_emb.plan
+    fp8_out = fp8_out and plan.fp8
     query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
     norm_rope = None
     if rotary_emb.table is not None and plan.fp8:
@@ -103,7 +108,7 @@ def self_attention(
         query, key = (rotate(x, rotary_emb.cos, rotary_emb.sin).type_as(value) for x in (query, key))
     backend = processor._attention_backend or rotary_emb.backend
     if torch.compiler.is_compiling():
-        out = _attention(query, key, value, plan, norm_rope, backend)
+        out = _attention(query, key, value, plan, norm_rope, backend, fp8_out=fp8_out)
     else:
         run = processor.run
         run.count(ATTENTION, processor.layer)
@@ -112,9 +117,11 @@ def self_attention(
             run.observer(processor.layer, *inputs, value, run.forward)
         with run.time(ATTENTION, value.device):
             lists = select_lists(query, key, value, plan) if plan.rule.online else None
-            out = _attention(query, key, value, plan, norm_rope, backend, lists)
+            out = _attention(query, key, value, plan, norm_rope, backend, lists, fp8_out)
         if lists is not None:
             run.count_density(processor.layer, kept_density(lists, plan))
+    if fp8_out:
+        return FP8Channels(out.values.flatten(2), out.scale.flatten())
     return out.flatten(2, 3).type_as(value)
 
 
@@ -126,14 +133,17 @@ def _attention(
     norm_rope: NormRope | None,
     backend: AttentionBackendName | None,
     lists: BlockLists | None = None,
+    fp8_out: bool = False,
 ) -> Any:
-    """query, key, value [B, L, H, D] to [B, L, H, D]. lists: of this call, where the method chooses keys online."""
+    """query, key, value [B, L, H, D] to [B, L, H, D], with fp8_out (in FP8, not under autocast) to FP8Output. lists: of
+    this call, where the method chooses keys online.
+    """
     if backend is not None and takes_backend(plan):
         return dispatch_attention_fn(query, key, value, backend=backend)
     if torch.is_autocast_enabled(value.device.type):  # the cast is done; nothing within is to be cast again
         with torch.autocast(value.device.type, enabled=False):
             return attend(query, key, value, plan, lists=lists)
-    return attend(query, key, value, plan, norm_rope=norm_rope, lists=lists)
+    return attend(query, key, value, plan, norm_rope=norm_rope, lists=lists, fp8_out=fp8_out)
 
 
 def takes_backend(plan: AttentionPlan) -> bool:

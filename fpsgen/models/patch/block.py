@@ -20,6 +20,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanT
 from torch.compiler import is_compiling
 
 from fpsgen.fused import FP8Rows, gelu_rows, norm_rows, quantize_rows, residual_norm_rows, residual_rows
+from fpsgen.models.patch.attention import FpsAttnProcessor
 from fpsgen.models.patch.linear import takes_fp8
 from fpsgen.models.patch.patch_embedding import PatchEmbedding
 from fpsgen.models.patch.run_record import LayerRun
@@ -37,7 +38,8 @@ BLOCK = "block"
 class Fused:
     """What a fused block goes by. following: the block after it, whose first norm goes together with this block's last
     residual; its rows travel on the tensor that passes between the two. anywhere: on any device. run, layer: whom to
-    tell of calls. reason: why this block stays as diffusers wrote it. The others: which layers take FP8 rows.
+    tell of calls. reason: why this block stays as diffusers wrote it. The others: which layers take FP8, out1 and out2
+    those after attention whose processors give it.
     """
 
     following: Any = None
@@ -47,6 +49,8 @@ class Fused:
     reason: str | None = None
     attn1: bool = False
     attn2: bool = False
+    out1: bool = False
+    out2: bool = False
     up: bool = False
     down: bool = False
 
@@ -56,6 +60,8 @@ class Fused:
         layers = (attn1.to_qkv,) if attn1.fused_projections else (attn1.to_q, attn1.to_k, attn1.to_v)
         self.attn1 = all(map(takes_fp8, layers))
         self.attn2, self.up, self.down = map(takes_fp8, (block.attn2.to_q, up, down))
+        self.out1 = type(attn1.processor) is FpsAttnProcessor and takes_fp8(attn1.to_out[0])
+        self.out2 = type(block.attn2.processor) is TextAttnProcessor and takes_fp8(block.attn2.to_out[0])
 
 
 class FusedBlock(WanTransformerBlock):
@@ -78,7 +84,7 @@ class FusedBlock(WanTransformerBlock):
         held = _take(x, self, temb)
         shift, scale, gate, c_shift, c_scale, c_gate = modulation(self, temb) if held is None else held.modulation
         rows = norm_rows(x, scale, shift, self.norm1.eps, True, fused.attn1) if held is None else held.rows
-        y = self.attn1(rows, None, None, rotary_emb)
+        y = self.attn1(rows, None, None, rotary_emb, **_FP8_OUT if fused.out1 else {})
         norm2 = self.norm2
         if isinstance(norm2, FP32LayerNorm):
             weight, bias = norm2.weight.unsqueeze(0), norm2.bias.unsqueeze(0)
@@ -86,7 +92,7 @@ class FusedBlock(WanTransformerBlock):
         else:
             x = residual_rows(x, y, gate)
             rows = quantize_rows(x) if fused.attn2 else x
-        y = self.attn2(rows, encoder_hidden_states, None, None)
+        y = self.attn2(rows, encoder_hidden_states, None, None, **_FP8_OUT if fused.out2 else {})
         x, rows = residual_norm_rows(x, y, None, c_scale, c_shift, self.norm3.eps, True, fused.up)
         layers: Any = self.ffn.net
         y = layers[2](gelu_rows(layers[0].proj(rows), fused.down))
@@ -108,6 +114,7 @@ class FusedBlock(WanTransformerBlock):
 # what goes by a class's name knows it: compile_repeated_blocks, accelerate's placing of layers
 FusedBlock.__name__ = WanTransformerBlock.__name__
 _NORMED = "fpsgen_normed"
+_FP8_OUT = {"fp8_out": True}
 
 
 class _Normed(NamedTuple):

@@ -16,9 +16,9 @@ from diffusers.hooks import HookRegistry, ModelHook
 from fpsgen.models.patch.noise_level import ThreadContexts
 
 HOOK = "fpsgen_guidance"
-# most tokens of a video for which one forward of two samples is no slower than two forwards, by kind of device:
-# measured on a CPU, estimated for GPUs
-MOST_TOKENS = {"cuda": 4096, "cpu": 512}
+# most tokens of a video for which one forward of two samples was faster than two forwards, by kind of device; of larger
+# videos none was measured on a GPU (figures/guidance.json)
+MOST_TOKENS = {"cuda": 14040, "cpu": 512}
 COND, UNCOND = "cond", "uncond"  # diffusers' names of the two calls
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.compiler import is_compiling
 
 from fpsgen.errors import ENVIRONMENT, USAGE, FpsgenError
-from fpsgen.fused import FP8Rows, FP8Weight, fp8_linear, quantize_weight
+from fpsgen.fused import FP8Channels, FP8Rows, FP8Weight, fold_channels, fp8_linear, quantize_weight
 from fpsgen.fused.linear import StraightThrough, fp8_supported
 from fpsgen.models.patch.run_record import LayerRun
 from fpsgen.models.patch.stack import Run
@@ -41,7 +41,8 @@ def parts_of(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class FP8Linear(torch.nn.Linear):
-    """A torch.nn.Linear made into this by install_linears; takes a tensor or FP8Rows [..., K], gives [..., N].
+    """A torch.nn.Linear made into this by install_linears; takes a tensor, FP8Rows or FP8Channels [..., K], gives
+    [..., N].
 
     The weight is quantized at the first call, and again when the parameter was replaced, moved or written to. What
     shows in neither (writing through .data, as merging a LoRA does) is shown by forget(). place: whom to tell of calls.
@@ -65,10 +66,12 @@ class FP8Linear(torch.nn.Linear):
         assert self.fp8 is not None, "compiled before the first call"
         return self.fp8
 
-    def forward(self, x: torch.Tensor | FP8Rows) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | FP8Rows | FP8Channels) -> torch.Tensor:
         if self.place is not None and not is_compiling():
             self.place.run.count(LINEAR, self.place.layer, self.place.part)
         weight = self.quantized()
+        if isinstance(x, FP8Channels):
+            x, weight = fold_channels(x, self.weight)
         if isinstance(x, FP8Rows):
             return fp8_linear(x, weight, self.bias, self.weight.dtype)
         if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
@@ -85,7 +88,7 @@ class Place(NamedTuple):
 
 
 def takes_fp8(module: torch.nn.Module) -> bool:
-    """Whether the module may be called with FP8Rows: an FP8 linear with nothing around it."""
+    """Whether the module may be called with FP8Rows or FP8Channels: an FP8 linear with nothing around it."""
     return type(module) is FP8Linear and not has_hooks(module)
 
 

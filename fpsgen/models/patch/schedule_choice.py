@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -59,10 +60,10 @@ def checkpoint_schedule(model: Any) -> Schedule | None:
     if not place:
         return None
     for folder in (Path(place), Path(place).parent):
-        if (folder / "model_index.json").is_file():
+        if os.path.isfile(folder / "model_index.json"):
             path = folder / FILE
-            return read_schedule(path) if path.is_file() else None
-    if Path(place).exists() or str(place).count("/") != 1:
+            return read_schedule(path) if os.path.lexists(path) else None
+    if os.path.exists(place) or str(place).count("/") != 1:
         return None
     from huggingface_hub import try_to_load_from_cache
 

@@ -19,7 +19,8 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch.compiler import is_compiling
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fpsgen.fused import QueryNorm, cross_attention, rms_norm_rows
+from fpsgen.attention.quantize import output_scale
+from fpsgen.fused import FP8Channels, QueryNorm, cross_attention, rms_norm_rows
 from fpsgen.models.patch.attention import active_backend
 
 
@@ -65,23 +66,28 @@ class TextAttnProcessor(WanAttnProcessor):
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         rotary_emb: Any = None,
+        fp8_out: bool = False,
     ) -> torch.Tensor:
-        """hidden_states: tensor or FP8Rows [B, L, dim], as attn.to_q takes it."""
+        """hidden_states: tensor or FP8Rows [B, L, dim], as attn.to_q takes it. fp8_out: whether attn.to_out takes
+        FP8Channels.
+        """
         if attn.add_k_proj is not None or encoder_hidden_states is None or rotary_emb is not None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         query, text = attn.to_q(hidden_states), encoder_hidden_states
         fusable = not (torch.is_grad_enabled() or torch.is_autocast_enabled(query.device.type))
         plain = attention_mask is None and (self._attention_backend or active_backend()) is None
         padding = getattr(text, _PADDING, 0) if fusable and plain and kept(text) else 0
-        if padding:
-            text = text[:, : text.shape[1] - padding + 1]
         layers = (attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)
-        results = self.kept_short if padding else self.kept
-        key, value = results.get(encoder_hidden_states, lambda: _project(attn, text), *layers)
         norm = QueryNorm(attn.norm_q.weight, attn.norm_q.eps)
         if padding:
-            out = cross_attention(query.unflatten(2, (attn.heads, -1)), key, value, padding, norm)
+            own = text[:, : text.shape[1] - padding + 1]
+            key, value, scale = self.kept_short.get(text, lambda: _project_short(attn, own), *layers)
+            query = query.unflatten(2, (attn.heads, -1))
+            out = cross_attention(query, key, value, padding, norm, scale if fp8_out else None)
+            if fp8_out:
+                return attn.to_out[1](attn.to_out[0](FP8Channels(out.flatten(2), scale.flatten())))
         else:
+            key, value = self.kept.get(text, lambda: _project(attn, text), *layers)
             query = rms_norm_rows(query, *norm) if fusable and query.is_cuda else attn.norm_q(query)
             query = query.unflatten(2, (attn.heads, -1))
             out = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, backend=self._attention_backend)
@@ -95,6 +101,12 @@ def _project(attn: Any, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     else:
         key, value = attn.to_k(text), attn.to_v(text)
     return attn.norm_k(key).unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1))
+
+
+def _project_short(attn: Any, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same, and output_scale of the values."""
+    key, value = _project(attn, text)
+    return key, value, output_scale(value)
 
 
 class KeptTextProjection(PixArtAlphaTextProjection):

@@ -8,6 +8,7 @@ before in front of its input, where the pass that norms wrote the rest; its padd
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from fpsgen.fused.pixels import Sum, norm_silu, upsample
 
 HISTORY = 2  # frames that a kernel of 3 in time sees of before
 BUDGET = 1 << 30  # bytes of the largest activation of a chunk
+PEAK = 12  # times its largest activation is what a chunk takes at most (measured on an H100, figures/vae.json)
 
 
 class Decoder:
@@ -189,6 +191,21 @@ def _bytes_a_frame(vae: Any, latents: torch.Tensor, dtype: torch.dtype) -> int:
 def decode_dtype(vae: Any, exact: bool) -> torch.dtype:
     """What to decode in: bf16 on a GPU (47 dB to fp32 on random weights of Wan2.1's shape), else the VAE's own."""
     return torch.bfloat16 if vae.device.type == "cuda" and not exact else vae.dtype
+
+
+def fits(vae: Any, latents: torch.Tensor, dtype: torch.dtype, free: int) -> bool:
+    """Whether one latent frame at a time can be decoded in `free` bytes; tiles take less."""
+    return PEAK * _bytes_a_frame(vae, latents, dtype) <= free
+
+
+@contextmanager
+def tiling(vae: Any) -> Iterator[None]:
+    """Meanwhile, the VAE decodes in tiles, which it blends (diffusers)."""
+    was, vae.use_tiling = vae.use_tiling, True
+    try:
+        yield
+    finally:
+        vae.use_tiling = was
 
 
 def decode_chunks(

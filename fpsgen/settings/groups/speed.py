@@ -13,6 +13,7 @@ from fpsgen.settings.setting import ANYWHERE, MADE, decides_video, on_off
 
 LINEARS = ("bf16", "fp8")
 CACHES = ("none", "first-block", "magcache", "taylorseer")  # those of models/patch/step_cache.py
+COMPILES = ("auto", "off")
 SPEED = "Acceleration"
 _decides = partial(decides_video, group=SPEED)
 
@@ -88,6 +89,16 @@ ENTRIES = (
         "Round as diffusers does: nothing fused, VAE in fp32.",
         example="true",
         default=False,
+    ),
+    _decides(
+        "compile",
+        parse.choice(lambda: COMPILES),
+        "auto, or off: no GPU kernel is compiled; diffusers' speed.",
+        example="off",
+        metavar="NAME",
+        default="auto",
+        commands=MADE,
+        mistaken_for=("torch-compile",),
     ),
     on_off(
         "strict",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from hub import API, refused
 
-from fpsgen.errors import NETWORK, USAGE, FpsgenError
-from fpsgen.models.catalog.cache import hub_settings
-from fpsgen.models.catalog.hub import without_credentials
+from fpsgen.errors import MODEL, NETWORK, USAGE, FpsgenError
+from fpsgen.models.catalog.choice import choose
+from fpsgen.models.catalog.hub import hub_settings, without_credentials
+from fpsgen.models.catalog.machine import Machine
 
 
 @pytest.mark.parametrize(
@@ -41,8 +42,9 @@ def test_credentials_are_not_shown(hub, monkeypatch):
     assert "canary" not in str(refused(NETWORK, "127.0.0.1"))
     monkeypatch.setattr(constants, "ENDPOINT", "http://user:canary@127.0.0.1:9")
     assert "canary" not in str(refused(NETWORK, "127.0.0.1:9"))
-    monkeypatch.setenv("HF_ENDPOINT", "http://user:canary@h:999999")
-    assert "canary" not in str(refused(USAGE))
+    for wrong in ("http://user:canary@h:999999", "http://h/?token=canary"):
+        monkeypatch.setenv("HF_ENDPOINT", wrong)
+        assert "canary" not in str(refused(USAGE))
     assert without_credentials("at https://u:p@h/x with hf_abc and //a@b") == "at https://h/x with hf_... and //b"
 
 
@@ -53,3 +55,30 @@ def test_other_settings_that_cannot_be_used(hub, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(constants, name, value)
             refused(USAGE, name)
+
+
+def test_a_cache_that_may_not_be_read(hub, tmp_path):
+    """Models that were not asked for by name are passed over, with the reason."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "hub").symlink_to("x" * 300)
+    for name in ("wan2.1-1.3b", "OWNER/NAME"):
+        with pytest.raises(FpsgenError) as caught:
+            choose(name, missing_ok=True)
+        assert caught.value.code == MODEL and str(tmp_path / "home" / "hub") in caught.value.message
+    found = choose(machine=Machine((1000.0,), 1000.0))
+    assert found.spec.name == "nano" and str(tmp_path / "home" / "hub") in found.reason
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("ALL_PROXY", "bla://h"), ("ALL_PROXY", "socks9://u:canary@h"), ("SSL_CERT_FILE", __file__)]
+)
+def test_proxies_and_certificates_that_are_none(variable, value, hub, monkeypatch):
+    from huggingface_hub import close_session
+
+    monkeypatch.setenv(variable, value)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    close_session()
+    try:
+        assert "canary" not in str(refused(USAGE, "proxy or certificates"))
+    finally:
+        close_session()

@@ -174,3 +174,21 @@ def test_a_manifest_says_what_write_manifest_wrote(folder):
     assert not intact(folder)
     write_manifest(folder)
     assert intact(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["transformer", "tokenizer/tokenizer.json", "vae/config.json", "manifest.json", "vocabulary.json"]
+)
+def test_what_may_not_be_read_is_named(folder, name):
+    unreadable(folder / name)
+    with pytest.raises(FpsgenError) as caught:
+        wrong = verify_folder(folder)
+        assert name in wrong[0]
+        check_intact(folder)
+    assert caught.value.code == MODEL and name in caught.value.message
+
+
+def unreadable(path: Path) -> None:
+    """Put a link in its place that nobody, root neither, can follow: opening it is no FileNotFoundError."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    path.symlink_to("x" * 300)

@@ -134,16 +134,17 @@ needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two 
 
 
 @needs_two
+@pytest.mark.parametrize("linear", ["bf16", "fp8"])
 @pytest.mark.parametrize("profile", [case.TILED, case.SPARSE, case.FP8], ids=lambda p: p.name)
-def test_a_model_on_the_second_device(transformer, profile):
+def test_a_model_on_the_second_device(transformer, profile, linear):
     """Device 0 is the current one throughout. Launches, streams and events must be those of the tensors' device."""
     arguments = on_gpu(torch.bfloat16)
     transformer.to("cuda:0", torch.bfloat16)
-    with apply(transformer, case.one(profile), strict=True):
+    with apply(transformer, case.one(profile), strict=True, linear=linear):
         expected = case.forward(transformer, **arguments)
     transformer.to("cuda:1")
     second = {name: x.to("cuda:1") for name, x in arguments.items()}
-    with apply(transformer, case.one(profile), strict=True) as handle:
+    with apply(transformer, case.one(profile), strict=True, linear=linear) as handle:
         case.forward(transformer, **second)
         torch.cuda.synchronize(1)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

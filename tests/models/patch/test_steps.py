@@ -1,4 +1,4 @@
-"""Where in a denoising loop a forward is: told by the pipeline, else from the scheduler, else from the timesteps."""
+"""Where in a denoising loop a forward is: from the pipeline, else from the scheduler, else from the timesteps."""
 
 from __future__ import annotations
 
@@ -105,18 +105,18 @@ def test_steps_of_a_bare_transformer_follow_from_its_timesteps(video_to_video):
         assert [row["index"] for row in rows] == list(range(7)) and {row["calls"] for row in rows} == {4}
 
 
-def test_the_same_plans_whether_told_or_not(tiny_dir, monkeypatch):
+def test_the_same_plans_with_and_without_cache_context(tiny_dir, monkeypatch):
     from contextlib import contextmanager
 
     @contextmanager
-    def silent(self, name, **told):
+    def silent(self, name, **values):
         yield
 
     pipe = load(tiny_dir)
     handle = apply(pipe, MIXED)
-    told, report = case.video(pipe, steps=5), handle.report()
+    video, report = case.video(pipe, steps=5), handle.report()
     monkeypatch.setattr(type(pipe.transformer), "cache_context", silent)
-    assert torch.equal(case.video(pipe, steps=5), told)
+    assert torch.equal(case.video(pipe, steps=5), video)
     assert handle.report() == report
 
 
@@ -189,13 +189,13 @@ def test_what_is_no_entry_of_the_schedule_is_read():
     assert free.sigma == pytest.approx(0.333) and free.loop is None
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_a_scheduler_may_round_above_1(tiny_dir, image_to_video, told):
+@pytest.mark.parametrize("with_steps", [False, True])
+def test_a_scheduler_may_round_above_1(tiny_dir, image_to_video, with_steps):
     """FlowMatchEuler's first sigma is 1.0000954 at this shift."""
-    pipe = load(tiny_dir) if told else image_to_video
+    pipe = load(tiny_dir) if with_steps else image_to_video
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=0.01)
     handle = apply(pipe, MIXED)
-    case.video(pipe, 4, **({} if told else {"image": picture()}))
+    case.video(pipe, 4, **({} if with_steps else {"image": picture()}))
     assert float(pipe.scheduler.sigmas[0]) > 1 + 1e-6
     assert [row["sigma"] for row in handle.report()["steps"]] == [1.0, *sigmas(pipe)[1:]]
 

@@ -121,14 +121,14 @@ def test_what_a_pipeline_tells_reaches_its_thread_alone():
     handle = apply(transformer, case.mixed(case.SPARSE, case.OTHER))
     barrier = threading.Barrier(2)
 
-    def told(sigma):
+    def sigma_in_context(sigma):
         with transformer.cache_context("cond", step_index=0, sigma=sigma, num_inference_steps=1):
             barrier.wait(timeout=60)
             case.forward(transformer)
             barrier.wait(timeout=60)
         return handle.report()["steps"][0]["sigma"]
 
-    assert in_threads(lambda: told(0.9), lambda: told(0.1)) == [0.9, 0.1]
+    assert in_threads(lambda: sigma_in_context(0.9), lambda: sigma_in_context(0.1)) == [0.9, 0.1]
 
 
 def test_a_noise_level_is_fixed_for_its_thread_alone(meeting):

@@ -6,7 +6,7 @@ from diffusers import AutoencoderKLWan
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fpsgen.assets import weights_dir
-from fpsgen.models.wan.vae import Decoder, _width, decode_chunks, decoded_chunks
+from fpsgen.models.wan.vae import Decoder, _width, decode_chunks, decoded_chunks, fits, tiling
 
 WAN21 = {"base_dim": 8, "z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
 SHORT = {**WAN21, "base_dim": 96, "num_res_blocks": 0}  # 96 channels: padded for cuDNN
@@ -120,6 +120,24 @@ def test_tiles_stay_diffusers_own():
     vae.enable_tiling(32, 32, 24, 24)
     z = torch.randn(1, 4, 2, 6, 6)
     assert torch.equal(fast(vae, z), decode(vae, z))
+
+
+def test_what_fits_is_twelve_times_the_largest_activation():
+    """One latent frame of Wan2.1's shape becomes 4 frames of 8 x 8 pixels each, 192 channels wide at their widest."""
+    vae = autoencoder(WAN21)
+    z = torch.randn(1, 4, 3, 6, 6)
+    samplers = [m for m in vae.decoder.modules() if hasattr(m, "resample")]
+    largest = 6 * 6 * 64 * 4 * samplers[-1].dim * 2
+    assert fits(vae, z, torch.bfloat16, 12 * largest) and not fits(vae, z, torch.bfloat16, 12 * largest - 1)
+    assert not fits(vae, z, torch.float32, 12 * largest)
+
+
+def test_tiles_are_off_again_afterwards():
+    vae = autoencoder(WAN21)
+    with pytest.raises(RuntimeError), tiling(vae):
+        assert vae.use_tiling
+        raise RuntimeError
+    assert not vae.use_tiling
 
 
 def test_nano():

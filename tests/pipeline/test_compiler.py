@@ -1,0 +1,107 @@
+"""What a GPU does without a compiler; the machine is pretended, the request is a real one."""
+
+import shutil
+
+import pytest
+import torch
+
+from fpsgen.cli.progress import Quiet
+from fpsgen.errors import ENVIRONMENT, FpsgenError
+from fpsgen.pipeline import compiler
+from fpsgen.pipeline.compiler import as_compiled
+from fpsgen.pipeline.events import Timing
+from fpsgen.pipeline.plan import plan
+from fpsgen.settings.gather import Settings
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+class Warnings(Quiet):
+    def __init__(self):
+        self.texts = []
+
+    def warn(self, text):
+        self.texts.append(text)
+
+
+@pytest.fixture
+def request_for(tiny_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def make(**asked):
+        return plan("a cat", Settings({"model": str(tiny_dir), "res": (64, 48), "frames": 5, **asked})).request
+
+    return make
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """A machine without a C compiler."""
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+
+
+def is_plain(request):
+    values = request.values()
+    return (values["method"], values["linear"], values["exact"]) == ("bf16", "bf16", True)
+
+
+def run(request, device):
+    heard = Warnings()
+    return as_compiled(request, device, Timing(heard)), heard.texts
+
+
+@pytest.mark.parametrize("named", ["", "/nowhere/cc"])
+def test_without_a_compiler_it_says_so_and_goes_on(request_for, bare, monkeypatch, named):
+    if named:
+        monkeypatch.setenv("CC", named)
+    made, texts = run(request_for(schedule="paper", linear="fp8"), CUDA)
+    assert is_plain(made)
+    (text,) = texts
+    assert "C compiler" in text and "gcc" in text
+
+
+def test_without_triton_too(request_for, monkeypatch):
+    monkeypatch.setattr(compiler, "find_spec", lambda name: None)
+    made, (text,) = run(request_for(schedule="paper"), CUDA)
+    assert is_plain(made) and "riton" in text
+
+
+def test_strict_is_an_error_instead(request_for, bare):
+    with pytest.raises(FpsgenError) as caught:
+        run(request_for(strict=True), CUDA)
+    assert caught.value.code == ENVIRONMENT
+
+
+def test_off_needs_no_compiler_and_warns_of_nothing(request_for, bare):
+    made, texts = run(request_for(compile="off", schedule="paper", strict=True), CUDA)
+    assert is_plain(made) and not texts
+
+
+def test_with_a_compiler_nothing_changes(request_for, monkeypatch):
+    monkeypatch.setattr(compiler, "what_lacks", lambda: None)
+    request = request_for(schedule="paper")
+    assert run(request, CUDA) == (request, [])
+
+
+@pytest.mark.parametrize("choice", ["auto", "off"])
+def test_a_cpu_compiles_nothing_anyway(request_for, bare, choice):
+    request = request_for(compile=choice)
+    assert run(request, CPU) == (request, [])
+
+
+@pytest.mark.gpu
+def test_a_video_without_a_compiler(request_for, bare):
+    """The whole way on a GPU: nothing of Triton may be started."""
+    import triton
+
+    from fpsgen.pipeline import run as generate
+
+    def refuse(*given, **named):
+        raise AssertionError("a Triton kernel was started")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton.runtime.jit.JITFunction, "run", refuse)
+        result = generate.run(request_for(schedule="paper", steps=2, metadata=True), Timing(Warnings()))
+    assert result.path.exists() and result.recipe["method"] == "bf16" and result.recipe["exact"] is True
+    assert any("C compiler" in text for text in result.report["warnings"])
