@@ -66,6 +66,21 @@ def test_micro_batches_add_up_to_the_batch(make_config, tmp_path):
     assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
 
 
+def test_objectives_count_by_their_weights(make_config, tmp_path):
+    """In the loss and in its gradient: a loss twice with 0.5 and 1.5 is that loss with 2."""
+    rows = []
+    for number, weights in enumerate([(1.0,), (2.0,), (0.5, 1.5)]):
+        model = transformer()
+        config = make_config(batch=4, steps=1, checkpointing=False, dense_every=0, save_every=9, clip=0.0)
+        trainer, source = Trainer(model, config, tmp_path / str(number), GRID, ALONE), Fixed(model)
+        names = ("distill", "flow")
+        rows.append(trainer._one([Objective(*each, source, source) for each in zip(names, weights, strict=False)]))
+        trainer.close()
+    for key in ("loss", "grad_norm"):
+        one, two, both = (row[key] for row in rows)
+        assert two == pytest.approx(2 * one, rel=1e-5) and both == pytest.approx(two, rel=1e-5)
+
+
 def test_weights_in_16_bit_have_masters_that_small_steps_reach(make_config, tmp_path):
     """A change of 1e-6 is lost in bf16; a thousand of them are not."""
     model = transformer().to(torch.bfloat16).requires_grad_(True)
