@@ -269,6 +269,15 @@ def test_what_steps_took_says_what_the_others_will(monkeypatch):
     assert estimate.cost(7200, Processes(0, 1, torch.device("cpu"))) == "2 h"
 
 
+@pytest.mark.parametrize("name", ["wan-1.3b", "wan-1.3b-lora", "wan-14b-lora"])
+def test_runs_for_wan_have_a_measured_row(name):
+    from fpsgen.train import estimate
+
+    run = runs.preset(name)
+    found = [estimate.measured(run, run.model, device) for device in {row["device"] for row in estimate.cost_rows()}]
+    assert any(row and row["seconds"] > 0 and row["peak_bytes"] > 0 for row in found)
+
+
 def test_what_a_run_takes_is_computed_from_its_weights():
     """Against the numbers written out: 1,000 weights trained in bf16 take 2 + 4 x 4 + 4 bytes each."""
     from tiny import tiny_transformer
