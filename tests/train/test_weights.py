@@ -114,6 +114,22 @@ def test_the_average_follows_the_weights_and_leaves_again(make_config):
     assert torch.equal(p.detach(), second)
 
 
+def test_the_held_out_error_is_that_of_the_averaged_weights(make_config, tmp_path):
+    model = transformer()
+    trainer, _ = one_step(make_config, tmp_path, model, lr=0.1, warmup=0, ema=0.9)
+    source = Fixed(model)
+    found = trainer.error(source)["late"]
+
+    def error() -> float:
+        with torch.no_grad():
+            return float(velocity_error(model, trainer._handle, source.batch) / source.batch.velocity.square().mean())
+
+    raw = error()
+    with trainer.weights.averaged():
+        assert found == pytest.approx(error(), rel=1e-5)
+    assert found != pytest.approx(raw, rel=1e-3)
+
+
 @pytest.mark.parametrize("sharding", [False, True])
 def test_fp8_linears_are_trained_through(make_config, tmp_path, sharding, monkeypatch):
     """The forward multiplies rounded copies of the weights as they are now, also where nothing counts their changes."""
