@@ -93,7 +93,7 @@ def cross_attention_kernel(
             factor *= tl.load(inverse_rms + batch * length + row + rows, mask=real, other=0.0)
         if ONCE:
             logits = tl.dot(queries, keys.T) * factor[:, None] + bias[None, :]
-            p = tl.exp2(logits - tl.max(logits, 1)[:, None])
+            p = tl.exp2(logits - tl.expand_dims(tl.max(logits, 1), 1))
             l_i = tl.sum(p, 1)
             acc = tl.dot(p.to(values.dtype), values)
         else:
