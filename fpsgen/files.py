@@ -119,11 +119,13 @@ def writing_tensors() -> Iterator[None]:
 
 def append_line(path: str | Path, line: str) -> None:
     """Append a line to a log and sync it. It begins on a line of its own even where a kill cut the last one short,
-    so a reader has to pass over blank lines and broken ones. Raises FpsgenError DISK.
+    so a reader has to pass over broken ones. Raises FpsgenError DISK.
     """
     try:
-        with open(path, "ab") as file:
-            file.write(f"\n{line}\n".encode())
+        with open(path, "ab+") as file:
+            file.seek(max(0, file.tell() - 1))
+            cut = file.read(1) not in (b"", b"\n")
+            file.write(f"{chr(10) * cut}{line}\n".encode())
             file.flush()
             _sync_descriptor(file.fileno())
     except OSError as error:

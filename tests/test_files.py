@@ -97,7 +97,9 @@ def test_a_log_survives_a_line_that_was_cut(tmp_path, monkeypatch):
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size) or real(fd))
     append_line(log, "two")
-    assert log.read_text().split() == ["on", "two"] and synced == [log.stat().st_size]
+    assert log.read_text() == "on\ntwo\n" and synced == [log.stat().st_size]
+    append_line(log, "three")
+    assert log.read_text() == "on\ntwo\nthree\n"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])

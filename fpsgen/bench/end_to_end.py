@@ -19,7 +19,7 @@ from fpsgen.evaluate import stlpips
 from fpsgen.evaluate.quality import quality
 from fpsgen.files import make_folder, write_text
 from fpsgen.pipeline.events import Events, Timing
-from fpsgen.pipeline.loaded_model import LoadedModel, load_model
+from fpsgen.pipeline.loaded_model import LoadedModel, dtype_name, load_model
 from fpsgen.pipeline.output import write_output
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import render
@@ -61,7 +61,7 @@ def run(
             for name in names:
                 runs[name].quality = _quality(runs[name], runs[names[0]])
     facts = {**provenance(model.device), "command": command, "random_weights": model.random}
-    facts["dtype"] = str(model.dtype).removeprefix("torch.")
+    facts["dtype"] = dtype_name(model.dtype)
     return [bench_row(runs[name], runs[names[0]], base, facts) for name in names]
 
 

@@ -7,13 +7,13 @@ import statistics
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import fpsgen
+from fpsgen.pipeline.recipe import versions
 
 PACKAGES = ("torch", "triton", "diffusers")
 
@@ -24,7 +24,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {_processor()}",
         "driver": driver() if device.type == "cuda" else None,
-        "versions": {"fpsgen": fpsgen.__version__, "python": platform.python_version(), **_versions()},
+        "versions": versions(PACKAGES),
         "commit": commit(),
     }
 
@@ -68,13 +68,3 @@ def _processor() -> str:
         names = []
     name = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

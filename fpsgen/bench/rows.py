@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from fpsgen.bench.provenance import spread
-from fpsgen.errors import DISK, FpsgenError
 from fpsgen.evaluate.quality import QUALITY
+from fpsgen.files import append_line, make_folder
 from fpsgen.pipeline.events import peak_rss
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import mean_density
@@ -112,13 +112,7 @@ def _profiles(runs: Runs) -> list[dict[str, Any]]:
 
 
 def append_rows(rows: list[dict[str, Any]], path: Path) -> None:
-    """Add rows to a JSON-lines file, each in one write. Raises FpsgenError DISK."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row) + "\n")
-    except OSError as error:
-        raise FpsgenError(
-            f"{path} cannot be written: {error.strerror}", "choose another folder with -o", DISK
-        ) from error
+    """Add rows to a JSON-lines file. Raises FpsgenError DISK."""
+    make_folder(path.parent)
+    for row in rows:
+        append_line(path, json.dumps(row))

@@ -28,7 +28,7 @@ from fpsgen.evaluate.quality import QUALITY, quality
 from fpsgen.files import append_line, read_text
 from fpsgen.models.patch.apply import apply
 from fpsgen.pipeline.events import Timing
-from fpsgen.pipeline.loaded_model import LoadedModel, load_model
+from fpsgen.pipeline.loaded_model import LoadedModel, dtype_name, load_model
 from fpsgen.pipeline.output import slug, write_output
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import mean_density, render
@@ -122,7 +122,7 @@ def run(
                 yield from (known[key] for key in each)
                 continue
             facts = {"schema": SCHEMA, **provenance(student.device), "command": command, "every": every}
-            facts |= {"dtype": str(student.dtype).removeprefix("torch."), "teacher": models.teacher.model.spec.name}
+            facts |= {"dtype": dtype_name(student.dtype), "teacher": models.teacher.model.spec.name}
             reference = _make(teacher, models.by_teacher(request), dense, folder, number, progress, True)
             for key, variant in zip(each, (dense, *variants), strict=True):
                 if key not in known:

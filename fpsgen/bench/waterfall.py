@@ -25,7 +25,7 @@ from fpsgen.bench.rows import setting_of
 from fpsgen.bench.trajectory import mean_errors, recorded, step_errors
 from fpsgen.models.patch.apply import apply
 from fpsgen.pipeline.events import Timing
-from fpsgen.pipeline.loaded_model import LoadedModel, load_model
+from fpsgen.pipeline.loaded_model import LoadedModel, dtype_name, load_model
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import mean_density, render
 
@@ -109,7 +109,7 @@ def run(
                     found[stage.name] = [_measure(model, stage, base, progress) for _ in range(repeats)]
         errors = {stage.name: _error(model, stage, base, forwards) for stage in stages if forwards}
     facts = {"schema": SCHEMA, **provenance(model.device), "command": command, "random_weights": random_weights}
-    facts |= {**setting_of(base), "dtype": str(model.dtype).removeprefix("torch."), "repeats": repeats}
+    facts |= {**setting_of(base), "dtype": dtype_name(model.dtype), "repeats": repeats}
     return [{**facts, **row} for row in _rows(stages, found, errors)]
 
 

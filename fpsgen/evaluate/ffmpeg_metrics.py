@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from fpsgen import ffmpeg
-from fpsgen.errors import BAD_INPUT, FpsgenError
+from fpsgen.errors import BAD_INPUT, DISK, FpsgenError
+from fpsgen.text import show
 
 SECONDS = 600.0  # for two videos
 
@@ -17,14 +18,18 @@ SECONDS = 600.0  # for two videos
 def vmaf(video: str | Path, reference: str | Path) -> float | None:
     """VMAF (model vmaf_v0.6.1) of a video against another of the same size and length: 0 to 100, mean over frames.
 
-    Raises FpsgenError BAD_INPUT where the two cannot be compared.
+    Raises FpsgenError: BAD_INPUT where the two cannot be compared, DISK where there is no room for ffmpeg's log.
     """
     if "libvmaf" not in _filters():
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "vmaf.json"
-        _compare(video, reference, f"libvmaf=log_fmt=json:log_path={_escaped(log)}")
-        return round(float(json.loads(log.read_text(encoding="utf-8"))["pooled_metrics"]["vmaf"]["mean"]), 2)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "vmaf.json"
+            _compare(video, reference, f"libvmaf=log_fmt=json:log_path={_escaped(log)}")
+            return round(float(json.loads(log.read_text(encoding="utf-8"))["pooled_metrics"]["vmaf"]["mean"]), 2)
+    except (OSError, ValueError) as error:  # no place for temporary files, or a log that was cut short
+        what = f"VMAF's log cannot be kept: {show(getattr(error, 'strerror', None) or error)}"
+        raise FpsgenError(what, "free space for temporary files, or name a place with TMPDIR", DISK) from error
 
 
 def xpsnr(video: str | Path, reference: str | Path) -> float | None:
@@ -39,8 +44,12 @@ def xpsnr(video: str | Path, reference: str | Path) -> float | None:
 def _compare(video: str | Path, reference: str | Path, graph: str) -> str:
     inputs = [part for path in (video, reference) for part in ("-i", f"file:{Path(path).resolve()}")]
     done = ffmpeg.run([*inputs, "-lavfi", f"[0:v][1:v]{graph}", "-f", "null", "-"], work=SECONDS)
+    what = f"ffmpeg cannot compare {show(video)} and {show(reference)}"
+    if done.code and not done.said:  # no fault of the videos
+        remedy = "free space for temporary files (TMPDIR), and run it again"
+        raise FpsgenError(f"{what}: it ended with code {done.code}", remedy, DISK)
     if done.code:
-        raise FpsgenError(f"ffmpeg cannot compare {video} and {reference}: {done.said}", "give two videos", BAD_INPUT)
+        raise FpsgenError(f"{what}: {done.said}", "give two videos", BAD_INPUT)
     return done.out.decode(errors="replace")
 
 

@@ -11,6 +11,7 @@ from fpsgen.attention.methods import find_method
 from fpsgen.attention.presets import preset
 from fpsgen.attention.profile import Profile
 from fpsgen.attention.schedule import AS_SCHEDULED, Schedule
+from fpsgen.models.catalog.folder import SCHEDULE
 from fpsgen.models.catalog.machine import this_machine
 from fpsgen.models.patch.schedule_choice import read_schedule
 from fpsgen.pipeline.estimate import Estimate, ProfileSteps, estimate
@@ -150,8 +151,8 @@ def planned_schedule(request: GenerateRequest) -> tuple[Schedule, str]:
     asked, folder, why = request.attention.schedule, request.model.folder, ""
     if asked is not None:
         schedule = read_schedule(asked)
-    elif folder is not None and os.path.lexists(folder / "schedule.toml"):
-        schedule, why = Schedule.from_file(folder / "schedule.toml"), "carried by the checkpoint"
+    elif folder is not None and os.path.lexists(folder / SCHEDULE):
+        schedule, why = Schedule.from_file(folder / SCHEDULE), "carried by the checkpoint"
     else:
         schedule, why = preset("safe"), "for weights that carry no schedule"
     method = request.attention.method

@@ -95,6 +95,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES[name] if name != "auto" else torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As recipes and rows say it: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def set_shift(pipe: Any, shift: float) -> None:
     """Give the pipeline's scheduler this flow shift. Raises FpsgenError MODEL for a scheduler that has none."""
     config = pipe.scheduler.config

@@ -6,6 +6,7 @@ Which settings it holds is said in the table of settings.
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -34,10 +35,10 @@ def build_recipe(request: GenerateRequest, run: dict[str, Any]) -> dict[str, Any
     return recipe | run | {"versions": versions()}
 
 
-def versions() -> dict[str, str]:
-    """What has a part in the frames, by name."""
+def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Versions by name: of fpsgen, Python and `packages`, which unless named are what has a part in the frames."""
     found = {"fpsgen": __version__, "python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

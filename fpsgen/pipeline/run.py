@@ -29,7 +29,7 @@ from fpsgen.pipeline.capture import Capture
 from fpsgen.pipeline.compiler import as_compiled
 from fpsgen.pipeline.decode import Frames, decode, frame_shape, needs_tiles
 from fpsgen.pipeline.events import Timing, peak_rss
-from fpsgen.pipeline.loaded_model import LoadedModel, load_model, readable_errors, set_shift
+from fpsgen.pipeline.loaded_model import LoadedModel, dtype_name, load_model, readable_errors, set_shift
 from fpsgen.pipeline.output import VIDEO, write_output, write_sidecar
 from fpsgen.pipeline.plan import words_note
 from fpsgen.pipeline.recipe import build_recipe
@@ -168,7 +168,7 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
             tiles = shape is not None and needs_tiles(pipe, latents, values["exact"])
             if tiles:
                 timing.warn("GPU memory is short: the VAE decodes in blended tiles")
-                held |= {"vae_tiles": True, "vae_dtype": str(pipe.vae.dtype).removeprefix("torch.")}
+                held |= {"vae_tiles": True, "vae_dtype": dtype_name(pipe.vae.dtype)}
             recipe = build_recipe(request, _found_out(model, handle, request) | held)
             report = handle.report() | {"bf16_backend": backend}
             return _Denoised(latents, shape, tiles, report, attention_s, recipe)
@@ -309,7 +309,7 @@ def _found_out(model: LoadedModel, handle: Any, request: GenerateRequest) -> dic
         "linear": values["linear"] or AS_SCHEDULED,
         "schedule": {"name": handle.schedule.name, "toml": handle.schedule.to_toml()},
         "device": torch.cuda.get_device_name(model.device) if on_gpu else "cpu",
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "vae_dtype": str(decode_dtype(model.pipe.vae, values["exact"])).removeprefix("torch."),
+        "dtype": dtype_name(model.dtype),
+        "vae_dtype": dtype_name(decode_dtype(model.pipe.vae, values["exact"])),
         "cfg_in_one_batch": one_batch(request, model.device),
     }

@@ -21,7 +21,7 @@ from fpsgen.errors import BAD_INPUT, DISK, USAGE, FpsgenError
 from fpsgen.files import atomic, cannot_write, read_json, write_text, writing_tensors
 from fpsgen.models.catalog.cache import HUB_ID
 from fpsgen.models.catalog.choice import ModelChoice, choose
-from fpsgen.models.catalog.folder import EXTRAS, INDEX, check_folder, folder_size
+from fpsgen.models.catalog.folder import EXTRAS, INDEX, MANIFEST, SCHEDULE, check_folder, folder_size
 from fpsgen.models.catalog.manifest import write_manifest
 from fpsgen.models.catalog.registry import shipped
 from fpsgen.models.catalog.verify import check_intact
@@ -59,7 +59,7 @@ def export_folder(
         stored = {name: x.detach().to(torch.bfloat16) for name, x in transformer.state_dict().items()}
         with writing_tensors():
             transformer.save_pretrained(part / "transformer", state_dict=stored)
-        write_text(trained_schedule(config).to_toml(), part / "schedule.toml", overwrite=True)
+        write_text(trained_schedule(config).to_toml(), part / SCHEDULE, overwrite=True)
         write_text(_card(choice, config, errors), part / CARD, overwrite=True)
         check_folder(part)
         write_manifest(part)
@@ -171,7 +171,7 @@ def _left_out(folder: str, names: list[str], source: Path) -> set[str]:
     if Path(folder) != source:
         return set()
     kept = {INDEX, *EXTRAS, "vae", "text_encoder", "tokenizer", "scheduler"}
-    return {name for name in names if name not in kept or name in ("manifest.json", "schedule.toml")}
+    return {name for name in names if name not in kept or name in (MANIFEST, SCHEDULE)}
 
 
 def _without_folder(place: str) -> str:

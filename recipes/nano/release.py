@@ -23,8 +23,8 @@ from transformers import UMT5EncoderModel
 from fpsgen.attention.schedule import Schedule
 from fpsgen.evaluate.nano import captions, world
 from fpsgen.files import write_text
+from fpsgen.models.catalog.folder import VOCABULARY
 from fpsgen.models.catalog.manifest import write_manifest
-from fpsgen.models.catalog.vocabulary import VOCABULARY
 from recipes.nano import denoiser
 
 LIMIT = 16_000_000

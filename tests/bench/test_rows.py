@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from fpsgen.bench.rows import Runs, bench_row
+from fpsgen.bench.rows import Runs, append_rows, bench_row
 from fpsgen.bench.suite import Variant, _of_variant
 from fpsgen.bench.timing import quantile
 from fpsgen.models.catalog.choice import choose
@@ -76,3 +78,11 @@ def test_a_row_says_what_linear_layers_ran_in_where_the_schedule_chose():
 def test_quantiles_are_values_that_were_measured():
     times = [float(number) for number in range(10, -1, -1)]
     assert [quantile(times, share) for share in (0, 0.1, 0.5, 0.9, 1)] == [0, 1, 5, 9, 10] and quantile([3.0], 0.9) == 3
+
+
+def test_a_row_begins_on_a_line_of_its_own(tmp_path):
+    path = tmp_path / "new" / "bench.jsonl"
+    append_rows([{"a": 1}], path)
+    path.write_bytes(path.read_bytes()[:-3])  # a kill
+    append_rows([{"b": 2}, {"c": 3}], path)
+    assert [json.loads(line) for line in path.read_text().splitlines()[1:]] == [{"b": 2}, {"c": 3}]

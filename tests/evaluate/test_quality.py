@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fpsgen.errors import ENVIRONMENT, FpsgenError
-from fpsgen.evaluate import stlpips
+from fpsgen.errors import DISK, ENVIRONMENT, FpsgenError
+from fpsgen.evaluate import ffmpeg_metrics, stlpips
 from fpsgen.evaluate.nano.captions import plain
 from fpsgen.evaluate.nano.prompts import agreement, unseen
 from fpsgen.evaluate.nano.world import Renderer, Scene
 from fpsgen.evaluate.quality import QUALITY, flicker, quality
 from fpsgen.evaluate.vbench import export
+from fpsgen.ffmpeg import Done
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,3 +90,16 @@ def test_vbench_finds_videos_by_prompt_and_number(tmp_path):
     assert set(prompts) == {path.name for path in folder.iterdir()} and len(prompts) == 4
     for name, prompt in prompts.items():
         assert (folder / name).read_bytes()[0] in [n for n, row in enumerate(rows) if row["prompt"] == prompt]
+
+
+def test_a_comparison_that_dies_without_a_word_is_no_fault_of_the_videos(monkeypatch, tmp_path):
+    """As where ffmpeg's log does not fit on the disk."""
+    monkeypatch.setattr(ffmpeg_metrics, "_filters", lambda: {"libvmaf"})
+    monkeypatch.setattr(ffmpeg_metrics.ffmpeg, "run", lambda *args, **more: Done(-25, b"", "", False))
+    with pytest.raises(FpsgenError) as caught:
+        ffmpeg_metrics.vmaf("a.mp4", "b.mp4")
+    assert caught.value.code == DISK and "a.mp4" in caught.value.message
+    monkeypatch.setattr(ffmpeg_metrics.tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(FpsgenError) as caught:
+        ffmpeg_metrics.vmaf("a.mp4", "b.mp4")
+    assert caught.value.code == DISK and "TMPDIR" in caught.value.remedy

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fpsgen.errors import MODEL, FpsgenError
 from fpsgen.models.catalog.cache import HUB_ID, cached, missing, on_disk
-from fpsgen.models.catalog.folder import PipelineFolder, check_folder
+from fpsgen.models.catalog.folder import SCHEDULE, PipelineFolder, check_folder
 from fpsgen.models.catalog.geometry import Geometry, Size, geometry_of
 from fpsgen.models.catalog.machine import Machine, lacks, this_machine
 from fpsgen.models.catalog.registry import ModelSpec, find_spec, models, shipped
@@ -156,7 +156,7 @@ def _describe(pipeline: PipelineFolder) -> ModelSpec:
         geometry=geometry,
         transformer={},
         max_sequence_length=int(min(tokens, like.max_sequence_length)),
-        trained_schedule=os.path.lexists(pipeline.folder / "schedule.toml"),
+        trained_schedule=os.path.lexists(pipeline.folder / SCHEDULE),
     )
 
 

@@ -19,8 +19,8 @@ from fpsgen.models.catalog.configs import CONFIGS, KEPT_SCHEDULERS, PARTS, check
 from fpsgen.text import show
 
 INDEX = "model_index.json"  # a hub snapshot without it is not whole
-MANIFEST = "manifest.json"
-EXTRAS = ("schedule.toml", "vocabulary.json", MANIFEST)  # beside model_index.json
+MANIFEST, SCHEDULE, VOCABULARY = "manifest.json", "schedule.toml", "vocabulary.json"  # beside model_index.json
+EXTRAS = (SCHEDULE, VOCABULARY, MANIFEST)
 PIPELINE = "WanPipeline"
 WEIGHTED = ("transformer", "vae", "text_encoder")
 STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}

@@ -10,9 +10,9 @@ from pathlib import Path
 from fpsgen.errors import MODEL
 from fpsgen.fields import fields, many, text
 from fpsgen.files import read_json
+from fpsgen.models.catalog.folder import VOCABULARY
 from fpsgen.text import plural
 
-VOCABULARY = "vocabulary.json"
 _SHOWN = 5  # unknown words in a warning
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from fpsgen.attention.presets import PRESETS, preset
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, FpsgenError
+from fpsgen.models.catalog.folder import INDEX, SCHEDULE
 
-FILE = "schedule.toml"  # in the pipeline's folder, beside model_index.json
 DEFAULT = "safe"
 
 
@@ -60,14 +60,14 @@ def checkpoint_schedule(model: Any) -> Schedule | None:
     if not place:
         return None
     for folder in (Path(place), Path(place).parent):
-        if os.path.isfile(folder / "model_index.json"):
-            path = folder / FILE
+        if os.path.isfile(folder / INDEX):
+            path = folder / SCHEDULE
             return read_schedule(path) if os.path.lexists(path) else None
     if os.path.exists(place) or str(place).count("/") != 1:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(str(place), FILE)
+    found = try_to_load_from_cache(str(place), SCHEDULE)
     return read_schedule(Path(found)) if isinstance(found, str) else None
 
 

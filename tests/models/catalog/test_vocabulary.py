@@ -9,7 +9,8 @@ import pytest
 from fpsgen.assets import prompts_dir, weights_dir
 from fpsgen.errors import MODEL, FpsgenError
 from fpsgen.models.catalog.choice import choose
-from fpsgen.models.catalog.vocabulary import VOCABULARY, read_vocabulary, unknown_words
+from fpsgen.models.catalog.folder import VOCABULARY
+from fpsgen.models.catalog.vocabulary import read_vocabulary, unknown_words
 from recipes.nano import release
 
 NANO = weights_dir() / "nano"
