@@ -1,6 +1,6 @@
 """FP8 linear layers and the element-wise passes around them, each in one reading of its rows. Torch and triton only."""
 
-from fpsgen.fused.cross_attention import QueryNorm, cross_attention
+from fpsgen.fused.cross_attention import cross_attention
 from fpsgen.fused.linear import FP8Weight, fold_channels, fp8_linear, quantize_weight
 from fpsgen.fused.rows import (
     FP8Channels,
@@ -17,7 +17,6 @@ __all__ = [
     "FP8Channels",
     "FP8Rows",
     "FP8Weight",
-    "QueryNorm",
     "cross_attention",
     "fold_channels",
     "fp8_linear",

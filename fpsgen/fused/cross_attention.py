@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,24 +13,18 @@ from fpsgen.fused.device import device_of
 HEAD_DIMS = (64, 128)
 
 
-class QueryNorm(NamedTuple):
-    """RMSNorm of queries over all their heads: weight [H*D], eps."""
-
-    weight: torch.Tensor
-    eps: float
-
-
 def cross_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     repeats: int = 1,
-    norm: QueryNorm | None = None,
+    eps: float | None = None,
     out_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(q k^T / sqrt(D)) v of q [B, L, H, D] over k, v [B, N, H, D], as if the last key and its value stood there
-    `repeats` times. norm: of q, first. Returns [B, L, H, D] in q's dtype, contiguous; with out_scale fp32 [H, D] the
-    result over it in E4M3, which a scale of the largest |v| of a channel over 448 keeps in range.
+    `repeats` times. eps: q takes its RMSNorm over all heads first, but not the norm's weight, which k is to be
+    multiplied with instead. Returns [B, L, H, D] in q's dtype, contiguous; with out_scale fp32 [H, D] the result over
+    it in E4M3, which a scale of the largest |v| of a channel over 448 keeps in range.
 
     A text is padded to a fixed length with equal rows, so its keys of padding are equal: N real ones and one more give
     the same result as all of them, in fewer products. 16-bit types with D of 64 or 128 run on CUDA as one kernel; the
@@ -42,9 +35,9 @@ def cross_attention(
         from fpsgen.fused.cross_attention_kernel import launch
 
         with device_of(q):
-            return launch(q.contiguous(), k.contiguous(), v.contiguous(), bias, norm, out_scale=out_scale)
-    if norm is not None:
-        q = reference.rms_norm(q.flatten(2), *norm).to(q.dtype).view_as(q)
+            return launch(q.contiguous(), k.contiguous(), v.contiguous(), bias, eps, out_scale)
+    if eps is not None:
+        q = (q.float() * reference.inverse_rms(q.flatten(2), eps)[..., None]).to(q.dtype)
     mask = None
     if repeats > 1:
         mask = q.new_zeros(1, k.shape[1])

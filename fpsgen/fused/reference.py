@@ -32,10 +32,14 @@ def layer_norm(x: torch.Tensor, mul: torch.Tensor, add: torch.Tensor, eps: float
     return F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (one + _by_token(mul)) + _by_token(add)
 
 
+def inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """1 / root mean square of the rows of x [..., K], fp32 [..., 1]."""
+    return torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """fp32."""
-    wide = x.float()
-    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()
+    return x.float() * inverse_rms(x, eps) * weight.float()
 
 
 def _by_token(x: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from fpsgen.attention.kernels.launch_config import Sm90Config
+from fpsgen.attention.kernels.launch_config import OF_PROFILE, Sm90Config
 from fpsgen.attention.kernels.sm90_parts import (
     BarrierPair,
     BarrierRing,
@@ -228,7 +228,7 @@ def _consume(
         work += gl.num_programs(0)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=OF_PROFILE)
 def attend_16bit_sm90(
     q,  # descriptors [B*L, row], rows as in memory; blocks of 64 x D
     k,  # blocks of BLOCK x D

@@ -33,7 +33,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from fpsgen.attention.kernels.launch_config import Sm90Config
+from fpsgen.attention.kernels.launch_config import OF_PROFILE, Sm90Config
 from fpsgen.attention.kernels.sm90_parts import (
     BarrierPair,
     BarrierRing,
@@ -257,7 +257,7 @@ def _consume(
         work += gl.num_programs(0)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=OF_PROFILE)
 def attend_fp8_sm90(
     q,  # descriptor [B*H*P, D], blocks of 64
     k,  # descriptor [B*H*P, D], blocks of BLOCK

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fpsgen.attention.kernels.launch_config import PortableConfig
+from fpsgen.attention.kernels.launch_config import OF_PROFILE, PortableConfig
 from fpsgen.attention.kernels.workspace import Workspace
 from fpsgen.attention.plan import BlockLists, DeviceTables
 
@@ -32,7 +32,7 @@ _MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23, in steps of 1: its bits plus an
 _MAGIC_BITS = tl.constexpr(0x4B400000)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=OF_PROFILE)
 def attend_portable(
     q,  # FP8: descriptor [B*H*N*BLOCK, D], else pointer
     k,  # FP8: descriptor [B*H*N*BLOCK, D], else pointer

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HEAD_DIMS = (64, 128)  # others are padded up to the next of these
+# arguments that differ between the profiles of a schedule: kernels are not compiled anew for some of their values
+OF_PROFILE = ("granularity", "cast_distance", "list_groups", "list_length")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fpsgen.attention.kernels.launch_config import OF_PROFILE
 from fpsgen.attention.kernels.quantize_parts import (
     add_sum,
     block_scale,
@@ -158,7 +159,7 @@ def _cast_rows(
             tl.store(to, cast_int8(values) if INT8 else values.to(tl.float8e4nv), cache_modifier=".cs")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=OF_PROFILE)
 def norm_rope_quantize(
     q,
     k,

@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fpsgen.attention.kernels.launch_config import HEAD_DIMS, NORM_ROPE
+from fpsgen.attention.kernels.launch_config import HEAD_DIMS, NORM_ROPE, OF_PROFILE
 from fpsgen.attention.kernels.norm_rope_quantize import norm_rope_quantize
 from fpsgen.attention.kernels.quantize_parts import (
     INVERSE_MAX,
@@ -207,7 +207,7 @@ def _cast_values(
     tl.store(pointers, transposed)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=OF_PROFILE)
 def quantize_qkv(
     q,
     k,
@@ -375,7 +375,7 @@ def quantize_into(
         *(k_sum, w.v_amax, v_largest, v_sum, norms, weight_k, table, *tokens_of),
         *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], batch, heads, tokens, blocks, granularity),
         **constants,
-        SINGLE=granularity == 1,
+        SINGLE=granularity == 1 and (norm_rope is None or smooth_k),  # where queries or keys are cast here
         PERMUTED=permuted,
         NORM=norm_rope is not None,
         num_warps=8 if smooth_k and norm_rope is not None else 4,  # rotated keys take many registers

@@ -8,6 +8,8 @@ layer is dense: 40 layers share one graph for each distinct plan.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +26,8 @@ from fpsgen.fused import FP8Channels, FP8Rows
 from fpsgen.models.patch.forward_state import ForwardState
 from fpsgen.models.patch.run_record import ATTENTION, DENSE_LAYER, LayerRun
 from fpsgen.models.patch.stack import Run
+
+_AUTOMATIC = "fpsgen_automatic"
 
 
 class Rotary(NamedTuple):
@@ -268,6 +272,25 @@ def active_backend() -> AttentionBackendName | None:
     """
     backend, _ = _AttentionBackendRegistry.get_active_backend()
     return None if backend == AttentionBackendName.NATIVE else AttentionBackendName(backend)
+
+
+def chosen_backend() -> AttentionBackendName | None:
+    """active_backend(), but None where it is the one that was chosen automatically (see automatic_backend)."""
+    backend = active_backend()
+    return None if backend == getattr(_AttentionBackendRegistry, _AUTOMATIC, None) else backend
+
+
+@contextmanager
+def automatic_backend() -> Iterator[None]:
+    """Meanwhile, the backend that is active now is nobody's choice: cross-attention may take a faster way. The mark
+    lies beside the active backend, in diffusers' registry.
+    """
+    before = getattr(_AttentionBackendRegistry, _AUTOMATIC, None)
+    setattr(_AttentionBackendRegistry, _AUTOMATIC, active_backend())
+    try:
+        yield
+    finally:
+        setattr(_AttentionBackendRegistry, _AUTOMATIC, before)
 
 
 def _name(backend: Any) -> str:

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fpsgen.attention.methods.bf16 import BACKENDS
 from fpsgen.errors import ENVIRONMENT, FpsgenError
-from fpsgen.models.patch.attention import active_backend
+from fpsgen.models.patch.attention import active_backend, automatic_backend
 
 _FA3_MODULES = ("flash_attn_interface", "fa3_fwd_interface")  # FlashAttention's own package, and fa3-fwd of PyPI
 _CUDNN_FIRST = [
@@ -48,6 +48,8 @@ def dense_backend(name: str, device: torch.device, dtype: torch.dtype, head_dim:
             except (ImportError, RuntimeError, ValueError) as error:
                 what = f"--bf16-backend {name} cannot be used: {str(error).splitlines()[0]}"
                 raise FpsgenError(what, "install what it names, or leave the option out", ENVIRONMENT) from error
+            if auto:
+                stack.enter_context(automatic_backend())
         yield name
 
 

@@ -21,6 +21,8 @@ from torch.compiler import is_compiling
 
 from fpsgen.fused import FP8Rows, gelu_rows, norm_rows, quantize_rows, residual_norm_rows, residual_rows
 from fpsgen.models.patch.attention import FpsAttnProcessor
+from fpsgen.models.patch.fusable import not_fusable
+from fpsgen.models.patch.head import install_head
 from fpsgen.models.patch.linear import takes_fp8
 from fpsgen.models.patch.patch_embedding import PatchEmbedding
 from fpsgen.models.patch.run_record import LayerRun
@@ -137,13 +139,6 @@ def _take(x: torch.Tensor, block: Any, temb: torch.Tensor) -> _Normed | None:
     return held if usable and isinstance(held.rows, FP8Rows) == block.fused.attn1 else None
 
 
-def not_fusable(device: torch.device) -> str | None:
-    """Why a forward runs as diffusers wrote it, or None."""
-    if torch.is_grad_enabled():
-        return "gradient"
-    return "autocast" if torch.is_autocast_enabled(device.type) else None
-
-
 def modulation(block: Any, temb: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The block's shift, scale and gate of self-attention, then of the feed-forward, fp32: [B, dim] each, [B, L, dim]
     where there is a noise level for every token (temb [B, L, 6, dim]).
@@ -192,9 +187,9 @@ def install_block(
 
 @dataclass(frozen=True)
 class FusedPatch:
-    """Fused element-wise passes in all blocks that can have them; a prompt's keys and values computed once; the patch
-    embedding as one product. Where results have the rounding of diffusers to the bit, it is left out ("exact").
-    anywhere: also on devices that gain nothing by it, for tests.
+    """Fused element-wise passes in all blocks that can have them, and in the head; a prompt's keys and values computed
+    once; the patch embedding as one product. Where results have the rounding of diffusers to the bit, it is left out
+    ("exact"). anywhere: also on devices that gain nothing by it, for tests.
     """
 
     anywhere: bool = False
@@ -238,6 +233,9 @@ class _InstalledBlocks:
         undo_embedding = swap_class(embedding, PatchEmbedding) if whole else None
         if undo_embedding is not None:
             self._undos.append(undo_embedding)
+        undo_head = install_head(transformer, patch.anywhere)
+        if undo_head is not None:
+            self._undos.append(undo_head)
 
     def undo(self) -> None:
         while self._undos:

@@ -20,8 +20,9 @@ from torch.compiler import is_compiling
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fpsgen.attention.quantize import output_scale
-from fpsgen.fused import FP8Channels, QueryNorm, cross_attention, rms_norm_rows
-from fpsgen.models.patch.attention import active_backend
+from fpsgen.fused import FP8Channels, cross_attention, rms_norm_rows
+from fpsgen.models.patch.attention import chosen_backend
+from fpsgen.models.patch.fusable import not_fusable
 
 
 class Kept:
@@ -74,21 +75,22 @@ class TextAttnProcessor(WanAttnProcessor):
         if attn.add_k_proj is not None or encoder_hidden_states is None or rotary_emb is not None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         query, text = attn.to_q(hidden_states), encoder_hidden_states
-        fusable = not (torch.is_grad_enabled() or torch.is_autocast_enabled(query.device.type))
-        plain = attention_mask is None and (self._attention_backend or active_backend()) is None
+        fusable = not_fusable(query.device) is None
+        plain = attention_mask is None and (self._attention_backend or chosen_backend()) is None
         padding = getattr(text, _PADDING, 0) if fusable and plain and kept(text) else 0
         layers = (attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)
-        norm = QueryNorm(attn.norm_q.weight, attn.norm_q.eps)
+        norm_q = attn.norm_q
         if padding:
             own = text[:, : text.shape[1] - padding + 1]
-            key, value, scale = self.kept_short.get(text, lambda: _project_short(attn, own), *layers)
+            key, value, scale = self.kept_short.get(text, lambda: _project_short(attn, own), *layers, norm_q)
             query = query.unflatten(2, (attn.heads, -1))
-            out = cross_attention(query, key, value, padding, norm, scale if fp8_out else None)
+            out = cross_attention(query, key, value, padding, norm_q.eps, scale if fp8_out else None)
             if fp8_out:
                 return attn.to_out[1](attn.to_out[0](FP8Channels(out.flatten(2), scale.flatten())))
         else:
             key, value = self.kept.get(text, lambda: _project(attn, text), *layers)
-            query = rms_norm_rows(query, *norm) if fusable and query.is_cuda else attn.norm_q(query)
+            fused = fusable and query.is_cuda
+            query = rms_norm_rows(query, norm_q.weight, norm_q.eps) if fused else norm_q(query)
             query = query.unflatten(2, (attn.heads, -1))
             out = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, backend=self._attention_backend)
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
@@ -104,9 +106,10 @@ def _project(attn: Any, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _project_short(attn: Any, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same, and output_scale of the values."""
+    """The same, keys multiplied with the weight of the queries' norm as well, and output_scale of the values."""
     key, value = _project(attn, text)
-    return key, value, output_scale(value)
+    gain = attn.norm_q.weight.float().view(key.shape[2:])
+    return (key.float() * gain).to(key.dtype), value, output_scale(value)
 
 
 class KeptTextProjection(PixArtAlphaTextProjection):

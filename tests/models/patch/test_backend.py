@@ -3,6 +3,7 @@
 import sys
 from types import ModuleType
 
+import accelerated as case
 import pytest
 import torch
 
@@ -11,10 +12,13 @@ pytest.importorskip("diffusers", reason="diffusers is not installed")
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
+from fpsgen import apply
+from fpsgen.attention.schedule import Profile, Schedule
 from fpsgen.errors import ENVIRONMENT, FpsgenError
-from fpsgen.models.patch import backend
-from fpsgen.models.patch.attention import active_backend
+from fpsgen.models.patch import backend, text_kv
+from fpsgen.models.patch.attention import active_backend, chosen_backend
 from fpsgen.models.patch.backend import dense_backend, fastest_backend, flash_attention_3
+from fpsgen.models.patch.block import FusedPatch
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 BF16 = (torch.bfloat16, 128)
@@ -82,6 +86,34 @@ def test_what_was_chosen_in_diffusers_stays(machine):
     machine((9, 0), "fa3_fwd_interface")
     with attention_backend("_native_math"), dense_backend("auto", GPU, *BF16) as chosen:
         assert chosen == "auto" and active_backend() == AttentionBackendName._NATIVE_MATH
+
+
+def test_what_is_chosen_automatically_is_nobodys_choice(machine):
+    machine((9, 0), "fa3_fwd_interface")
+    with dense_backend("auto", GPU, *BF16):
+        assert chosen_backend() is None and active_backend() == AttentionBackendName._FLASH_3
+        with attention_backend("_native_math"):
+            assert chosen_backend() == AttentionBackendName._NATIVE_MATH
+    with dense_backend("fa3", GPU, *BF16):
+        assert chosen_backend() == AttentionBackendName._FLASH_3
+    assert chosen_backend() is None
+
+
+@pytest.mark.parametrize("name", ["auto", "fa3"])
+def test_cross_attention_leaves_padding_out_unless_a_backend_is_named(machine, monkeypatch, name):
+    machine((9, 0), "fa3_fwd_interface")
+    seen = []
+    for module, function in ((text_kv, "cross_attention"), (text_kv, "dispatch_attention_fn")):
+        monkeypatch.setattr(module, function, lambda q, *_, name=function, **__: seen.append(name) or q)
+    transformer, given = case.transformer(), case.inputs()
+    given["encoder_hidden_states"][:, 2:] = 0
+    sparse = Schedule("sparse", (Profile("all", "fps", (3, 2, 4), density=0.5),), ((0.0, 1.0, "all"),))
+    with (
+        apply(transformer, sparse, linear="bf16", exact=True, patches=[FusedPatch(anywhere=True)]),
+        dense_backend(name, GPU, *BF16),
+    ):
+        case.forward(transformer, given)
+    assert set(seen) == {"cross_attention" if name == "auto" else "dispatch_attention_fn"}
 
 
 def test_a_package_that_is_missing_is_named(machine):

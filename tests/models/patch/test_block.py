@@ -207,6 +207,17 @@ def test_padding_of_a_prompt_is_one_key_that_counts_many_times(transformer, monk
     assert error(fused(transformer, given=given)[0], case.forward(transformer, given)) < BOUND and not seen
 
 
+def test_the_weight_of_the_queries_norm_is_kept_with_the_keys_while_it_is_the_same(transformer):
+    given = case.inputs(2)
+    given["encoder_hidden_states"][:, 4:] = 0
+    with apply(transformer, case.DENSE, exact=True, patches=[FUSED]):
+        before = case.forward(transformer, given)
+        for block in transformer.blocks:
+            block.attn2.norm_q.weight.data = block.attn2.norm_q.weight.flip(0)
+        after = case.forward(transformer, given)
+    assert error(after, case.forward(transformer, given)) < BOUND < 1e-3 < error(after, before)
+
+
 def test_keys_without_padding_are_not_taken_for_all_of_them(transformer):
     """A backend that is chosen in the middle of a prompt goes through every row of the text."""
     given = case.inputs(2)
