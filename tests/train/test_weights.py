@@ -124,6 +124,14 @@ def test_gradients_are_clipped_to_the_norm(make_config):
     assert sum(float(p.grad.square().sum()) for p in weights.masters.values()) == pytest.approx(0.25, rel=1e-3)
 
 
+def test_a_step_takes_clipped_gradients(make_config, tmp_path):
+    """After the first step the optimizer's mean of gradients is a tenth of them."""
+    trainer, row = one_step(make_config, tmp_path, transformer(), clip=0.01)
+    means = trainer.weights.tensors()["exp_avg"].values()
+    assert row["grad_norm"] > 0.1
+    assert sum(float(x.square().sum()) for x in means) ** 0.5 == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
 def test_validation_videos_are_of_the_averaged_weights(make_config, tmp_path):
     model, seen = transformer(), []
     config = make_config(batch=4, steps=2, dense_every=0, sample_every=1, lr=0.1, warmup=0, ema=0.9)
