@@ -40,7 +40,7 @@ def export_folder(
     choice: ModelChoice, config: TrainConfig, weights: Tensors, out: Path, errors: dict[str, Any]
 ) -> Path:
     """Write `out` whole or not at all; `out` must not exist. The source's parts, with a transformer of these weights
-    (an adapter is merged), stored in bf16.
+    (an adapter is merged), stored in bf16 but for what diffusers keeps in fp32.
 
     choice: the run's model. weights: those trained, by name. errors: held-out errors for the model card. Raises
     FpsgenError DISK, MODEL.
@@ -56,9 +56,9 @@ def export_folder(
     shutil.rmtree(part, ignore_errors=True)
     try:
         shutil.copytree(source, part, ignore=lambda folder, names: _left_out(str(folder), names, source))
-        stored = {name: x.detach().to(torch.bfloat16) for name, x in transformer.state_dict().items()}
+        in_bf16(transformer)
         with writing_tensors():
-            transformer.save_pretrained(part / "transformer", state_dict=stored)
+            transformer.save_pretrained(part / "transformer")
         write_text(trained_schedule(config).to_toml(), part / SCHEDULE, overwrite=True)
         write_text(_card(choice, config, errors), part / CARD, overwrite=True)
         check_folder(part)
@@ -161,6 +161,14 @@ def trained_transformer(source: Path, config: TrainConfig, weights: Tensors) -> 
     if config.lora_rank:
         merge_lora(transformer)
     return transformer
+
+
+def in_bf16(transformer: Any) -> None:
+    """Round its weights to bf16, but for those that diffusers loads in fp32 whatever dtype is asked for."""
+    kept = set(transformer._keep_in_fp32_modules or ())
+    for name, parameter in transformer.named_parameters():
+        if not kept.intersection(name.split(".")):
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _exists(out: Path) -> FpsgenError:

@@ -118,6 +118,32 @@ def test_a_run_does_not_go_on_with_another_model(make_config, tiny_dir, tmp_path
         prepare_pairs(config, tmp_path / "run", CPU, Silent())
 
 
+def test_the_averaged_weights_are_exported(unbroken):
+    last = unbroken[0] / "step-0000006"
+    average, raw = (load_file(last / f"{name}.safetensors") for name in ("average", "weights"))
+    exported = weights(unbroken[0])
+    assert exported["blocks.0.attn1.to_q.weight"].dtype == torch.bfloat16
+    assert exported["scale_shift_table"].dtype == torch.float32  # as diffusers loads it
+    assert all(torch.equal(exported[name], x.to(exported[name].dtype)) for name, x in average.items())
+    assert any(not torch.equal(exported[name], x.to(exported[name].dtype)) for name, x in raw.items())
+
+
+def test_the_objective_with_the_larger_weight_is_the_one_reported(make_config, tmp_path):
+    result = run(make_config(steps=1, batch=1, distill=0.5, flow=2.0), tmp_path)
+    assert result.report["objective"] == "flow"
+
+
+def test_no_checkpoint_of_losses_that_have_risen(make_config, tmp_path, monkeypatch):
+    def refuse(log, step: int) -> None:
+        if step > 2:
+            raise FpsgenError("risen", "lower lr", NUMERIC)
+
+    monkeypatch.setattr(loop.Log, "check", refuse)
+    with pytest.raises(FpsgenError):
+        run(make_config(), tmp_path)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-0000002"]
+
+
 def test_the_exported_folder_carries_its_schedule(unbroken):
     from fpsgen.attention.schedule import Schedule
     from fpsgen.models.patch.schedule_choice import checkpoint_schedule

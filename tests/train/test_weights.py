@@ -114,6 +114,39 @@ def test_the_average_follows_the_weights_and_leaves_again(make_config):
     assert torch.equal(p.detach(), second)
 
 
+def test_gradients_are_clipped_to_the_norm(make_config):
+    model = transformer().requires_grad_(True)
+    weights = Weights(model, make_config(clip=0.5))
+    for p in weights.masters.values():
+        p.grad = torch.ones_like(p)
+    count = sum(p.numel() for p in weights.masters.values())
+    assert weights.clip() == pytest.approx(count**0.5)
+    assert sum(float(p.grad.square().sum()) for p in weights.masters.values()) == pytest.approx(0.25, rel=1e-3)
+
+
+def test_a_step_takes_clipped_gradients(make_config, tmp_path):
+    """After the first step the optimizer's mean of gradients is a tenth of them."""
+    trainer, row = one_step(make_config, tmp_path, transformer(), clip=0.01)
+    means = trainer.weights.tensors()["exp_avg"].values()
+    assert row["grad_norm"] > 0.1
+    assert sum(float(x.square().sum()) for x in means) ** 0.5 == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
+def test_validation_videos_are_of_the_averaged_weights(make_config, tmp_path):
+    model, seen = transformer(), []
+    config = make_config(batch=4, steps=2, dense_every=0, sample_every=1, lr=0.1, warmup=0, ema=0.9)
+    trainer, source = Trainer(model, config, tmp_path, GRID, ALONE), Fixed(model)
+    name, p = next(iter(trainer.weights.used.items()))
+    trainer.resume()
+
+    def sample(step: int) -> None:
+        seen.append((step, p.detach().clone(), trainer.weights.average[name].clone()))
+
+    trainer.run([Objective("distill", 1.0, source, source)], Silent(), sample)
+    ((step, shown, average),) = seen
+    assert step == 1 and torch.equal(shown, average)
+
+
 def test_the_held_out_error_is_that_of_the_averaged_weights(make_config, tmp_path):
     model = transformer()
     trainer, _ = one_step(make_config, tmp_path, model, lr=0.1, warmup=0, ema=0.9)
