@@ -287,6 +287,18 @@ def test_a_batch_goes_on_where_nobody_reads_its_results(tmp_path, tiny_dir):
     assert len(list((tmp_path / "outputs").glob("*.mp4"))) == 2
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder in use stays there")
+@pytest.mark.parametrize("arguments", [["doctor"], ["bench", "kernel"], ["train", "--preset", "nano-demo"]])
+def test_a_working_folder_that_was_removed_is_named(tmp_path, arguments):
+    """MKL ends the process that loads it there."""
+    (tmp_path / "gone").mkdir()
+    code = "import os, sys; os.rmdir(os.getcwd()); from fpsgen.cli.app import run; sys.exit(run(sys.argv[1:]))"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=tmp_path / "gone", env=env, capture_output=True, text=True)
+    assert "working folder" in two_lines(done, 7)[0]
+
+
 @pytest.mark.parametrize("reader", ["gone", "full"])
 def test_a_video_is_made_where_nobody_reads_the_progress(tmp_path, tiny_dir, reader):
     """As in `fpsgen generate "a cat" 2>&1 | head -1`, or with a log on a full disk."""

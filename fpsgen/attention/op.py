@@ -141,7 +141,14 @@ def _run(
         ) from error
     tables, lists = plan.tables(q.device), lists or plan.lists(q.device)
     settings = (norm_rope, return_lse, smooth_k, smooth_v, plan.int8_qk, plan.pv_threshold, fp8_out)
-    return attention_kernel(q, k, v, tables, lists, plan.fp8, plan.granularity, *settings)
+    try:
+        return attention_kernel(q, k, v, tables, lists, plan.fp8, plan.granularity, *settings)
+    except RuntimeError as error:
+        if "active driver" not in str(error):
+            raise
+        raise UnsupportedDeviceError(
+            f'impl="triton" needs a GPU, and the tensors are on {q.device}.\nGive impl="auto", or move them.'
+        ) from error
 
 
 @lru_cache
@@ -234,15 +241,17 @@ def attend(
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> None:
-    if not all(isinstance(x, torch.Tensor) and x.is_floating_point() for x in (q, k, v)):
-        kinds = ", ".join(str(getattr(x, "dtype", type(x).__name__)) for x in (q, k, v))
-        raise ValueError(f"q, k, v are {kinds}.\nGive three tensors of a float dtype.")
+    if not all(isinstance(x, torch.Tensor) and x.is_floating_point() and x.layout is torch.strided for x in (q, k, v)):
+        kinds = ", ".join(f"{getattr(x, 'layout', '')} {getattr(x, 'dtype', type(x).__name__)}" for x in (q, k, v))
+        raise ValueError(f"q, k, v are {kinds}.\nGive three dense tensors of a float dtype.")
     if q.dim() != 4 or q.shape[1] != plan.num_tokens or k.shape != q.shape or v.shape != q.shape:
         around = f" + {plan.prefix} + {plan.suffix}" if plan.prefix or plan.suffix else ""
         raise ValueError(
             f"q, k, v are {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} for the grid {plan.grid}{around}.\n"
             f"Give three tensors [B, L, H, D] of one shape with L = T*H*W{around}."
         )
+    if q.numel() == 0:
+        raise ValueError(f"q, k, v are empty: {tuple(q.shape)}.\nGive a sample, a head and a channel at least.")
     if not q.device == k.device == v.device:
         raise ValueError(f"q, k, v are on {q.device}, {k.device}, {v.device}.\nGive them on one device.")
 

@@ -130,6 +130,8 @@ class AttentionPlan:
                 raise ValueError(f"{name} is {value!r}.\nGive an integer from {least}.")
         if self.smooth_k is None:
             object.__setattr__(self, "smooth_k", method.smooth_k)
+        if not isinstance(self.smooth_k, bool):
+            raise ValueError(f"smooth_k is {self.smooth_k!r}.\nGive true, false, or None for the method's default.")
         if self.smooth_k and not method.quantized:
             raise ValueError(
                 f"smooth_k is for quantized keys, but method {self.method!r} has none.\n"
@@ -147,6 +149,8 @@ class AttentionPlan:
             )
         for name, value in (("grid", tiling.grid), ("tile", tiling.tile), ("block", tiling.block), ("window", window)):
             object.__setattr__(self, name, value)
+        if not isinstance(self.options, Mapping | tuple | list):
+            raise ValueError(f"options are {self.options!r}.\nGive a table of the method's own.")
         object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
         method.check_options(dict(self.options))
         object.__setattr__(self, "options_text", json.dumps(self.options))

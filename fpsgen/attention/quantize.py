@@ -75,36 +75,6 @@ def _group_scale(x: torch.Tensor, layout: BlockLayout, granularity: int, largest
     return blocks.clamp(min=BLOCK_AMAX_FLOOR) * (1.0 / largest)
 
 
-def _per_token(scale: torch.Tensor, layout: BlockLayout) -> torch.Tensor:
-    """[B, H, N] -> [B, L, H, 1]."""
-    return scale.transpose(1, 2)[:, layout.token_block.to(scale.device), :, None]
-
-
-def scale_blocks(x: torch.Tensor, layout: BlockLayout, granularity: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """x over its block scales, clamped but not yet rounded (fp32 [B, L, H, D]), and the scales (fp32 [B, H, N])."""
-    scale = _group_scale(x, layout, granularity, E4M3_MAX).transpose(1, 2).contiguous()
-    return (x.float() * (1.0 / _per_token(scale, layout))).clamp_(-E4M3_MAX, E4M3_MAX), scale
-
-
-def scale_channels(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """v over its channel scales, clamped but not yet rounded (fp32 [B, L, H, D]), and the scales (fp32 [B, H, D])."""
-    amax = _amax(v, 1)
-    scale = amax.clamp(min=AMAX_FLOOR) * (1.0 / E4M3_MAX)
-    return (v.float() * (1.0 / scale[:, None])).clamp_(-E4M3_MAX, E4M3_MAX), scale
-
-
-def quantize_blocks(x: torch.Tensor, layout: BlockLayout, granularity: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """float8_e4m3fn [B, L, H, D] and fp32 scales [B, H, N], one scale per `granularity` consecutive blocks."""
-    scaled, scale = scale_blocks(x, layout, granularity)
-    return scaled.to(torch.float8_e4m3fn), scale
-
-
-def quantize_channels(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """float8_e4m3fn [B, L, H, D] and fp32 scales [B, H, D], one scale per channel over all tokens."""
-    scaled, scale = scale_channels(v)
-    return scaled.to(torch.float8_e4m3fn), scale
-
-
 def output_scale(v: torch.Tensor) -> torch.Tensor:
     """FP8Output's scale of attention over values v [B, L, H, D]."""
     return _amax(v, 1).amax(0).clamp(min=AMAX_FLOOR) * (1.0 / E4M3_MAX)
@@ -113,29 +83,6 @@ def output_scale(v: torch.Tensor) -> torch.Tensor:
 def quantize_output(out: torch.Tensor, scale: torch.Tensor) -> FP8Output:
     """Attention's output [B, L, H, D] by output_scale's scale."""
     return FP8Output((out.float() / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale)
-
-
-def quantize_blocks_int8(
-    x: torch.Tensor, layout: BlockLayout, granularity: int = 1
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 [B, L, H, D] in [-127, 127] and fp32 scales [B, H, N] = amax / 127 (the rule of SageAttention, arXiv
-    2410.02367).
-
-    int8 has no NaN: a group that holds one becomes 0 with a NaN scale.
-    """
-    scale = _group_scale(x, layout, granularity, INT8_MAX).transpose(1, 2).contiguous()
-    levels = (x.float() * (1.0 / _per_token(scale, layout))).nan_to_num_(0.0).round_().clamp_(-INT8_MAX, INT8_MAX)
-    return levels.to(torch.int8), scale
-
-
-def dequantize_blocks(x: torch.Tensor, scale: torch.Tensor, layout: BlockLayout) -> torch.Tensor:
-    """fp32 [B, L, H, D] from E4M3 or int8 values and block scales [B, H, N]."""
-    return x.float() * _per_token(scale, layout)
-
-
-def dequantize_channels(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """fp32 [B, L, H, D] from E4M3 values and channel scales [B, H, D]."""
-    return x.float() * scale[:, None]
 
 
 def fake_quantize(

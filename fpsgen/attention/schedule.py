@@ -35,6 +35,8 @@ class Schedule:
     fp8_linear: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not all(isinstance(rows, tuple | list) for rows in (self.profiles, self.windows, self.dense_layers)):
+            raise ValueError(f"schedule {self.name!r} lacks a list.\nGive lists of profiles, windows and dense layers.")
         object.__setattr__(self, "profiles", tuple(self.profiles))
         if not isinstance(self.name, str) or not isinstance(self.trained, bool):
             raise ValueError(
@@ -134,6 +136,8 @@ class Schedule:
     @classmethod
     def from_toml(cls, text: str) -> Schedule:
         """Reads to_toml's format. Raises ValueError for anything else, unknown keys included."""
+        if not isinstance(text, str):
+            raise ValueError(f"the schedule is a {type(text).__name__}.\nGive TOML as text.")
         try:
             data = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:

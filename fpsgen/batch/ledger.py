@@ -49,6 +49,8 @@ class Ledger:
         self._path = folder / NAME
         self._done: dict[str, tuple[str, int]] = {}  # (path, bytes)
         self._begun: dict[str, tuple[str, Any, bool]] = {}  # (path, before, replaces), where nothing followed
+        if os.path.islink(self._path):  # entries would be written elsewhere
+            raise FpsgenError(f"{show(self._path)} is a link", "remove it, or choose another folder with -o", DISK)
         lines = read_bytes(self._path, _MAX_BYTES, show(self._path), DISK) if os.path.lexists(self._path) else b""
         for line in filter(None, lines.split(b"\n")):
             try:

@@ -15,8 +15,9 @@ from fpsgen.bench.plan import BASELINE, EVERY_STEP, OURS, methods_to_run, warm_s
 from fpsgen.bench.progress import Progress
 from fpsgen.bench.provenance import provenance
 from fpsgen.bench.rows import Runs, append_rows, bench_row
+from fpsgen.evaluate import stlpips
 from fpsgen.evaluate.quality import quality
-from fpsgen.files import write_text
+from fpsgen.files import make_folder, write_text
 from fpsgen.pipeline.events import Events, Timing
 from fpsgen.pipeline.loaded_model import LoadedModel, load_model
 from fpsgen.pipeline.output import write_output
@@ -38,6 +39,8 @@ def run(
     base: the video; its output names the folder for MP4s (none with random weights). command: the line that was
     typed, kept in the rows. Raises as pipeline.run.run does.
     """
+    if not random_weights:
+        stlpips.available()
     model = load_model(base, timing, random_weights)
     names = methods_to_run(compare)
     runs = {name: Runs(name) for name in names}
@@ -103,8 +106,7 @@ def _save(runs: Runs, base: GenerateRequest) -> Path:
 
 
 def save(rows: list[dict[str, Any]], root: Path, place: Path) -> Path:
-    """Append the rows to bench.jsonl in `root`, write the page in `place` if there are videos; the path to print."""
+    """Append the rows to bench.jsonl in `root`, write the page in `place`; the path to print."""
     append_rows(rows, root / "bench.jsonl")
-    if rows[0]["video"] is None:
-        return root / "bench.jsonl"
+    make_folder(place)
     return write_text(page(rows), place / "index.html", overwrite=True)

@@ -33,27 +33,38 @@ LOOSE_GATE = 0.15  # against inputs that are not quantized alike; this only catc
 
 
 def run(
-    shapes: list[Shape], methods: list[str], densities: list[float], seconds: float, device: torch.device
+    shapes: list[Shape],
+    methods: list[str],
+    densities: list[float],
+    seconds: float,
+    device: torch.device,
+    command: str = "",
 ) -> Iterator[dict[str, Any]]:
     """Rows for every shape as they come: baselines first, then methods, the windowed ones at each density.
 
-    seconds: time given to each row's repeats. Raises FpsgenError NUMERIC where a result is wrong.
+    seconds: time given to each row's repeats. command: the line that was typed, kept in the rows. Raises FpsgenError
+    NUMERIC where a result is wrong.
     """
     # kernels on their own, events and graphs go by the current device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        yield from _rows(shapes, methods, densities, seconds, device)
+        facts = {"schema": SCHEMA, **provenance(device), "command": command}
+        yield from _rows(shapes, methods, densities, seconds, device, facts)
 
 
 def _rows(
-    shapes: list[Shape], methods: list[str], densities: list[float], seconds: float, device: torch.device
+    shapes: list[Shape],
+    methods: list[str],
+    densities: list[float],
+    seconds: float,
+    device: torch.device,
+    facts: dict[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    facts = provenance(device)
     others, missing = baselines(device)
     seen: set[Any] = set()  # inputs that baselines had: tiles mean nothing to them
     compiled: set[Size3] = set()  # grids that FlexAttention was compiled for: it takes long
     for shape in shapes:
         inputs = shape.inputs(device)
-        common = {"schema": SCHEMA, **facts, "shape": shape.name, "tokens": inputs[0].shape[1], "heads": shape.heads}
+        common = {**facts, "shape": shape.name, "tokens": inputs[0].shape[1], "heads": shape.heads}
         common |= {"head_dim": shape.dim, "batch": shape.batch, "tiles": shape.tile, "captured": bool(shape.source)}
         case = (shape.grid, shape.heads, shape.dim, shape.batch, shape.source)
         if case not in seen:

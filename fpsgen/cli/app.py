@@ -28,7 +28,7 @@ from fpsgen.cli import (
 )
 from fpsgen.cli.usage import explain_usage
 from fpsgen.errors import FpsgenError
-from fpsgen.files import system_error
+from fpsgen.files import absolute, system_error
 from fpsgen.signals import Terminated, stoppable
 from fpsgen.text import show
 
@@ -69,6 +69,7 @@ def root(
     if version:
         print(f"fpsgen {__version__}")
         raise typer.Exit
+    absolute(".")  # where the working folder was removed, torch's libraries end the process
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -110,7 +110,8 @@ def kernel(given: dict[str, Any]) -> None:
     rows = []
     # events and kernels that are measured alone go to the current device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        made = measured.run(shapes, list(names), list(settings.density), settings.row_seconds, device)
+        arguments = (shapes, list(names), list(settings.density), settings.row_seconds, device, command_line())
+        made = measured.run(*arguments)
         for row in each(made, device):
             rows.append(row)
             append_rows([row], path)

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from fpsgen.errors import ENVIRONMENT, FpsgenError
+
 FRAMES = 8  # of a video: a frame costs seconds on a CPU
 NEEDED = ("stlpips_pytorch", "torchvision", "torchsummary", "IPython")
 
@@ -19,7 +21,7 @@ NEEDED = ("stlpips_pytorch", "torchvision", "torchsummary", "IPython")
 def stlpips(frames: np.ndarray, reference: np.ndarray) -> float | None:
     """Mean over eight evenly spaced frames, 0 for equal ones; None where the package is not installed.
 
-    frames, reference: uint8 [T, H, W, 3].
+    frames, reference: uint8 [T, H, W, 3]. Raises FpsgenError ENVIRONMENT as `available`.
     """
     if not available():
         return None
@@ -33,8 +35,20 @@ def stlpips(frames: np.ndarray, reference: np.ndarray) -> float | None:
 
 
 def available() -> bool:
-    """Whether the package and what it imports are installed."""
-    return all(find_spec(name) is not None for name in NEEDED)
+    """Whether the package and what it imports are installed. Raises FpsgenError ENVIRONMENT where they are, and fail:
+    a torchvision that was built for another torch does. So ask before hours of work.
+    """
+    if not all(find_spec(name) is not None for name in NEEDED):
+        return False
+    try:
+        _network()
+    except Exception as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        what = f"ST-LPIPS is installed and cannot be loaded: {said[:200]}"
+        raise FpsgenError(
+            what, "install the torchvision of this torch, or remove stlpips-pytorch", ENVIRONMENT
+        ) from error
+    return True
 
 
 @lru_cache(maxsize=1)

@@ -112,8 +112,10 @@ def check_file_name(path: str, output: str | None, frames: int | None, fps: int 
     kind = kind.lower()
     if stem.startswith(OWN_PREFIX):  # the next run would remove it with what a killed one left
         raise FpsgenError(f"-o {show(output)} begins as fpsgen's own hidden files do", "choose another name", USAGE)
-    if os.path.lexists(path) and not os.path.isfile(path) and not os.path.islink(path):
-        raise FpsgenError(f"-o {show(output)} is a device or pipe", "name a file ending in .mp4, or a folder", DISK)
+    for name in (path, str(sidecar(Path(path)))):
+        if os.path.lexists(name) and not os.path.isfile(name) and not os.path.islink(name):
+            kind = "a folder" if os.path.isdir(name) else "a device or pipe"
+            raise FpsgenError(f"{show(name)} is {kind}, not a file", "choose another name with -o, or a folder", DISK)
     if kind not in KINDS:
         remedy = f"for example -o {show(stem.strip('.') or 'video')}.mp4, or a folder: -o {show(output)}/"
         raise FpsgenError(f"-o {show(output)} does not end in {', '.join(KINDS[:-1])} or {PNG}", remedy, USAGE)

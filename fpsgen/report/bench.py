@@ -148,7 +148,7 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
         found.append(f"CPU: times of the CPU kernels ({kernels}), not of the GPU kernels")
     if any(row["random_weights"] for row in rows):
         found.append("random weights: speed and memory alone, no picture")
-    if any(row["model"] == SMALL for row in rows):
+    if any(row["model"] == SMALL and not row["random_weights"] for row in rows):
         found.append("nano is too small to gain much, and its small pictures change with the least rounding")
     if any(row.get("fused") for row in rows) and not all(row.get("fused") for row in rows):
         ours = "our VAE decoder" if on_cpu else "fused passes and our VAE decoder"  # none are fused on a CPU

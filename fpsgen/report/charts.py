@@ -58,7 +58,7 @@ def lines(
     if longest < 2:
         return ""
     y_high = max(max(values) for _, _, values in series) * 1.05 or 1.0
-    parts = _axes(x_label, y_label, (1, last or longest), (0.0, y_high))
+    parts = _axes(x_label, y_label, (1, last or longest), (0.0, y_high), counted=True)
     for name, colour, values in series:
         spots = " ".join(
             f"{_place(i, 1, longest, True):.1f},{_place(value, 0.0, y_high, False):.1f}"
@@ -84,10 +84,13 @@ def document(body: str, names: Sequence[tuple[str, str]]) -> str:
     return body.replace("<svg", opening, 1).replace("</svg>", f"{''.join(legend)}</svg>", 1) + "\n"
 
 
-def _axes(x_label: str, y_label: str, x: tuple[float, float], y: tuple[float, float]) -> list[str]:
+def _axes(
+    x_label: str, y_label: str, x: tuple[float, float], y: tuple[float, float], counted: bool = False
+) -> list[str]:
+    """counted: whole numbers alone below."""
     base = HEIGHT - BOTTOM
     parts = [f'<path d="M{LEFT} 8V{base}H{WIDTH - 8}" fill="none" stroke="var(--line)"/>']
-    for value in _ticks(*x):
+    for value in [each for each in _ticks(*x) if not counted or each == int(each)]:
         left = min(_place(value, *x, True), WIDTH - 14)
         parts.append(f'<text class="tick" x="{left:.1f}" y="{base + 14}" text-anchor="middle">{value:g}</text>')
     for value in _ticks(*y):

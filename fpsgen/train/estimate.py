@@ -15,6 +15,7 @@ import torch
 from fpsgen.assets import figures_dir
 from fpsgen.attention.presets import PRESETS as SCHEDULES
 from fpsgen.models.catalog.choice import ModelChoice
+from fpsgen.report.lines import duration
 from fpsgen.text import plural
 from fpsgen.train.config import LIVE, TrainConfig
 from fpsgen.train.events import Events
@@ -47,10 +48,9 @@ def estimate(config: TrainConfig, choice: ModelChoice, shared: Processes) -> lis
 
 
 def cost(seconds: float, shared: Processes) -> str:
-    """Seconds of a run as hours, and as GPU hours of all its processes."""
-    hours = seconds / 3600
-    gpu = f", {hours * shared.count:.3g} GPU hours" if shared.device.type == "cuda" else ""
-    return f"{hours:.3g} h{gpu}"
+    """Seconds of a run for people, and as GPU hours of all its processes."""
+    gpu = f", {seconds * shared.count / 3600:.3g} GPU hours" if shared.device.type == "cuda" else ""
+    return duration(seconds) + gpu
 
 
 class MeasuredCost:

@@ -141,6 +141,8 @@ def registry_row(choice: ModelChoice, config: TrainConfig, source: str) -> str:
     )
     row = {"name": f"{config.name}-trained", "source": source, "like": like}
     row |= {"description": f"{like}, trained for schedule {config.name} with fpsgen", "trained_schedule": True}
+    if spec.licence != "unknown":
+        row["licence"] = spec.licence
     row |= {"width": config.width, "height": config.height, "frames": config.frames, "shift": config.shift}
     return "\n".join(["[[model]]", *(f"{key} = {json.dumps(value)}" for key, value in row.items())])
 

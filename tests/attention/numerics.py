@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 
 from fpsgen.attention.norm_rope import NormRope, apply_norm_rope
-from fpsgen.attention.quantize import (
+from fpsgen.attention.tiles import BlockLayout, TileLists
+
+from .quantization import (
     dequantize_blocks,
     dequantize_channels,
     quantize_blocks,
     quantize_blocks_int8,
     quantize_channels,
 )
-from fpsgen.attention.tiles import BlockLayout, TileLists
-
 from .tensor_core import product
 
 RELATIVE = 1e-3  # relative L2, beyond NOISE_SHARE of what P's cast explains

@@ -16,6 +16,7 @@ from fpsgen.attention.backward import gathered_gradient
 from .cases import BY_NAME, CASES, EDGES, IDS, Case, line_case
 from .gpu import needs_gpu, run
 from .numerics import check, check_norm_rope, measure, truth
+from .quantization import quantize_blocks, quantize_channels
 
 pytestmark = needs_gpu
 WAN_480P, WAN_720P, NANO = (21, 30, 52), (21, 45, 80), (9, 10, 16)
@@ -135,7 +136,6 @@ def test_extreme_logits_stay_finite(scale):
 @pytest.mark.parametrize("granularity", [1, 2, 5])
 @pytest.mark.parametrize("name", ["ragged_window", "tile_of_three_blocks"])
 def test_prepare_equals_the_torch_rule(name, granularity):
-    from fpsgen.attention import quantize as rule
     from fpsgen.attention.kernels import quantize
 
     case = BY_NAME[name]
@@ -145,7 +145,7 @@ def test_prepare_equals_the_torch_rule(name, granularity):
     token = laid.layout.rows.flatten().cuda()
     real = (torch.arange(laid.layout.block) < laid.layout.block_len[:, None]).flatten().cuda()
     rows = [(q, ready.q, ready.q_scale), (k, ready.k, ready.k_scale)]
-    expected = [rule.quantize_blocks(x, laid.layout, granularity) for x, _, _ in rows] + [rule.quantize_channels(v)]
+    expected = [quantize_blocks(x, laid.layout, granularity) for x, _, _ in rows] + [quantize_channels(v)]
     rows.append((v, ready.v.transpose(2, 3), ready.v_scale))
     for (_, values, scale), (wanted, wanted_scale) in zip(rows, expected, strict=True):
         torch.testing.assert_close(scale, wanted_scale, rtol=1e-6, atol=0)

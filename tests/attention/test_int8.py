@@ -7,13 +7,14 @@ import torch
 
 from fpsgen.attention import AttentionPlan, attend, fps_attention
 from fpsgen.attention.backward import gathered_gradient
-from fpsgen.attention.quantize import fake_quantize, quantize_blocks_int8
+from fpsgen.attention.quantize import fake_quantize
 from fpsgen.attention.reference import attention_reference
 from fpsgen.attention.sparse_sdpa import attention_cpu, attention_cpu_lists, token_groups
 from fpsgen.attention.tiles import mask_from_lists
 
 from .cases import BY_NAME, CASES, IDS
 from .numerics import check, truth
+from .quantization import quantize_blocks_int8
 from .test_sparse_sdpa import BOUND, exact
 
 

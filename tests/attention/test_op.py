@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fpsgen.attention import AttentionPlan, attend, attention_reference, fps_attention
+from fpsgen.attention import AttentionPlan, UnsupportedDeviceError, attend, attention_reference, fps_attention
 from fpsgen.attention.backward import attention_gradient
 from fpsgen.attention.quantize import fake_quantize
 from fpsgen.attention.tiles import mask_from_lists
@@ -167,6 +167,8 @@ def test_plans_are_resolved_hashable_and_equal():
         {"suffix": 1.0},
         {"block": (3, 1, 1)},
         {"block": 2},
+        {"smooth_k": "no"},
+        {"options": 3},
     ],
 )
 def test_bad_plans_are_refused_in_two_lines(fields):
@@ -178,12 +180,22 @@ def test_bad_plans_are_refused_in_two_lines(fields):
 def test_bad_shapes_are_refused():
     q, k, v = inputs()
     shapes = ((q[:, :5], k[:, :5], v[:, :5]), (q, k[:, :, :1], v), (q[0], k[0], v[0]))
-    kinds = ((q.long(), k, v), (q, None, v), (q, k.to("meta"), v))
-    for bad in shapes + kinds:
+    kinds = ((q.long(), k, v), (q, None, v), (q, k.to("meta"), v), (q.to_sparse(), k, v))
+    empty = tuple(
+        tuple(x[place] for x in (q, k, v)) for place in (slice(0), (..., slice(0)), (..., slice(0), slice(None)))
+    )
+    for bad in shapes + kinds + empty:
         for call in (lambda x: fps_attention(*x, grid=GRID), lambda x: attend(*x, AttentionPlan(GRID, TILE))):
             with pytest.raises(ValueError) as caught:
                 call(bad)
             assert str(caught.value).count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_gpu_kernels_without_a_gpu_are_refused_in_two_lines():
+    with pytest.raises(UnsupportedDeviceError) as caught:
+        fps_attention(*inputs(), grid=GRID, impl="triton")
+    assert str(caught.value).count("\n") == 1
 
 
 def test_reference_and_operator_are_one():

@@ -258,3 +258,12 @@ granularity = 8
         ((3, 30, 4), None, (3, 1, 5)),
         ((3, 10, 2), None, (1, 1, 3)),
     ]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Schedule("s", None, None), lambda: Schedule.from_toml(b""), lambda: Schedule.from_toml(3)]
+)
+def test_what_is_no_schedule_is_refused_in_two_lines(make):
+    with pytest.raises(ValueError) as caught:
+        make()
+    assert str(caught.value).count("\n") == 1

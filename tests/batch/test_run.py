@@ -287,6 +287,14 @@ def test_a_ledger_names_no_file_outside_its_folder(batch, tmp_path, elsewhere):
     assert batch() == 0 and batch.begun() == ["a cat"] * 2 and is_whole(batch.paths[0])
 
 
+def test_a_ledger_that_is_a_link_is_not_written_to(batch, tmp_path):
+    (tmp_path / "other").write_text("kept")
+    Path("outputs").mkdir()
+    Path("outputs", NAME).symlink_to(tmp_path / "other")
+    assert batch(write("a cat")) == DISK and NAME in batch.err
+    assert (tmp_path / "other").read_text() == "kept"
+
+
 def test_jobs_with_another_lora_get_a_model_of_their_own(batch, monkeypatch):
     import sys
 

@@ -90,8 +90,10 @@ def test_random_weights_measure_speed_alone(fpsgen):
     assert fpsgen("bench", "--random-weights", "-m", "nano", *options) == 0, fpsgen.err
     rows = [json.loads(line) for line in Path("outputs/bench/bench.jsonl").read_text().splitlines()]
     assert all(row["random_weights"] and row["psnr_db"] is None and row["video"] is None for row in rows)
-    assert fpsgen.lines[-1].endswith("bench.jsonl") and "random weights" in fpsgen.lines[0]
-    assert not list(Path("outputs").rglob("*.mp4"))
+    page = Path(fpsgen.lines[-1]).read_text()
+    assert "random weights: speed and memory alone" in page and "Time by stage" in page
+    assert not any(word in page for word in ("<video", "PSNR", "same trajectory", "Flicker</th>"))
+    assert "random weights" in fpsgen.lines[0] and not list(Path("outputs").rglob("*.mp4"))
 
 
 def test_json_and_quiet(fpsgen, bench):
@@ -118,6 +120,7 @@ def test_kernel_rows(fpsgen):
     assert fpsgen("bench", "kernel", *options) == 0, fpsgen.err
     rows = [json.loads(line) for line in Path("outputs/bench/kernel.jsonl").read_text().splitlines()]
     assert [row["method"] for row in rows] == ["sdpa", *METHODS]
+    assert all(row["command"].startswith("fpsgen ") for row in rows)
     for row in rows:
         assert row["repeats"] >= 3 and row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
         operations = 4 * 128 * 2 * row["density"] * 256**2

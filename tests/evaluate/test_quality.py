@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fpsgen.errors import ENVIRONMENT, FpsgenError
 from fpsgen.evaluate import stlpips
 from fpsgen.evaluate.nano.captions import plain
 from fpsgen.evaluate.nano.prompts import agreement, unseen
@@ -45,6 +46,18 @@ def test_stlpips_is_there_or_named_as_missing(monkeypatch):
         assert stlpips.stlpips(x, x) == 0 < stlpips.stlpips(x, x[::-1])
     monkeypatch.setattr(stlpips, "NEEDED", ("no_such_package",))
     assert stlpips.stlpips(x, x) is None and quality(x, x)["stlpips"] is None
+
+
+def test_an_stlpips_that_cannot_be_loaded_is_no_missing_one(monkeypatch):
+    def broken():
+        raise RuntimeError("operator torchvision::nms does not exist\nmore")
+
+    monkeypatch.setattr(stlpips, "NEEDED", ("json",))
+    monkeypatch.setattr(stlpips, "_network", broken)
+    for ask in (stlpips.available, lambda: stlpips.stlpips(frames(), frames())):
+        with pytest.raises(FpsgenError, match="torchvision::nms") as caught:
+            ask()
+        assert caught.value.code == ENVIRONMENT
 
 
 def test_a_clip_is_read_against_its_own_prompt():

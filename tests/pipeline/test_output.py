@@ -144,6 +144,16 @@ def test_names_that_no_system_call_takes():
             assert error.code in (USAGE, DISK)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_sidecar_that_could_not_be_written_is_said_before_the_work(tmp_path, overwrite):
+    (tmp_path / "a.json").mkdir()
+    os.mkfifo(tmp_path / "b.json")
+    for name in ("a.mp4", "b.mp4"):
+        with pytest.raises(FpsgenError) as caught:
+            resolve_output(name, "a cat", 7, overwrite)
+        assert caught.value.code == DISK and name.replace("mp4", "json") in caught.value.message
+
+
 def test_names_of_temporaries_are_not_taken(tmp_path):
     with temporary(tmp_path / "x.mp4") as (part, _):
         with pytest.raises(FpsgenError) as caught:

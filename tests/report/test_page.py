@@ -134,6 +134,10 @@ def test_charts_place_points_by_value():
     svg = charts.scatter([charts.Point("a", 1, 10, "red"), charts.Point("b<", 2, 20, "blue")], "x", "y")
     spots = [tuple(map(float, spot)) for spot in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)]
     assert spots[0][0] < spots[1][0] and spots[0][1] > spots[1][1] and "b&lt;" in svg
+    ticks = re.findall(
+        r'class="tick"[^>]*middle">([^<]*)<', charts.lines([("a", "red", [1.0, 2.0, 3.0, 4.0])], "x", "y")
+    )
+    assert ticks == ["1", "2", "3", "4"]  # of steps there are no halves
     names = charts.scatter([charts.Point(name, 1, 10 + i / 9, "red") for i, name in enumerate("abc")], "x", "y")
     heights = sorted(float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="(?:start|end)">[abc]<', names))
     assert len(heights) == 3 and all(b - a > 11 for a, b in pairwise(heights))

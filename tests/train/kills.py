@@ -86,7 +86,7 @@ def main() -> None:
     kills, runs, equal, places = 0, 0, 0, Counter()
     while True:
         folder = args.folder / f"killed-{runs}"
-        ended = life(config, folder, chance.uniform(0.0, 0.5 * whole) if kills < args.kills else None)
+        ended = life(config, folder, chance.uniform(0.0, whole) if kills < args.kills else None)
         if not ended:
             kills += 1
             places[place(folder)] += 1

@@ -265,8 +265,17 @@ def test_what_steps_took_says_what_the_others_will(monkeypatch):
     events = estimate.MeasuredCost(Silent(), lambda *line: said.append(line), shared)
     for index in range(150, 250):
         events.step(index, 250, "")
-    assert said == [("time", "0.0494 h, 0.0989 GPU hours for 89 steps more, by 10 steps")]
-    assert estimate.cost(7200, Processes(0, 1, torch.device("cpu"))) == "2 h"
+    assert said == [("time", "02:58, 0.0989 GPU hours for 89 steps more, by 10 steps")]
+    assert estimate.cost(7200, Processes(0, 1, torch.device("cpu"))) == "2:00:00"
+
+
+@pytest.mark.parametrize("name", ["wan-1.3b", "wan-1.3b-lora", "wan-14b-lora"])
+def test_runs_for_wan_have_a_measured_row(name):
+    from fpsgen.train import estimate
+
+    run = runs.preset(name)
+    found = [estimate.measured(run, run.model, device) for device in {row["device"] for row in estimate.cost_rows()}]
+    assert any(row and row["seconds"] > 0 and row["peak_bytes"] > 0 for row in found)
 
 
 def test_what_a_run_takes_is_computed_from_its_weights():

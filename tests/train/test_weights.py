@@ -66,6 +66,21 @@ def test_micro_batches_add_up_to_the_batch(make_config, tmp_path):
     assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
 
 
+def test_objectives_count_by_their_weights(make_config, tmp_path):
+    """In the loss and in its gradient: a loss twice with 0.5 and 1.5 is that loss with 2."""
+    rows = []
+    for number, weights in enumerate([(1.0,), (2.0,), (0.5, 1.5)]):
+        model = transformer()
+        config = make_config(batch=4, steps=1, checkpointing=False, dense_every=0, save_every=9, clip=0.0)
+        trainer, source = Trainer(model, config, tmp_path / str(number), GRID, ALONE), Fixed(model)
+        names = ("distill", "flow")
+        rows.append(trainer._one([Objective(*each, source, source) for each in zip(names, weights, strict=False)]))
+        trainer.close()
+    for key in ("loss", "grad_norm"):
+        one, two, both = (row[key] for row in rows)
+        assert two == pytest.approx(2 * one, rel=1e-5) and both == pytest.approx(two, rel=1e-5)
+
+
 def test_weights_in_16_bit_have_masters_that_small_steps_reach(make_config, tmp_path):
     """A change of 1e-6 is lost in bf16; a thousand of them are not."""
     model = transformer().to(torch.bfloat16).requires_grad_(True)
@@ -97,6 +112,22 @@ def test_the_average_follows_the_weights_and_leaves_again(make_config):
     with weights.averaged():
         torch.testing.assert_close(p.detach(), 0.75 * first + 0.25 * second)
     assert torch.equal(p.detach(), second)
+
+
+def test_the_held_out_error_is_that_of_the_averaged_weights(make_config, tmp_path):
+    model = transformer()
+    trainer, _ = one_step(make_config, tmp_path, model, lr=0.1, warmup=0, ema=0.9)
+    source = Fixed(model)
+    found = trainer.error(source)["late"]
+
+    def error() -> float:
+        with torch.no_grad():
+            return float(velocity_error(model, trainer._handle, source.batch) / source.batch.velocity.square().mean())
+
+    raw = error()
+    with trainer.weights.averaged():
+        assert found == pytest.approx(error(), rel=1e-5)
+    assert found != pytest.approx(raw, rel=1e-3)
 
 
 @pytest.mark.parametrize("sharding", [False, True])

@@ -19,6 +19,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.hooks import HookRegistry
 from diffusers.utils.torch_utils import unwrap_module
 
+from fpsgen.attention.implementations import IMPLEMENTATIONS
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.models.patch.attention import AttentionPatch
@@ -65,6 +66,8 @@ def apply(
     """
     if linear is not None and linear not in LINEARS:
         raise FpsgenError(f"linear is {linear!r}", f"give one of {', '.join(LINEARS)}", USAGE)
+    if impl not in IMPLEMENTATIONS:
+        raise FpsgenError(f"impl is {impl!r}", f"give one of {', '.join(IMPLEMENTATIONS)}", USAGE)
     transformers = _transformers(pipe)
     for transformer in transformers:
         _check(transformer)

@@ -17,6 +17,7 @@ from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import NUMERIC, USAGE, FpsgenError
 from fpsgen.models.patch.run_record import LayerRun, RunRecord
 from fpsgen.models.patch.timer import Timer
+from fpsgen.text import show
 
 if TYPE_CHECKING:
     from fpsgen.models.patch.forward_state import ForwardState
@@ -119,6 +120,8 @@ def install(transformer: Any, run: Run, patches: Sequence[Patch]) -> dict[str, I
     installed: dict[str, Installed] = {}
     try:
         for patch in patches:
+            if not hasattr(patch, "component") or not hasattr(patch, "install"):
+                raise FpsgenError(f"{show(patch)} is no patch", "give objects with component and install()", USAGE)
             if patch.component in installed:
                 raise FpsgenError(
                     f"two patches change the component {patch.component!r}", "give one of each component", USAGE

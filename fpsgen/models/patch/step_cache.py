@@ -10,6 +10,7 @@ from typing import Any
 
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.settings.groups.speed import CACHES
+from fpsgen.text import show
 
 _, FIRST_BLOCK, MAGCACHE, TAYLORSEER = CACHES
 
@@ -44,11 +45,15 @@ def check_cache(name: str, mag_ratios: Sequence[float]) -> None:
 
 
 def enable(transformer: Any, config: Any) -> None:
-    """Raises FpsgenError USAGE where a cache is on already."""
+    """Raises FpsgenError USAGE where a cache is on already, and for what is no configuration of one."""
     if getattr(transformer, "_cache_config", None) is not None:
         raise FpsgenError(
             f"the transformer has a {type(transformer._cache_config).__name__} already",
             "call its disable_cache() first, or leave cache out",
             USAGE,
         )
-    transformer.enable_cache(config)
+    try:
+        transformer.enable_cache(config)
+    except ValueError as error:
+        what = f"cache is no configuration of a step cache: {show(error)}"
+        raise FpsgenError(what, "give diffusers' FirstBlockCacheConfig() or another", USAGE) from error

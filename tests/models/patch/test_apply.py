@@ -220,6 +220,8 @@ def test_what_is_not_supported_is_refused_by_name(pipe, transformer):
 
     assert "AutoencoderKLWan" in said(lambda: apply(pipe.vae))
     assert "str" in said(lambda: apply("a folder"))
+    for given in ({"impl": "cuda"}, {"linear": "int4"}, {"cache": "none"}, {"patches": [3]}):
+        said(lambda given=given: apply(transformer, **given))
     handle = apply(transformer, case.one(case.TILED))
     assert "already" in said(lambda: apply(transformer))
     twin = copy.deepcopy(transformer)

@@ -12,11 +12,11 @@ from fpsgen.bench.baselines import sageattention
 from fpsgen.bench.shapes import Shape
 
 
-def test_a_peer_that_fails_is_a_row(monkeypatch):
+def test_a_baseline_that_fails_is_a_row(monkeypatch):
     def broken(q, k, v):
         raise RuntimeError("no kernel image is available")
 
-    monkeypatch.setattr(kernel, "peers", lambda device: ({"theirs": broken}, {"other": "not installed"}))
+    monkeypatch.setattr(kernel, "baselines", lambda device: ({"theirs": broken}, {"other": "not installed"}))
     rows = list(kernel.run([Shape("small", (4, 4, 8), 1)], ["bf16"], [1.0], 0.01, torch.device("cpu")))
     assert [(row["method"], row.get("missing")) for row in rows] == [
         ("theirs", "failed: RuntimeError"),
