@@ -222,6 +222,7 @@ def attend(
     if exact:
         return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
     means = (bool(plan.smooth_k) and in_kernel, plan.smooth_v and in_kernel, fp8_out and in_kernel)
+    out: Any
     if trains:
         out, lse = torch.ops.fpsgen.attention.default(q, k, v, *(lists or (None, None)), *plan.fields)
     elif plain:
@@ -229,8 +230,8 @@ def attend(
     else:
         fused = (None, None, None, 0.0) if norm_rope is None else norm_rope
         inputs = (q, k, v, *(lists or (None, None)), *plan.fields, *fused, *means)
-        out, lse, out_scale = torch.ops.fpsgen.attention_inference.default(*inputs)
-        out = FP8Output(out, out_scale) if means[-1] else out
+        values, lse, out_scale = torch.ops.fpsgen.attention_inference.default(*inputs)
+        out = FP8Output(values, out_scale) if means[-1] else values
     if value_mean is not None:  # but to rows without a key
         out = torch.where(lse.mT[..., None] == -math.inf, out, out + value_mean).to(out.dtype)
     if mean is not None and return_lse:  # that of the keys as they were given
@@ -316,7 +317,7 @@ def fps_attention(
     q, k, v = (x.index_select(1, tables.order) for x in (q, k, v))
     if not return_lse:
         return cast(torch.Tensor, attend(q, k, v, plan, lists=lists)).index_select(1, tables.inverse)
-    out, lse = attend(q, k, v, plan, return_lse=True, lists=lists)
+    out, lse = cast(Any, attend(q, k, v, plan, return_lse=True, lists=lists))
     return out.index_select(1, tables.inverse), lse.index_select(2, tables.inverse)
 
 

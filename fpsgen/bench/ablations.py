@@ -57,7 +57,7 @@ def _launches(shape: Shape, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, s
                 config = replace(chosen, **change)
 
                 def call(value=value, config=config, tables=tables, lists=lists) -> torch.Tensor:
-                    return attention_kernel(q, k, value, tables, lists, True, config=config)[0]
+                    return cast(torch.Tensor, attention_kernel(q, k, value, tables, lists, True, config=config)[0])
 
                 error = error_to_lists(call(), plan, (q, k, value), lists, True)
                 rows.append(

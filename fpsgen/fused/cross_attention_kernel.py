@@ -88,12 +88,12 @@ def cross_attention_kernel(
         real = row + rows < length
         base = (batch * length + row) * stride + head * D
         queries = tl.load(q + base + places, mask=real[:, None], other=0.0)
-        factor = tl.full([ROWS], scale, tl.float32)
+        factor = tl.zeros([ROWS], tl.float32) + scale
         if NORM:
             factor *= tl.load(inverse_rms + batch * length + row + rows, mask=real, other=0.0)
         if ONCE:
             logits = tl.dot(queries, keys.T) * factor[:, None] + bias[None, :]
-            p = tl.exp2(logits - tl.max(logits, 1)[:, None])
+            p = tl.exp2(logits - tl.expand_dims(tl.max(logits, 1), 1))
             l_i = tl.sum(p, 1)
             acc = tl.dot(p.to(values.dtype), values)
         else:
@@ -111,7 +111,7 @@ def cross_attention_kernel(
                 values = _load_keys(v, start, num_keys, stride, D, KEYS)
                 acc = tl.dot(p.to(values.dtype), values, acc * alpha[:, None])
                 m_i = m_new
-        o = acc * (1.0 / l_i)[:, None]
+        o = acc * (1.0 / l_i)[:, None]  # pyright: ignore[reportOperatorIssue]
         if SCALED:
             o *= inverse_scale[None, :]
         tl.store(out + base + places, o.to(out.dtype.element_ty), mask=real[:, None])

@@ -38,7 +38,7 @@ def install_head(transformer: Any, anywhere: bool = False) -> Callable[[], None]
     undo_class = swap_class(norm, HeadNorm) if bare else None
     if undo_class is None:
         return None
-    norm.anywhere = anywhere
+    transformer.norm_out.anywhere = anywhere
 
     def undo() -> None:
         undo_class()
