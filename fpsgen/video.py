@@ -240,7 +240,7 @@ def _check_frame(frame: np.ndarray, shape: tuple[int, ...]) -> None:
 
 def _mp4_comment(path: str | Path) -> str:
     done = run(["-i", _url(path), "-f", "ffmetadata", "-"])
-    if done.code:
+    if done.code or not done.out.startswith(b";FFMETADATA"):  # another program may end well and say nothing
         raise _no_video(path, done.said or "ffmpeg cannot read it")
     # ffmetadata writes key=value with \ before = ; # \ and line ends
     text = done.out.decode("utf-8", "replace")

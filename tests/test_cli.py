@@ -259,6 +259,12 @@ def test_streams_that_are_closed_or_narrow(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("columns", ["0", "1", "-5", "", "wide", "9" * 20])
+def test_a_width_that_is_none_does_not_count(tmp_path, columns):
+    done = fpsgen("generate", "--help", cwd=tmp_path, COLUMNS=columns)
+    assert done.returncode == 0 and "--steps" in done.stdout and not done.stderr
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 @pytest.mark.parametrize("arguments", [["models", "list"], ["--help"], ["generate", "cat", "--dry-run", "--json"]])
 def test_a_full_standard_output_ends_with_7(tmp_path, arguments):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fpsgen import video
-from fpsgen.errors import BAD_INPUT, DISK, FpsgenError
+from fpsgen.errors import BAD_INPUT, DISK, ENVIRONMENT, FpsgenError
 from fpsgen.ffmpeg import ffmpeg
 from fpsgen.files import sweep
 from fpsgen.video import count_frames, frames_of, open_video, read_frames, read_recipe, whole_mp4, write_mp4
@@ -261,3 +261,14 @@ def test_a_picture_of_another_shape_lies_between_black_bars(tmp_path):
     shown = read_frames(write_mp4(frames, tmp_path / "a.mp4", 8, size=(48, 128)))[0].astype(int)
     assert np.abs(shown[:, 48:80] - frames).mean() < 6  # 48x32 in the middle
     assert shown[:, :44].mean() < 2 and shown[:, 84:].mean() < 2
+
+
+def test_another_program_in_ffmpegs_place_is_named_by_who_reads(tmp_path, monkeypatch):
+    path = write_mp4(np.zeros((2, 16, 16, 3), np.uint8), tmp_path / "a.mp4", 8, {"schema": "x"})
+    other = tmp_path / "true"
+    other.write_text("#!/bin/sh\nexit 0\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(other))
+    with pytest.raises(FpsgenError) as caught:
+        read_recipe(path)
+    assert caught.value.code == ENVIRONMENT and str(other) in caught.value.message

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import traceback as tb
 import warnings as py_warnings
@@ -65,7 +66,7 @@ class Results(Messages):
 @contextmanager
 def safe_streams() -> Iterator[None]:
     """Both streams are safe to write to within the block: closed ones swallow, characters that they lack are escaped,
-    stdout is Results, stderr Messages.
+    stdout is Results, stderr Messages. A COLUMNS that is no width of a terminal does not count.
     """
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -74,6 +75,8 @@ def safe_streams() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if not re.fullmatch("[1-9][0-9]{1,3}", os.environ.get("COLUMNS", "80")):  # 0, as some containers set it
+        del os.environ["COLUMNS"]
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Results(before[0]), Messages(before[1])  # pyright: ignore[reportAttributeAccessIssue]
     try:
