@@ -1,6 +1,7 @@
 """INT8 queries and keys, key blocks left out, and online choices on a CUDA device."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -172,5 +173,6 @@ def test_sage_errs_little_more_than_others_int8(package):
         theirs = other.sageattn(q, k.clone(), v, tensor_layout="NHD")
     else:
         theirs = other.int8_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
-    own, least = (float((x - true).norm() / true.norm()) for x in (attend(q, k, v, plan), theirs))
-    assert own < 0.03 and least < 0.05 and own < 4 * least
+    defined = attend(*(x.cpu() for x in (q, k, v)), replace(plan, impl="reference")).cuda()
+    own, defined, least = (float((x - true).norm() / true.norm()) for x in (attend(q, k, v, plan), defined, theirs))
+    assert own < 1.1 * defined and least < 0.05 and own < 4 * least

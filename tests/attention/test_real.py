@@ -36,10 +36,10 @@ def layers():
     seen: list[tuple[torch.Tensor, ...]] = []
     real = processor.attend
 
-    def attend(q, k, v, plan, norm_rope=None, lists=None):
+    def attend(q, k, v, plan, norm_rope=None, **options):
         rotated = norm_rope.apply(q, k) if norm_rope else (q, k)
         seen.append(tuple(x.float() for x in (*rotated, v)))
-        return real(q, k, v, plan, norm_rope=norm_rope, lists=lists)
+        return real(q, k, v, plan, norm_rope=norm_rope, **options)
 
     with pytest.MonkeyPatch.context() as patch, apply(pipe, method="sta"):
         patch.setattr(processor, "attend", attend)
