@@ -125,7 +125,8 @@ def _bench_cells(row: dict[str, Any]) -> dict[str, str]:
     cells |= {"step_range": f"{step['min']:.3f}-{step['max']:.3f}"}
     cells |= _forwards({p["profile"]: p["step_s"]["median"] / 2 for p in row["profiles"]})
     cells |= {"share": _share(row["attention_share"]), "kept": _share(row["density"])}
-    cells |= {"times": f"{row['speedup_denoise']:.2f}x", "windows": windows(row["profiles"])}
+    alone = row.get("baseline") == row["method"] != BASELINE  # nothing ran beside it
+    cells |= {"times": "" if alone else f"{row['speedup_denoise']:.2f}x", "windows": windows(row["profiles"])}
     memory = row["peak_memory"]["cuda_bytes"]
     cells |= {"memory": "" if memory is None else f"{memory / 1e9:.1f} GB"}
     for key, value, digits in (("psnr", row["psnr_db"], 1), ("ssim", row["ssim"], 3), ("vmaf", row.get("vmaf"), 1)):
