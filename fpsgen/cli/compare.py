@@ -83,9 +83,11 @@ def lines(found: Comparison, same_files: bool) -> list[str]:
 
 def perceived_lines(figures: dict[str, float | None]) -> list[str]:
     """VMAF and XPSNR of B against A, where this ffmpeg can tell."""
+    from fpsgen.evaluate.ffmpeg_metrics import EQUAL_DB
+
     score, peak = figures["vmaf"], figures["xpsnr_db"]
     found = [] if score is None else [f"VMAF    {score:.1f}"]
-    return found if peak is None else [*found, f"XPSNR   {peak:.2f} dB"]
+    return found if peak is None else [*found, f"XPSNR   {peak:.2f} dB" if peak < EQUAL_DB else "XPSNR   equal"]
 
 
 def middle(values: Any) -> float:

@@ -13,6 +13,7 @@ from fpsgen.errors import BAD_INPUT, DISK, FpsgenError
 from fpsgen.text import show
 
 SECONDS = 600.0  # for two videos
+EQUAL_DB = 100.0  # what stands for infinity, which JSON does not have
 
 
 def vmaf(video: str | Path, reference: str | Path) -> float | None:
@@ -33,12 +34,14 @@ def vmaf(video: str | Path, reference: str | Path) -> float | None:
 
 
 def xpsnr(video: str | Path, reference: str | Path) -> float | None:
-    """XPSNR of luma in dB (Helmrich et al. 2020) over the whole video; None where both are equal. Raises as vmaf."""
+    """XPSNR of luma in dB (Helmrich et al. 2020) over the whole video; EQUAL_DB where both are equal. ffmpeg before 7.1
+    has no such filter: None. Raises as vmaf.
+    """
     if "xpsnr" not in _filters():
         return None
     text = _compare(video, reference, "xpsnr=stats_file=-")
     found = re.findall(r"XPSNR average.*?y: *([\d.]+|inf)", text)
-    return None if not found or found[-1] == "inf" else round(float(found[-1]), 2)
+    return round(min(float(found[-1]), EQUAL_DB), 2) if found else None
 
 
 def _compare(video: str | Path, reference: str | Path, graph: str) -> str:

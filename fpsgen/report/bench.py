@@ -8,6 +8,7 @@ from fpsgen.attention.methods import METHODS
 from fpsgen.report.lines import columns, versions
 from fpsgen.text import plural
 
+EQUAL_DB = 100.0  # an XPSNR of equal videos, see evaluate/ffmpeg_metrics.py
 COLUMNS = {
     "method": "Method",
     "schedule": "Schedule",
@@ -43,7 +44,7 @@ TERMINAL = {
 def cells(row: dict[str, Any]) -> dict[str, str]:
     """The texts of a row; "-" where there is no figure."""
     memory, step = row["peak_memory"]["cuda_bytes"], row["step_s"]
-    same_files = row.get("xpsnr_db") is None and row.get("vmaf") is not None  # ffmpeg says inf
+    same_files = row.get("xpsnr_db") == EQUAL_DB
     return {
         "method": row["method"] + (" (baseline)" if is_baseline(row) else ""),
         "schedule": row["schedule"],

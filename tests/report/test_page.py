@@ -10,6 +10,7 @@ import pytest
 
 from fpsgen.cli.app import run
 from fpsgen.errors import BAD_INPUT, DISK, OK, FpsgenError
+from fpsgen.evaluate.ffmpeg_metrics import EQUAL_DB
 from fpsgen.report import charts
 from fpsgen.report.bench import cells, markdown, notes, profile_cells, table
 from fpsgen.report.page import page
@@ -191,7 +192,11 @@ def test_one_comparison_also_has_the_bands_of_others():
 
 
 def test_a_difference_that_ffmpeg_does_not_see_is_no_missing_figure():
-    assert cells(row("fps", 3.0, 90.0, xpsnr_db=None))["xpsnr"] == "equal" and cells(ROWS[0])["xpsnr"] == "-"
+    assert cells(row("fps", 3.0, 90.0, xpsnr_db=EQUAL_DB))["xpsnr"] == "equal"
+
+
+def test_an_ffmpeg_without_a_measure_does_not_call_videos_equal():
+    assert cells(row("fps", 3.0, 20.0, xpsnr_db=None))["xpsnr"] == "-" and cells(ROWS[0])["xpsnr"] == "-"
 
 
 def test_rows_of_several_files_become_one_page(tmp_path, capsys):
