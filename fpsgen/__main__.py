@@ -7,6 +7,8 @@ import os
 import sys
 from contextlib import suppress
 
+from fpsgen.errors import INTERRUPTED
+
 
 def main() -> None:
     """Run the command line and exit with its code."""
@@ -22,7 +24,9 @@ def main() -> None:
         if "torch" in sys.modules:
             _leave(code)
     except KeyboardInterrupt:  # before or after the part of `run` that speaks of it
-        code = 130
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # Python ends `python -m` by the signal itself if the exception passed through an exec()
+        _leave(code)
     sys.exit(code)
 
 

@@ -104,6 +104,16 @@ def test_the_end_loses_no_output_and_no_code():
     assert (done.returncode, done.stdout.split()) == (3, ["result", "atexit"]), done.stderr
 
 
+def test_an_interrupt_within_exec_also_ends_with_its_code(tmp_path):
+    """As where a library makes a class from text: Python then ends `python -m` by the signal, whatever the code."""
+    lines = ["import fpsgen.cli.app as app", "def run():", "    try: exec('raise KeyboardInterrupt')"]
+    lines += ["    except KeyboardInterrupt: return 130", "app.run = run", "from fpsgen.__main__ import main", "main()"]
+    (tmp_path / "interrupted.py").write_text("\n".join(lines))
+    path = os.pathsep.join((str(Path(__file__).resolve().parent.parent), str(tmp_path)))
+    done = subprocess.run([sys.executable, "-m", "interrupted"], env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 130
+
+
 @pytest.mark.parametrize("words", [["generate", "a cat", "--dry-run"], ["generate", "a cat", "--widht", "3"]])
 def test_what_makes_no_video_does_not_wait_for_torch(words, tmp_path):
     code = f"sys.argv[1:] = {words!r}; os.chdir({str(tmp_path)!r})\n"

@@ -64,11 +64,11 @@ def command(log: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
 
 
 if __name__ == "__main__":
-    from fpsgen.cli.app import run as run_command
+    from fpsgen.__main__ import main
 
     if os.environ.get("FAKE_FORGETS"):
         from fpsgen.batch.ledger import Ledger
 
         Ledger.unfinished = lambda ledger, job: None  # pyright: ignore[reportAttributeAccessIssue]
-    sys.modules.update(modules(Path(sys.argv[1])))
-    sys.exit(run_command(sys.argv[2:]))
+    sys.modules.update(modules(Path(sys.argv.pop(1))))
+    main()
