@@ -169,7 +169,8 @@ def test_signals(tmp_path, row, number, code):
             good += 1
             continue
         clean = not list(folder.place.rglob(".fpsgen-*.part*")) and "Traceback" not in said
-        children = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True).stdout
+        running = ("-r", "D,R,S,T")  # what has ended and waits to be reaped is no child left behind
+        children = subprocess.run(["pgrep", *running, "-g", str(process.pid)], capture_output=True).stdout
         good += process.returncode == code and clean and not children
     folder = Folder(tmp_path / "deaf")
     process = folder.start(FAKE_DEAF="1")
