@@ -100,6 +100,7 @@ def _compare(folder: Path, progress: Progress = lambda name, done, total: None) 
             problem = f"it has {size} bytes, not {manifest[name][0]} as {MANIFEST} says"
         elif name in digests:
             problem = mismatch(path, digests[name])
+            problem += f" as {MANIFEST} says" if problem.startswith("its digest") and name in manifest else ""
         elif digests and wanted(name) and name != MANIFEST:
             problem = f"{MANIFEST} does not name it" if manifest else "no digest is known for it"
         if not problem and path.suffix == ".safetensors":
