@@ -34,6 +34,7 @@ from fpsgen.train.loop import Trainer
 from fpsgen.train.objective import Objective
 from fpsgen.train.parallel import Processes
 from fpsgen.train.run import token_grid
+from tools.speed_tables import SHARES
 
 COLUMNS = {  # what docs/training.md shows of a row
     "case": "Step of one sample",
@@ -134,9 +135,8 @@ def measure(case: Case, device: torch.device, steps: int, dense: bool, folder: P
         seconds[profile], densities[profile] = times[1:], row["density"]
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
     trainer.close()
-    share = {"early": 0.2, "middle": 0.6, "late": 0.2}  # of inference's steps, see schedule "paper"
-    mean = sum(share[name] * statistics.median(times) for name, times in seconds.items())
-    mean /= sum(share[name] for name in seconds)
+    mean = sum(SHARES[name] * statistics.median(times) for name, times in seconds.items())
+    mean /= sum(SHARES[name] for name in seconds)
     by_profile = {
         name: {
             "median": statistics.median(times),

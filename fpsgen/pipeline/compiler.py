@@ -17,7 +17,11 @@ NO_COMPILER = FpsgenError(
     "install gcc (apt install gcc), or name one in CC",
     ENVIRONMENT,
 )
-NO_TRITON = FpsgenError("Triton is not installed, and the GPU kernels need it", "pip install triton", ENVIRONMENT)
+NO_TRITON = FpsgenError(
+    "Triton is not installed, and the GPU kernels need it",
+    "pip install 'fpsgen[gpu]' (Triton comes with CUDA builds of torch)",
+    ENVIRONMENT,
+)
 
 
 def c_compiler() -> str | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fpsgen import __version__
 from fpsgen.errors import FpsgenError
 from fpsgen.files import system_error
-from fpsgen.pipeline.compiler import NO_COMPILER, c_compiler
+from fpsgen.pipeline.compiler import NO_COMPILER, NO_TRITON, c_compiler
 from fpsgen.settings.gather import CONFIG_NAME, user_config_file
 from fpsgen.text import show
 
@@ -57,10 +57,9 @@ def software(wanted: str) -> list[Check]:
     try:
         import triton
     except ImportError:
-        remedy = "pip install 'fpsgen[gpu]' (Triton comes with CUDA builds of torch)"
         needed = torch.cuda.is_available()
         what = "not installed; needed for GPU kernels"
-        return [*checks, Check("triton", WARN if needed else INFO, what, remedy if needed else "")]
+        return [*checks, Check("triton", WARN if needed else INFO, what, NO_TRITON.remedy if needed else "")]
     checks.append(Check("triton", OK, str(triton.__version__)))
     path = os.environ.get("TRITON_PTXAS_PATH") or str(Path(triton.__file__).parent / "backends/nvidia/bin/ptxas")
     return [*checks, _ptxas(path), *_compiler()]

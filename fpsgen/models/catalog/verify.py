@@ -59,9 +59,9 @@ def has_digests(folder: Path) -> bool:
     return bool(_digests(folder))
 
 
-def mismatch(path: Path, digest: str) -> str:
+def mismatch(path: Path, digest: str, source: str = "") -> str:
     """How a file differs from its digest (64 hex digits: sha256; 40: git blob id), "" where it does not. One that may
-    not be read differs.
+    not be read differs. source: name of what says the digest.
     """
 
     def git() -> hashlib._Hash:
@@ -72,7 +72,8 @@ def mismatch(path: Path, digest: str) -> str:
             got = hashlib.file_digest(file, "sha256" if len(digest) == 64 else git).hexdigest()
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
-    return "" if got == digest else f"its digest is {got[:12]}..., not {digest[:12]}..."
+    says = f" as {source} says" if source else ""
+    return "" if got == digest else f"its digest is {got[:12]}..., not {digest[:12]}...{says}"
 
 
 def _compare(folder: Path, progress: Progress = lambda name, done, total: None) -> list[str]:
@@ -99,8 +100,7 @@ def _compare(folder: Path, progress: Progress = lambda name, done, total: None) 
         if name in manifest and size != manifest[name][0]:
             problem = f"it has {size} bytes, not {manifest[name][0]} as {MANIFEST} says"
         elif name in digests:
-            problem = mismatch(path, digests[name])
-            problem += f" as {MANIFEST} says" if problem.startswith("its digest") and name in manifest else ""
+            problem = mismatch(path, digests[name], MANIFEST if name in manifest else "")
         elif digests and wanted(name) and name != MANIFEST:
             problem = f"{MANIFEST} does not name it" if manifest else "no digest is known for it"
         if not problem and path.suffix == ".safetensors":

@@ -94,7 +94,7 @@ def test_files_that_are_missing_or_unknown(folder):
 def test_a_model_that_is_intact_is_read_once(folder, monkeypatch):
     read = []
     true = verify.mismatch
-    monkeypatch.setattr(verify, "mismatch", lambda path, digest: read.append(path) or true(path, digest))
+    monkeypatch.setattr(verify, "mismatch", lambda path, *given: read.append(path) or true(path, *given))
     assert intact(folder)
     assert len(read) == 11
     assert intact(folder) and len(read) == 11
@@ -136,8 +136,8 @@ def test_the_stamp_is_not_in_the_folder_and_may_be_lost(folder, tmp_path, monkey
 def test_a_file_that_changes_while_it_is_read_does_not_pass_the_next_time(folder, tmp_path, monkeypatch):
     true = verify.mismatch
 
-    def late(path: Path, digest: str) -> str:
-        found = true(path, digest)
+    def late(path: Path, *given: str) -> str:
+        found = true(path, *given)
         if path.name == "schedule.toml":
             flip(folder / "schedule.toml", 1)
         return found
@@ -186,6 +186,15 @@ def test_what_may_not_be_read_is_named(folder, name):
         assert name in wrong[0]
         check_intact(folder)
     assert caught.value.code == MODEL and name in caught.value.message
+
+
+def test_a_digest_that_was_changed_is_told_from_a_file_that_was(folder):
+    """The manifest is named then: either of the two may be the one that changed."""
+    name, (_, digest) = next(iter((read_manifest(folder) or {}).items()))
+    path = folder / MANIFEST
+    path.write_text(path.read_text().replace(digest, ("0" if digest[0] != "0" else "1") + digest[1:]))
+    (wrong,) = verify_folder(folder)
+    assert name in wrong and MANIFEST in wrong
 
 
 def unreadable(path: Path) -> None:
