@@ -118,3 +118,9 @@ def test_nano_has_a_table_of_its_own(tmp_path):
     tables = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("bench", "bench-nano")}
     assert [len(table["rows"]) for table in tables.values()] == [2, 2]
     assert tables["bench-nano"]["rows"][1]["psnr_text"] == "24.3" and "psnr_text" not in tables["bench"]["columns"]
+
+
+def test_what_ran_without_a_baseline_has_no_speed_up():
+    alone = row("fps", 8.0, {"early": 1.0}, True) | {"baseline": "fps", "speedup_denoise": 1.0}
+    assert bench([alone])[0]["times"] == ""
+    assert bench([alone | {"baseline": "bf16", "speedup_denoise": 2.5}])[0]["times"] == "2.50x"
