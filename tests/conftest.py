@@ -12,6 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # Tiny tensors gain nothing from threads, and lose a factor of 40 to their barriers on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Results of an operator that share memory are an error, as torch makes them where CI is set; elsewhere it only warns.
+os.environ.setdefault("TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING", "1")
 
 # A busy machine generates inputs slowly; that is no fault of what is tested.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -97,7 +97,7 @@ def _quantize(x: torch.Tensor, gain: torch.Tensor | None, gelu: bool, fp8: bool)
         return out.view(x.shape), scale.view(*x.shape[:-1], 1) if fp8 else scale
     wide = reference.gelu_tanh(x) if gelu else x
     wide = wide if gain is None else wide.float() * gain
-    return reference.quantize(wide) if fp8 else (wide.to(x.dtype), x.new_empty(0, dtype=torch.float32))
+    return reference.quantize(wide) if fp8 else (wide.to(x.dtype), _absent(x))
 
 
 def _norm(x, y, gate, mul, add, eps, one, fp8):
@@ -108,12 +108,11 @@ def _norm(x, y, gate, mul, add, eps, one, fp8):
         with device_of(x):
             total, out, scale = launch.norm(x.contiguous(), y, gate, mul, add, eps, one, fp8)
         return total, out, scale.view(*x.shape[:-1], 1) if fp8 else scale
-    none = x.new_empty(0, dtype=torch.float32)
-    total = none if y is None else reference.residual(x, y, gate)
+    total = _absent(x) if y is None else reference.residual(x, y, gate)
     if mul is None:
-        return total, none, none
+        return total, _absent(x), _absent(x)
     normed = reference.layer_norm(x if y is None else total, mul, add, eps, one)
-    return (total, *reference.quantize(normed)) if fp8 else (total, normed.to(x.dtype), none)
+    return (total, *reference.quantize(normed)) if fp8 else (total, normed.to(x.dtype), _absent(x))
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -124,6 +123,11 @@ def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor
             launch.rms_norm(_matrix(x), weight, eps)
         return x
     return x.copy_(reference.rms_norm(x, weight, eps))
+
+
+def _absent(x: torch.Tensor) -> torch.Tensor:
+    """A result that was not asked for. Each has its own: results of an operator share no memory."""
+    return x.new_empty(0, dtype=torch.float32)
 
 
 def _matrix(x: torch.Tensor) -> torch.Tensor:
@@ -161,9 +165,8 @@ def _(x, gain, gelu, fp8):
 
 @torch.library.register_fake("fpsgen::norm_rows")
 def _(x, y, gate, mul, add, eps, one, fp8):
-    none = x.new_empty(0, dtype=torch.float32)
-    total = none if y is None else torch.empty_like(x, memory_format=torch.contiguous_format)
-    return (total, *(_shapes(x, fp8) if mul is not None else (none, none)))
+    total = _absent(x) if y is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+    return (total, *(_shapes(x, fp8) if mul is not None else (_absent(x), _absent(x))))
 
 
 @torch.library.register_fake("fpsgen::rms_norm_rows")
