@@ -82,7 +82,8 @@ def test_a_machine_without_a_compiler_is_told_what_to_install(tmp_path, tiny_dir
     assert caught.value.code == ENVIRONMENT and "compiler" in caught.value.message and "gcc" in caught.value.remedy
 
 
-def test_what_only_a_gpu_can_do_is_refused_before_anything_is_loaded():
+def test_what_only_a_gpu_can_do_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # outputs/ lies there
     asked = request(model="nano", method_impl="triton")
     with pytest.raises(FpsgenError) as caught:
         check_machine(asked, LAPTOP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -14,6 +15,7 @@ from fpsgen.evaluate.ffmpeg_metrics import EQUAL_DB
 from fpsgen.report import charts
 from fpsgen.report.bench import cells, markdown, notes, profile_cells, table
 from fpsgen.report.page import page
+from fpsgen.report.rows import read_rows
 
 
 def spread(seconds: float) -> dict:
@@ -49,6 +51,13 @@ def test_the_baselines_attention_is_named():
     for name, said in (("fa3", ["bf16: dense attention by fa3"]), ("auto", []), (None, [])):
         rows = [row("bf16", 1.0, None, bf16_backend=name), row("fps", 3.0, 25.0, bf16_backend="cudnn")]
         assert [note for note in notes(rows) if "dense attention" in note] == said
+
+
+def test_rows_of_an_installed_package_can_be_read(tmp_path):
+    """Outside a checkout there is no commit."""
+    path = tmp_path / "bench.jsonl"
+    path.write_text("".join(json.dumps(row("bf16", 1.0, None, commit=commit)) + "\n" for commit in ("", None)))
+    assert [found["commit"] for found in read_rows(path)] == ["", None]
 
 
 def test_the_page_shows_the_rows_and_escapes_what_they_hold():
