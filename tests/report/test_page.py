@@ -151,6 +151,9 @@ def test_charts_place_points_by_value():
     names = charts.scatter([charts.Point(name, 1, 10 + i / 9, "red") for i, name in enumerate("abc")], "x", "y")
     heights = sorted(float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="(?:start|end)">[abc]<', names))
     assert len(heights) == 3 and all(b - a > 11 for a, b in pairwise(heights))
+    crowd = charts.scatter([charts.Point(f"n{i}", 1, 10, "red") for i in range(300)], "x", "y")
+    heights = [float(y) for y in re.findall(r'y="(-?[\d.]+)" text-anchor="(?:start|end)">n', crowd)]
+    assert 5 < len(heights) < 30 and min(heights) > 0 and crowd.count("<title>n") == 300  # what finds no room has a tip
     assert charts.scatter([], "x", "y") == "" and charts.lines([("a", "red", [1.0])], "x", "y") == ""
 
 
