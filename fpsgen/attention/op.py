@@ -241,10 +241,15 @@ def attend(
     return (out, lse) if return_lse else out
 
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> None:
-    if not all(isinstance(x, torch.Tensor) and x.is_floating_point() and x.layout is torch.strided for x in (q, k, v)):
+    if not all(isinstance(x, torch.Tensor) and x.dtype in _DTYPES and x.layout is torch.strided for x in (q, k, v)):
         kinds = ", ".join(f"{getattr(x, 'layout', '')} {getattr(x, 'dtype', type(x).__name__)}" for x in (q, k, v))
-        raise ValueError(f"q, k, v are {kinds}.\nGive three dense tensors of a float dtype.")
+        raise ValueError(f"q, k, v are {kinds}.\nGive three dense tensors of a float dtype of 16 bits or more.")
+    if q.is_meta or k.is_meta or v.is_meta:
+        raise ValueError("q, k or v is on the device meta, which holds no data.\nGive three tensors with data.")
     if q.dim() != 4 or q.shape[1] != plan.num_tokens or k.shape != q.shape or v.shape != q.shape:
         around = f" + {plan.prefix} + {plan.suffix}" if plan.prefix or plan.suffix else ""
         raise ValueError(

@@ -93,7 +93,7 @@ def check_prompt(prompt: str) -> str:
 def check_lora(name: str) -> None:
     """Raise FpsgenError BAD_INPUT where there is no such file."""
     if name and not os.path.isfile(name):
-        raise FpsgenError(f"there is no LoRA file {show(name)}", "give --lora a .safetensors file", BAD_INPUT)
+        raise FpsgenError(f"there is no LoRA file {show(Path(name))}", "give --lora a .safetensors file", BAD_INPUT)
 
 
 def check_schedule(name: str | None) -> str | Schedule | None:
@@ -106,11 +106,11 @@ def check_schedule(name: str | None) -> str | Schedule | None:
         try:
             return Schedule.from_file(path)
         except (ValueError, KeyError, TypeError, OSError) as error:
-            message = f"schedule {show(name)} cannot be used: {show(error, 200)}"
+            message = f"schedule {show(path)} cannot be used: {show(error, 200)}"
             raise FpsgenError(message, f"mend it, or take a preset: {presets}", BAD_INPUT) from error
     if path.suffix == ".toml" or os.path.exists(path):
         what = "is not a TOML file" if os.path.exists(path) else "does not exist"
-        raise FpsgenError(f"schedule {show(name)} {what}", f"or take a preset: {presets}", BAD_INPUT)
+        raise FpsgenError(f"schedule {show(path)} {what}", f"or take a preset: {presets}", BAD_INPUT)
     near = nearest(name, PRESETS)
     guess = f"did you mean {near}? Or " if near else ""
     raise FpsgenError(f"no schedule is named {show(name)}", f"{guess}choose from {presets}, or name a file", USAGE)

@@ -180,7 +180,14 @@ def test_bad_plans_are_refused_in_two_lines(fields):
 def test_bad_shapes_are_refused():
     q, k, v = inputs()
     shapes = ((q[:, :5], k[:, :5], v[:, :5]), (q, k[:, :, :1], v), (q[0], k[0], v[0]))
-    kinds = ((q.long(), k, v), (q, None, v), (q, k.to("meta"), v), (q.to_sparse(), k, v))
+    kinds = (
+        tuple(x.to(torch.float8_e4m3fn) for x in (q, k, v)),
+        tuple(x.to("meta") for x in (q, k, v)),
+        (q.long(), k, v),
+        (q, None, v),
+        (q, k.to("meta"), v),
+        (q.to_sparse(), k, v),
+    )
     empty = tuple(
         tuple(x[place] for x in (q, k, v)) for place in (slice(0), (..., slice(0)), (..., slice(0), slice(None)))
     )

@@ -74,7 +74,7 @@ def _folder(data: Path) -> Iterator[Source]:
 
 
 def _refuse(error: OSError) -> None:
-    what = f"{show(error.filename)} cannot be read: {error.strerror}"
+    what = f"{show(Path(error.filename))} cannot be read: {error.strerror}"
     raise FpsgenError(what, "check its permissions, or leave it out of the data", BAD_INPUT) from error
 
 
