@@ -131,7 +131,7 @@ ENTRIES = (
     _kernel(
         "heads",
         parse.listed(parse.whole(1, 128), "whole numbers from 1 to 128"),
-        "Heads of 128 channels.",
+        "Heads, of 128 channels (64 with --shape nano).",
         example="12,40",
         metavar="NUMBERS",
         default=(12,),
