@@ -24,22 +24,22 @@ DENSITIES = sorted({profile.density for schedule in PRESETS.values() for profile
 HEAD = """# Windows for a stated density
 
 A profile of a [schedule](schedules.md) may state its density, the share of all pairs of tokens that attention keeps,
-instead of a window. Each token grid then gets the window that comes nearest. This page shows which windows the densities
-of the presets become. `python -m tools.density_table` writes it; a test keeps it up to date.
+instead of a window. Each token grid then gets the window that comes nearest. This page shows which windows the
+densities of the presets become. `python -m tools.density_table` writes it; a test keeps it up to date.
 
 - **Tokens**: the grid, as frames x rows x columns; all sizes here have this order.
 - **Block**: what a window counts, and what has a scale of its own: at most 128 tokens.
 - **Tile**: the queries that share a window: three blocks in a row.
 - **Blocks**: how many there are along each axis.
-- **Filled**: the share of the kernel's key rows and query rows that hold tokens. A block takes 128 key rows, and the kernel
-  works on 192 query rows at a time. The product of the two shares decides how long a kept pair takes.
-- **12 % and so on**: the window in blocks for that density, and the density that it really keeps, within 10 % of what was
-  asked for.
+- **Filled**: the share of the kernel's key rows and query rows that hold tokens. A block takes 128 key rows, and the
+  kernel works on 192 query rows at a time. The product of the two shares decides how long a kept pair takes.
+- **12 % and so on**: the window in blocks for that density, and the density that it really keeps, within 10 % of what
+  was asked for.
 
 How the block is chosen:
 
-1. All profiles of a schedule have the same block, so tokens keep their places from step to step. So only blocks count that
-   have a window for every density.
+1. All profiles of a schedule have the same block, so tokens keep their places from step to step. So only blocks count
+   that have a window for every density.
 2. Of these, the block that fills most of the kernel sets the mark; those within 3 % of it stay.
 3. Of those left, the one wins that fills more and has more even windows.
 
