@@ -204,7 +204,8 @@ def test_rows_of_several_files_become_one_page(tmp_path, capsys):
 
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     first.write_text("".join(json.dumps(x) + "\n" for x in ROWS))
-    second.write_text(json.dumps(row("fps", 2.0, 20.0, device="other GPU")) + "\n")
+    installed = row("fps", 2.0, 20.0, device="other GPU", commit="")  # outside of a checkout there is no commit
+    second.write_text(json.dumps(installed) + "\n")
     target = tmp_path / "both.html"
     assert run(["report", str(first), str(second), "-o", str(target)]) == OK
     assert "other GPU" in target.read_text() and "other GPU" in capsys.readouterr().out
