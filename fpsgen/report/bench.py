@@ -146,16 +146,16 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
     on_cpu = any(row["device"].startswith("CPU") for row in rows)
     if on_cpu:
         kernels = ", ".join(dict.fromkeys(name for row in rows for name in row["kernels"]))
-        found.append(f"measured on a CPU (kernels: {kernels}); a GPU has other kernels and other times")
+        found.append(f"Measured on a CPU (kernels: {kernels}); a GPU has other kernels and other times")
     if any(row["random_weights"] for row in rows):
-        found.append("random weights: only speed and memory were measured, there is no video")
+        found.append("Random weights: only speed and memory were measured, there is no video")
     if any(row["model"] == SMALL and not row["random_weights"] for row in rows):
         found.append("nano is too small to gain much speed, and rounding alone can change what its videos show")
     if any(row.get("fused") for row in rows) and not all(row.get("fused") for row in rows):
         ours = "our VAE decoder" if on_cpu else "fused passes and our VAE decoder"  # none are fused on a CPU
         found.append(f"bf16 is diffusers as it comes; the other methods also have {ours}")
     backends = dict.fromkeys(row.get("bf16_backend") for row in rows if is_baseline(row))  # rows of 0.1 name none
-    found += [f"the dense attention of bf16 is that of {name}" for name in backends if name not in (None, "auto")]
+    found += [f"The dense attention of bf16 is that of {name}" for name in backends if name not in (None, "auto")]
     return found
 
 

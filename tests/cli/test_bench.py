@@ -92,7 +92,7 @@ def test_random_weights_measure_speed_alone(fpsgen):
     rows = [json.loads(line) for line in Path("outputs/bench/bench.jsonl").read_text().splitlines()]
     assert all(row["random_weights"] and row["psnr_db"] is None and row["video"] is None for row in rows)
     page = Path(fpsgen.lines[-1]).read_text()
-    assert "random weights: only" in page and "Time by stage" in page
+    assert "Random weights: only" in page and "Time by stage" in page
     assert not any(word in page for word in ("<video", "PSNR", "LPIPS", "Flicker</th>"))
     assert "random weights" in fpsgen.lines[0] and not list(Path("outputs").rglob("*.mp4"))
 
