@@ -108,7 +108,7 @@ def train(
         if not first:
             return
         for line in _outcome(result.report):
-            events.note("error", line)
+            events.note("held-out", line)
         rows, page = evaluate_run(run, result.model, folder / "evaluation", where, timing)
     from fpsgen.report.evaluate import summarize, table
 
@@ -131,6 +131,6 @@ def _first_process() -> bool:
 def _outcome(report: dict[str, Any]) -> list[str]:
     errors = report["held_out_error"]
     return [
-        f"{name}: {before:.4g} before, {errors['after'][name]:.4g} after (held-out velocity, relative)"
+        f"error of the velocity, {name}: {before:.4g} before, {errors['after'][name]:.4g} after"
         for name, before in sorted(errors["before"].items())
     ]

@@ -127,6 +127,8 @@ def test_kernel_rows(fpsgen, monkeypatch):
         assert row["repeats"] >= 3 and row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
         operations = 4 * 128 * 2 * row["density"] * 256**2
         assert row["tflops"] == pytest.approx(operations / row["median_ms"] / 1e9, abs=0.06)
+    assert max(map(len, fpsgen.lines)) <= 80
+    assert "host" not in next(line for line in fpsgen.lines if "p10-p90" in line)  # no figure there: no column
     fps = rows[-1]
     assert rows[0]["relative_error"] < 1e-2 and 1e-3 < fps["relative_error"] < 4e-2 and fps["density"] < 0.6
 
