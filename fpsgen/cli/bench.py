@@ -21,7 +21,6 @@ from fpsgen.signals import interruptible
 app = typer.Typer(
     name="bench",
     cls=Group,
-    help="Measure fps against other methods: the same prompt, seed and noise through each.",
     context_settings=CONTEXT,
     pretty_exceptions_enable=False,
     epilog=examples(
