@@ -14,7 +14,6 @@ from limits import largest_file
 from fpsgen import files
 from fpsgen.errors import BAD_INPUT, DISK, LOCKED, MODEL, FpsgenError
 from fpsgen.files import (
-    append_line,
     atomic,
     lock,
     make_folder,
@@ -89,19 +88,6 @@ def test_data_is_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_pat
     assert done == ["fsync file", "link file" if links and not overwrite else "replace file", "fsync folder"]
 
 
-def test_a_log_survives_a_line_that_was_cut(tmp_path, monkeypatch):
-    log = tmp_path / "log"
-    append_line(log, "one")
-    log.write_bytes(log.read_bytes()[:-2])  # the kill
-    synced = []
-    real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size) or real(fd))
-    append_line(log, "two")
-    assert log.read_text() == "on\ntwo\n" and synced == [log.stat().st_size]
-    append_line(log, "three")
-    assert log.read_text() == "on\ntwo\nthree\n"
-
-
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_a_disk_that_fails_is_named(tmp_path, monkeypatch, number):
     def fail(descriptor):
@@ -109,7 +95,6 @@ def test_a_disk_that_fails_is_named(tmp_path, monkeypatch, number):
 
     monkeypatch.setattr(os, "fsync", fail)
     refused(lambda: write("x", tmp_path / "a"), DISK, str(tmp_path / "a"), os.strerror(number))
-    refused(lambda: append_line(tmp_path / "log", "x"), DISK, "log", os.strerror(number))
     assert not (tmp_path / "a").exists()
 
 

@@ -25,7 +25,7 @@ from fpsgen.bench.rows import linear_of, setting_of
 from fpsgen.bench.trajectory import Forward, mean_errors, recorded, step_errors
 from fpsgen.evaluate.nano.prompts import agreement
 from fpsgen.evaluate.quality import QUALITY, quality
-from fpsgen.files import append_line, read_text
+from fpsgen.logs import append_line, read_objects
 from fpsgen.models.patch.apply import apply
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.loaded_model import LoadedModel, dtype_name, load_model
@@ -137,18 +137,7 @@ def run(
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows that stand in a folder; a last line that was cut off does not count."""
-    path = folder / ROWS
-    if not path.is_file():
-        return []
-    rows = []
-    for text in read_text(path, _LIMIT, str(path)).splitlines():
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and row.get("schema") == SCHEMA:
-            rows.append(row)
-    return rows
+    return [row for row in read_objects(folder / ROWS, _LIMIT) if row.get("schema") == SCHEMA]
 
 
 def _measure(
