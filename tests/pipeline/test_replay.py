@@ -69,3 +69,11 @@ def test_the_lora_file_is_the_one_of_the_recipe(settings, tmp_path):
     with pytest.raises(FpsgenError) as caught:
         request_from(recipe, settings())
     assert caught.value.code == BAD_INPUT and str(file) in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["prompt", "width", "scaled_to", "method", "model", "versions", "seed", "schedule"])
+def test_a_value_that_is_none_is_named(settings, name):
+    recipe, _ = load_recipe(OLD)
+    with pytest.raises(FpsgenError) as caught:
+        request_from(recipe | {name: 0.5}, settings())
+    assert caught.value.code == BAD_INPUT and name in caught.value.message
