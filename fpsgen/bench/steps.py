@@ -13,8 +13,9 @@ from fpsgen.bench.provenance import provenance
 from fpsgen.bench.rows import setting_of
 from fpsgen.bench.trajectory import recorded, step_errors
 from fpsgen.models.patch.apply import apply
+from fpsgen.models.wan.scheduler import with_shift
 from fpsgen.pipeline.events import Timing
-from fpsgen.pipeline.loaded_model import load_model, set_shift
+from fpsgen.pipeline.loaded_model import load_model
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import denoise, encode
 
@@ -30,7 +31,7 @@ def run(base: GenerateRequest, compare: tuple[str, ...], timing: Timing, command
     pipe = model.pipe
     methods = [name for name in methods_to_run(compare) if name != BASELINE]
     facts = {"schema": SCHEMA, **provenance(model.device), "command": command, **setting_of(base)}
-    set_shift(pipe, base.sampling.shift)
+    pipe.scheduler = with_shift(pipe.scheduler, base.sampling.shift)
     with apply(pipe, method=BASELINE, strict=True, linear="bf16", exact=True) as handle:
         with timing.stage("text"):
             embeds = encode(pipe, base, timing)

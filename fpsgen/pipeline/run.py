@@ -23,13 +23,13 @@ from fpsgen.models.patch.backend import dense_backend
 from fpsgen.models.patch.guidance import MOST_TOKENS, guidance_in_one_batch
 from fpsgen.models.patch.step_cache import cache_config
 from fpsgen.models.wan.random_weights import random_embeds
-from fpsgen.models.wan.scheduler import coefficients_on_host, noise_from
+from fpsgen.models.wan.scheduler import coefficients_on_host, noise_from, with_shift
 from fpsgen.models.wan.vae import decode_dtype
 from fpsgen.pipeline.capture import Capture
 from fpsgen.pipeline.compiler import as_compiled
 from fpsgen.pipeline.decode import Frames, decode, frame_shape, needs_tiles
 from fpsgen.pipeline.events import Timing, peak_rss
-from fpsgen.pipeline.loaded_model import LoadedModel, dtype_name, load_model, readable_errors, set_shift
+from fpsgen.pipeline.loaded_model import LoadedModel, dtype_name, load_model, readable_errors
 from fpsgen.pipeline.output import VIDEO, write_output, write_sidecar
 from fpsgen.pipeline.plan import words_note
 from fpsgen.pipeline.recipe import build_recipe
@@ -149,7 +149,7 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
     with readable_errors(request, timing):
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
-        set_shift(pipe, request.sampling.shift)
+        pipe.scheduler = with_shift(pipe.scheduler, request.sampling.shift)
         head_dim = pipe.transformer.config.attention_head_dim
         chosen = dense_backend(values["bf16_backend"], model.device, model.dtype, head_dim)
         with chosen as backend, apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
