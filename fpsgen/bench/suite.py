@@ -26,12 +26,11 @@ from fpsgen.bench.trajectory import Forward, mean_errors, recorded, step_errors
 from fpsgen.evaluate.nano.prompts import agreement
 from fpsgen.evaluate.quality import QUALITY, quality
 from fpsgen.logs import append_line, read_objects
-from fpsgen.models.patch.apply import apply
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.loaded_model import LoadedModel, dtype_name, load_model
 from fpsgen.pipeline.output import slug, write_output
 from fpsgen.pipeline.request import GenerateRequest
-from fpsgen.pipeline.run import mean_density, render
+from fpsgen.pipeline.run import mean_density, patched, render
 
 SCHEMA = "fpsgen.evaluate/1"
 REFERENCE = "dense"  # the name of the videos that all others are measured against
@@ -203,9 +202,7 @@ def _velocity(
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     """By profile: steps that were compared, and means of cosine, mse and snr_db of the velocity. And what ran."""
     found: dict[str, list[dict[str, float]]] = {}
-    wanted = variant.of(request)
-    options = {"strict": True, "linear": variant.linear, "exact": variant.exact, "impl": variant.impl}
-    with apply(model.pipe, wanted.attention.schedule, wanted.attention.method, **options) as handle:
+    with patched(model.pipe, variant.of(request)) as handle:
         for step in step_errors(model.pipe.transformer, handle, forwards, request.sampling.steps, every):
             found.setdefault(step.ran["profile"], []).append(step.error)
         report = handle.report()

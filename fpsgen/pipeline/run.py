@@ -18,7 +18,7 @@ import torch
 
 from fpsgen.attention.schedule import AS_SCHEDULED
 from fpsgen.ffmpeg import check_ffmpeg
-from fpsgen.models.patch.apply import apply
+from fpsgen.models.patch.apply import Handle, apply
 from fpsgen.models.patch.backend import dense_backend
 from fpsgen.models.patch.guidance import MOST_TOKENS, guidance_in_one_batch
 from fpsgen.models.patch.step_cache import cache_config
@@ -143,16 +143,14 @@ def _write(model: LoadedModel, request: GenerateRequest, timing: Timing, made: _
 
 def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capture: Capture | None) -> _Denoised:
     """Everything up to the latents."""
-    pipe, attention, values = model.pipe, request.attention, request.values()
-    more = {"linear": values["linear"], "exact": values["exact"], "impl": attention.method_impl}
-    more["cache"] = step_cache(request)
+    pipe, values = model.pipe, request.values()
     with readable_errors(request, timing):
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
         pipe.scheduler = with_shift(pipe.scheduler, request.sampling.shift)
         head_dim = pipe.transformer.config.attention_head_dim
         chosen = dense_backend(values["bf16_backend"], model.device, model.dtype, head_dim)
-        with chosen as backend, apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
+        with chosen as backend, patched(pipe, request, step_cache(request)) as handle:
             with timing.stage("text"):
                 embeds = _stand_in(model, request) if model.random else encode(pipe, request, timing)
             observer = None
@@ -172,6 +170,13 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
             recipe = build_recipe(request, _found_out(model, handle, request) | held)
             report = handle.report() | {"bf16_backend": backend}
             return _Denoised(latents, shape, tiles, report, attention_s, recipe)
+
+
+def patched(pipe: Any, request: GenerateRequest, cache: Any = None) -> Handle:
+    """fpsgen.apply as the request says, but for its step cache. cache: configuration of one."""
+    attention, values = request.attention, request.values()
+    more = {"linear": values["linear"], "exact": values["exact"], "impl": attention.method_impl, "cache": cache}
+    return apply(pipe, attention.schedule, attention.method, attention.strict, **more)
 
 
 def step_cache(request: GenerateRequest) -> Any:
