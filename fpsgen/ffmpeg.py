@@ -13,7 +13,6 @@ import subprocess
 import threading
 import time
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Self
 
 from fpsgen.errors import ENVIRONMENT, FpsgenError
@@ -134,9 +133,7 @@ class Process:
             thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._kill(reap=True)
         self._ended.set()
         for thread in self._threads:
