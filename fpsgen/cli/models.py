@@ -19,13 +19,12 @@ from fpsgen.text import plural, show
 if TYPE_CHECKING:
     from fpsgen.models.catalog.registry import ModelSpec
 
-app = typer.Typer(
-    name="models",
-    help="List, show, fetch, check and remove models.",
-    cls=options.Group,
-    epilog=options.examples("fpsgen models list", "fpsgen models pull wan2.1-1.3b", "fpsgen models verify nano"),
-    context_settings=options.CONTEXT,
-    pretty_exceptions_enable=False,
+app = options.group(
+    "models",
+    "List, show, fetch, check and remove models.",
+    "fpsgen models list",
+    "fpsgen models pull wan2.1-1.3b",
+    "fpsgen models verify nano",
 )
 
 Name = Annotated[

@@ -94,6 +94,12 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["Examples:", *(line.replace("[", "\\[") for line in lines)])
 
 
+def group(name: str, help: str, *lines: str, cls: type[Group] = Group) -> typer.Typer:
+    """An application of several commands. lines: examples at the end of its help."""
+    shown: dict[str, Any] = {"help": help, "epilog": examples(*lines), "context_settings": CONTEXT}
+    return typer.Typer(name=name, cls=cls, pretty_exceptions_enable=False, **shown)
+
+
 def complete_models(incomplete: str) -> list[str]:
     """Names of models, and folders."""
     from fpsgen.models.catalog.registry import models
