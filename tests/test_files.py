@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from limits import largest_file
+from refusal import refused
 
 from fpsgen import files
-from fpsgen.errors import BAD_INPUT, DISK, LOCKED, MODEL, FpsgenError
+from fpsgen.errors import BAD_INPUT, DISK, LOCKED, MODEL
 from fpsgen.files import (
     atomic,
     lock,
@@ -25,14 +26,6 @@ from fpsgen.files import (
     writing_tensors,
 )
 from fpsgen.files import write_text as write
-
-
-def refused(call, code: int, *words: str) -> FpsgenError:
-    with pytest.raises(FpsgenError) as caught:
-        call()
-    error = caught.value
-    assert error.code == code and error.remedy and all(word in error.message for word in words), error.message
-    return error
 
 
 def _no_links(*_):

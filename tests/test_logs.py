@@ -6,6 +6,7 @@ import errno
 import os
 
 import pytest
+from refusal import refuses
 
 from fpsgen.errors import BAD_INPUT, DISK, FpsgenError
 from fpsgen.logs import append_line, read_objects
@@ -39,6 +40,5 @@ def test_whole_objects_are_read_and_nothing_else(tmp_path):
     assert list(read_objects(log, 1000)) == []
     log.write_bytes(b'{"a": 1}\n\n[1]\n{"a": \xc3\n{"b": NaN}\r\n{"c": 3}\r\n{"d"')
     assert list(read_objects(log, 1000)) == [{"a": 1}, {"c": 3}]
-    with pytest.raises(FpsgenError) as caught:
+    with refuses(BAD_INPUT):
         list(read_objects(log, 10))
-    assert caught.value.code == BAD_INPUT
