@@ -20,9 +20,7 @@ from fpsgen.errors import ENVIRONMENT, INTERRUPTED, NUMERIC, TERMINATED, USAGE
 from fpsgen.pipeline import decode
 from fpsgen.pipeline import run as generate
 from fpsgen.pipeline.events import Timing
-from fpsgen.pipeline.plan import plan
 from fpsgen.pipeline.request import GenerateRequest
-from fpsgen.settings.gather import Settings
 from fpsgen.video import count_frames, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,18 +42,6 @@ class KeptEvents(Quiet):
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
-
-
-@pytest.fixture
-def request_for(tmp_path, tiny_dir, monkeypatch):
-    """A request for a video of the tiny model, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def make(**changes) -> GenerateRequest:
-        asked = {"res": (64, 48), "frames": 5, "fps": 8, "steps": 3, "guidance": 2.0, "seed": 7} | changes
-        return plan("a cat surfing", Settings({"model": str(tiny_dir), **asked})).request
-
-    return make
 
 
 def make(request: GenerateRequest) -> tuple[generate.GenerateResult, KeptEvents]:
