@@ -19,13 +19,12 @@ from fpsgen.text import plural, show
 if TYPE_CHECKING:
     from fpsgen.models.catalog.registry import ModelSpec
 
-app = typer.Typer(
-    name="models",
+app = options.group(
+    "models",
+    "fpsgen models list",
+    "fpsgen models pull wan2.1-1.3b",
+    "fpsgen models verify nano",
     help="List, show, fetch, check and remove models.",
-    cls=options.Group,
-    epilog=options.examples("fpsgen models list", "fpsgen models pull wan2.1-1.3b", "fpsgen models verify nano"),
-    context_settings=options.CONTEXT,
-    pretty_exceptions_enable=False,
 )
 
 Name = Annotated[

@@ -29,17 +29,13 @@ class _RunOrCommand(options.Group):
         return params if ctx.command is self else [param for param in params if param.param_type_name != "argument"]
 
 
-app = typer.Typer(
-    name="train",
+app = options.group(
+    "train",
+    "fpsgen train --preset nano-demo",
+    "fpsgen train run.toml -o runs/mine",
+    "torchrun --nproc-per-node 8 -m fpsgen train run.toml",
+    "A run that was stopped goes on with the same line.",
     cls=_RunOrCommand,
-    context_settings=options.CONTEXT,
-    pretty_exceptions_enable=False,
-    epilog=options.examples(
-        "fpsgen train --preset nano-demo",
-        "fpsgen train run.toml -o runs/mine",
-        "torchrun --nproc-per-node 8 -m fpsgen train run.toml",
-        "A run that was stopped goes on with the same line.",
-    ),
 )
 
 

@@ -77,7 +77,6 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     warnings.simplefilter("ignore", ScheduleWarning)  # the mismatch of weights and schedule is what is measured
     scenes = unseen(args.prompts)
     texts = [captions.plain(scene) for scene in scenes]
@@ -89,7 +88,7 @@ def main() -> None:
     if args.base:
         runs += [("base dense", args.base, "bf16"), ("base fps, untrained", args.base, None)]
     for name, folder, method in runs:
-        pipe = load(folder, device, dtype)
+        pipe = load(folder, device)
         handle = apply(pipe, schedule=plan, method=method, strict=True)
         started = time.monotonic()
         clips[name] = denoiser.sample(pipe, texts, args.steps, args.guidance, seed=1000)
