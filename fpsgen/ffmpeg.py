@@ -13,6 +13,8 @@ import subprocess
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from fpsgen.errors import ENVIRONMENT, FpsgenError
@@ -63,7 +65,7 @@ def check_ffmpeg() -> None:
     done = run([*raw_input(16, 16, 1), *encode(), *to_pipe], bytes(16 * 16 * 3))
     if done.code == 0 and done.out[4:8] == b"ftyp" and b"avc1" in done.out:
         return
-    name = show(ffmpeg())
+    name = show(Path(ffmpeg()))
     if done.late:
         raise FpsgenError(f"ffmpeg ({name}) does not end", _remedy(), ENVIRONMENT)
     version = run(["-version"], bare=True)
@@ -230,7 +232,7 @@ def _cannot_start(name: str, error: Exception) -> FpsgenError:
         why = f"cannot be started: {show(getattr(error, 'strerror', None) or error)}"
     busy = getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
     remedy = "close other programs, or raise the limits of this one (ulimit -a)" if busy else _remedy()
-    return FpsgenError(f"ffmpeg ({show(name)}) {why}", remedy, ENVIRONMENT)
+    return FpsgenError(f"ffmpeg ({show(Path(name))}) {why}", remedy, ENVIRONMENT)
 
 
 def _remedy() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 
@@ -42,14 +43,16 @@ def clean_text(text: str) -> str:
     return text
 
 
-def show(value: object, limit: int = 120) -> str:
+def show(value: object, limit: int | None = None) -> str:
     """A value as it may stand in a message or on a terminal: one line, nothing but printable characters, not longer
-    than `limit`. Line ends become blanks; other characters that do not print become \\x1b, \\u202e and so on.
+    than `limit` (by default 120, for a path 1000). Line ends become blanks; other characters that do not print become
+    \\x1b, \\u202e and so on. What is too long loses its middle: a path ends in the file's name.
     """
-    text = str(value)[: 4 * limit]
+    limit = limit or (1000 if isinstance(value, os.PathLike) else 120)
+    text = _without_middle(str(value), 4 * limit)
     if not text.isprintable():
         text = "".join(ch if ch.isprintable() else _escape(ch) for ch in _LINE_END.sub(" ", text))
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return _without_middle(text, limit)
 
 
 def nearest(word: str, names: Iterable[str], cutoff: float = 0.6) -> str:
@@ -62,6 +65,13 @@ def nearest(word: str, names: Iterable[str], cutoff: float = 0.6) -> str:
 def plural(count: int, word: str) -> str:
     """A number and what it counts: "1 frame", "2 frames"."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def _without_middle(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    end = (limit - 3) // 2
+    return f"{text[: limit - 3 - end]}...{text[len(text) - end :]}"
 
 
 def _escape(ch: str) -> str:

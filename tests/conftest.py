@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 COLOURS = ("CLICOLOR_FORCE", "FORCE_COLOR", "GITHUB_ACTIONS", "NO_COLOR", "PY_COLORS", "TTY_COMPATIBLE")
 for name in [name for name in os.environ if name in COLOURS or name.startswith("FPSGEN_")]:
     del os.environ[name]
+os.environ["COLUMNS"] = "80"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -310,7 +310,13 @@ def test_a_working_folder_that_was_removed_is_named(tmp_path, arguments):
     (tmp_path / "gone").mkdir()
     code = "import os, sys; os.rmdir(os.getcwd()); from fpsgen.cli.app import run; sys.exit(run(sys.argv[1:]))"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    command = [sys.executable, "-c", code, *arguments]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        code,
+        *arguments,
+    ]  # Python 3.13.0 cannot import where sys.path has that folder
     done = subprocess.run(command, cwd=tmp_path / "gone", env=env, capture_output=True, text=True)
     assert "working folder" in two_lines(done, 7)[0]
 

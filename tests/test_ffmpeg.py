@@ -117,7 +117,7 @@ def test_it_is_ended_from_any_thread(tmp_path, monkeypatch, children):
 
 def test_no_argument_holds_the_recipe(tmp_path, monkeypatch):
     log = tmp_path / "log"
-    fake_ffmpeg.install(tmp_path, f'echo "$@" >> {log}; exec "$REAL" "$@"', monkeypatch)
+    fake_ffmpeg.install(tmp_path, f'echo "$@" >> "{log}"; exec "$REAL" "$@"', monkeypatch)
     path = write_mp4(FRAMES, tmp_path / "a.mp4", 16, {"schema": "x", "prompt": "secret words"})
     assert "secret" not in Path(log).read_text() and read_recipe(path)["prompt"] == "secret words"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,7 +42,9 @@ def test_lines_end_as_people_have_them():
 
 def test_show_is_one_printable_line():
     assert show("a\x1b[31m\nb\u202e\U000e0041") == "a\\x1b[31m b\\u202e\\U000e0041"
-    assert show("x" * 500) == "x" * 117 + "..." and show("x" * 120) == "x" * 120
+    assert show("x" * 120) == "x" * 120 and show("a" * 500 + "b" * 500, 11) == "aaaa...bbbb"
+    deep = "/folder" * 90 + "/models.toml"
+    assert show(Path(deep)) == deep and show(deep).endswith("/models.toml")  # a path names its file however long it is
 
 
 @given(st.text() | st.text(alphabet="a1 \u200d\u200c\ufe0f\ufeff\u2764\u00ad\r\n"))

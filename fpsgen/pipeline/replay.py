@@ -112,9 +112,9 @@ def _check_lora(recipe: dict[str, Any], name: str) -> list[str]:
         return []
     check_lora(name)
     if "lora_sha256" not in recipe:
-        return [f"its LoRA file {show(name)} may have changed since"]
+        return [f"its LoRA file {show(Path(name))} may have changed since"]
     if recipe["lora_sha256"] != sha256(Path(name)):
-        what = f"LoRA {show(name)} is not the file that this video was made with"
+        what = f"LoRA {show(Path(name))} is not the file that this video was made with"
         raise FpsgenError(what, "put that file back, or make the video anew with fpsgen generate", BAD_INPUT)
     return []
 

@@ -132,8 +132,8 @@ def origins(rows: list[dict[str, Any]]) -> list[str]:
 
 def origin_numbers(rows: list[dict[str, Any]]) -> list[int]:
     """The bench that each row is of."""
-    known = origins(rows)
-    return [known.index(_origin(row)) + 1 for row in rows]
+    known = {text: number for number, text in enumerate(origins(rows), 1)}
+    return [known[_origin(row)] for row in rows]
 
 
 def _origin(row: dict[str, Any]) -> str:

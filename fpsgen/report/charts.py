@@ -28,7 +28,7 @@ def colour_of(method: str) -> str:
 
 
 def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
-    """Points with their names beside them, names apart from each other."""
+    """Points with their names beside them, names apart from each other; those that find no room show in a tip."""
     if not points:
         return ""
     x_low, x_high = _range([point.x for point in points])
@@ -37,16 +37,17 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
     names: list[tuple[float, float]] = []
     for point in points:
         x, y = _place(point.x, x_low, x_high, True), _place(point.y, y_low, y_high, False)
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{point.colour}"/>')
+        name = html.escape(point.name)
+        tip = f"<title>{name}</title>"
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{point.colour}">{tip}</circle>')
         end = x > WIDTH * 0.75
         anchor, offset = ("end", -9) if end else ("start", 9)
         line = y + 4
-        while any(abs(line - other_y) < 12 and abs(x - other_x) < NAME for other_x, other_y in names):
+        while line > 0 and any(abs(line - other_y) < 12 and abs(x - other_x) < NAME for other_x, other_y in names):
             line -= 12
-        names.append((x, line))
-        parts.append(
-            f'<text x="{x + offset:.1f}" y="{line:.1f}" text-anchor="{anchor}">{html.escape(point.name)}</text>'
-        )
+        if line > 0:
+            names.append((x, line))
+            parts.append(f'<text x="{x + offset:.1f}" y="{line:.1f}" text-anchor="{anchor}">{name}</text>')
     return _svg(parts, f"{y_label} against {x_label}")
 
 

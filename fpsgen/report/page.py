@@ -37,7 +37,9 @@ def page(rows: list[dict[str, Any]]) -> str:
         for row in rows
         if row["video"] and os.path.isfile(row["video"])
     ]
-    benches = [[row for row, n in zip(rows, numbers, strict=True) if n == number] for number in sorted(set(numbers))]
+    benches: list[list[dict[str, Any]]] = [[] for _ in set(numbers)]
+    for row, number in zip(rows, numbers, strict=True):
+        benches[number - 1].append(row)
 
     def line(texts: list[str], setting: object) -> list[str]:
         """With its setting behind the method, where there are several."""

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.fields import Field, choice, fields, many, text, whole
-from fpsgen.files import open_tensors, read_json
+from fpsgen.files import read_json
 from fpsgen.models.catalog.manifest import sha256
 from fpsgen.models.catalog.stamp import facts_of, is_stamped, write_stamp
 from fpsgen.text import show
-from fpsgen.train.data import Batch
+from fpsgen.train.data import Batch, read_shard
 from fpsgen.train.objective import Source
 from fpsgen.train.prep.shards import DATA, SCHEMA
 from fpsgen.train.sigmas import draw_sigmas, share
@@ -153,11 +152,7 @@ def open_folder(
 
 
 def _read(path: Path, name: str, row: int | None = None) -> torch.Tensor:
-    try:
-        with open_tensors(path) as file:
-            return file.get_tensor(name) if row is None else file.get_slice(name)[row]
-    except (OSError, SafetensorError, IndexError) as error:
-        raise FpsgenError(f"{show(path)} is not a whole shard: {show(error, 120)}", _REMEDY, BAD_INPUT) from error
+    return read_shard(path, [name], row, _REMEDY)[name]
 
 
 def _shard(value: object) -> dict[str, Any]:

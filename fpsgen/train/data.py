@@ -33,19 +33,24 @@ class Batch:
     profile: str
 
 
+_REMEDY = "remove it, and run again"
+_TENSORS = ("latents", "velocity", "velocity_null", "sigmas", "timesteps", "clean", "text", "text_null")
 Shard = Path | Mapping[str, torch.Tensor]
 
 
 class Pairs:
     """The pairs of some shards: files that are read when pairs are drawn, or their tensors in memory.
 
-    Raises FpsgenError BAD_INPUT for a broken shard.
+    Raises FpsgenError BAD_INPUT for a broken shard, one of another size, or numbers that are not finite.
     """
 
     def __init__(self, shards: Sequence[Shard], schedule: Schedule) -> None:
         self.shards = list(shards)
         self._places: dict[str, list[tuple[int, int]]] = {}  # by profile: shard, step
+        sizes: dict[str, tuple[int, ...]] = {}
         for number, shard in enumerate(self.shards):
+            if isinstance(shard, Path):
+                _check_sizes(shard, sizes)
             for step, sigma in enumerate(_read(shard, ("sigmas",))["sigmas"].tolist()):
                 self._places.setdefault(profile_name(schedule, sigma), []).append((number, step))
 
@@ -89,14 +94,40 @@ def profile_name(schedule: Schedule, sigma: float) -> str:
     return schedule.profile_at(min(1.0, sigma)).name
 
 
+def read_shard(path: Path, names: Sequence[str], row: int | None, remedy: str) -> dict[str, torch.Tensor]:
+    """Tensors of a file, or one row of each. Raises FpsgenError BAD_INPUT with the remedy where the file is broken or
+    they are not finite: a loss would tell only that something was.
+    """
+    try:
+        with open_tensors(path) as file:
+            found = {name: file.get_tensor(name) if row is None else file.get_slice(name)[row] for name in names}
+    except (OSError, SafetensorError, IndexError) as error:
+        raise FpsgenError(f"{show(path)} is not a whole shard: {show(error, 120)}", remedy, BAD_INPUT) from error
+    wrong = [name for name, tensor in found.items() if not tensor.isfinite().all()]
+    if wrong:
+        raise FpsgenError(f"{show(path)} holds {wrong[0]} that are not finite", remedy, BAD_INPUT)
+    return found
+
+
 def _read(shard: Shard, names: Sequence[str], row: int | None = None) -> dict[str, torch.Tensor]:
     """Tensors of a shard, or one row of each."""
-    if not isinstance(shard, Path):
-        return {name: shard[name] if row is None else shard[name][row] for name in names}
+    if isinstance(shard, Path):
+        return read_shard(shard, names, row, _REMEDY)
+    return {name: shard[name] if row is None else shard[name][row] for name in names}
+
+
+def _check_sizes(shard: Path, sizes: dict[str, tuple[int, ...]]) -> None:
+    """Raise FpsgenError BAD_INPUT where a file's pairs are of other sizes than those before. sizes: of these."""
     try:
         with open_tensors(shard) as file:
-            return {name: file.get_tensor(name) if row is None else file.get_slice(name)[row] for name in names}
-    except (OSError, SafetensorError, IndexError) as error:
-        raise FpsgenError(
-            f"{show(shard)} is not a whole shard of pairs: {show(error, 120)}", "remove it, and run again", BAD_INPUT
-        ) from error
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in _TENSORS}
+    except (OSError, SafetensorError) as error:
+        raise FpsgenError(f"{show(shard)} is not a whole shard: {show(error, 120)}", _REMEDY, BAD_INPUT) from error
+    steps, *latents = found["latents"]
+    expected = dict.fromkeys(("latents", "velocity", "velocity_null"), (steps, *latents)) | {"clean": tuple(latents)}
+    expected |= dict.fromkeys(("sigmas", "timesteps"), (steps,)) | sizes
+    wrong = next((name for name, size in expected.items() if found[name] != size), None)
+    if wrong:
+        what = f"{show(shard)}: {wrong} are {found[wrong]}, not {expected[wrong]}"
+        raise FpsgenError(what, _REMEDY, BAD_INPUT)
+    sizes.update(found)

@@ -52,7 +52,9 @@ class Log:
 
     def show(self, name: str) -> Path:
         """Write the page."""
-        return write_text(page(self._rows, name, sorted(self.folder.glob("*.mp4"))), self.folder / PAGE, overwrite=True)
+        return write_text(
+            page(self._rows, name, sorted(self.folder.glob("step-*.mp4"))), self.folder / PAGE, overwrite=True
+        )
 
     def close(self) -> None:
         if self._board is not None:

@@ -80,7 +80,8 @@ def test_a_machine_without_a_compiler_is_told_what_to_install(tmp_path, tiny_dir
         run.run(plan("a cat", settings).request, Timing(Quiet()))
 
 
-def test_what_only_a_gpu_can_do_is_refused_before_anything_is_loaded():
+def test_what_only_a_gpu_can_do_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # outputs/ lies there
     asked = request(model="nano", method_impl="triton")
     with refuses(ENVIRONMENT, "triton"):
         check_machine(asked, LAPTOP)

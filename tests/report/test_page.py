@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -15,6 +16,7 @@ from fpsgen.evaluate.ffmpeg_metrics import EQUAL_DB
 from fpsgen.report import charts
 from fpsgen.report.bench import cells, markdown, notes, profile_cells, table
 from fpsgen.report.page import page
+from fpsgen.report.rows import read_rows
 
 
 def spread(seconds: float) -> dict:
@@ -50,6 +52,13 @@ def test_the_baselines_attention_is_named():
     for name, named in (("fa3", ["fa3"]), ("auto", []), (None, [])):
         rows = [row("bf16", 1.0, None, bf16_backend=name), row("fps", 3.0, 25.0, bf16_backend="cudnn")]
         assert [note.split()[-1] for note in notes(rows) if "dense attention" in note] == named
+
+
+def test_rows_of_an_installed_package_can_be_read(tmp_path):
+    """Outside a checkout there is no commit."""
+    path = tmp_path / "bench.jsonl"
+    path.write_text("".join(json.dumps(row("bf16", 1.0, None, commit=commit)) + "\n" for commit in ("", None)))
+    assert [found["commit"] for found in read_rows(path)] == ["", None]
 
 
 def test_the_page_shows_the_rows_and_escapes_what_they_hold():
@@ -142,6 +151,9 @@ def test_charts_place_points_by_value():
     names = charts.scatter([charts.Point(name, 1, 10 + i / 9, "red") for i, name in enumerate("abc")], "x", "y")
     heights = sorted(float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="(?:start|end)">[abc]<', names))
     assert len(heights) == 3 and all(b - a > 11 for a, b in pairwise(heights))
+    crowd = charts.scatter([charts.Point(f"n{i}", 1, 10, "red") for i in range(300)], "x", "y")
+    heights = [float(y) for y in re.findall(r'y="(-?[\d.]+)" text-anchor="(?:start|end)">n', crowd)]
+    assert 5 < len(heights) < 30 and min(heights) > 0 and crowd.count("<title>n") == 300  # what finds no room has a tip
     assert charts.scatter([], "x", "y") == "" and charts.lines([("a", "red", [1.0])], "x", "y") == ""
 
 

@@ -32,6 +32,14 @@ def test_lines_beyond_a_checkpoint_are_forgotten_and_broken_ones_passed_over(tmp
     assert [(r["step"], r["loss"]) for r in read_log(tmp_path / LOG)] == [(1, 1.0), (2, 1.0), (3, 5.0)]
 
 
+def test_the_page_takes_the_runs_own_videos_alone(tmp_path):
+    (tmp_path / "mine.mp4").write_bytes(b"no video")
+    log = Log(tmp_path)
+    log.begin(0)
+    log.add(row(1, 1.0))
+    assert log.show("run").is_file()
+
+
 def test_losses_that_rise_in_one_profile_end_the_run(tmp_path):
     log = Log(tmp_path)
     log.begin(0)

@@ -123,6 +123,28 @@ def test_a_broken_shard_is_named(tmp_path):
         Pairs([path], Schedule.from_toml(SCHEDULE))
 
 
+@pytest.mark.parametrize("name", ["sigmas", "latents", "velocity", "clean", "text"])
+def test_a_number_that_is_not_finite_is_named_with_its_shard(tmp_path, name):
+    path = shard(tmp_path / "00001.safetensors", 10)
+    tensors = load_file(path)
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(FpsgenError) as caught:
+        for step in range(60):
+            Pairs([path], Schedule.from_toml(SCHEDULE)).draw(step, 0, 2, 0.0)
+    assert caught.value.code == BAD_INPUT and "00001" in caught.value.message and name in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["sigmas", "velocity_null", "clean", "text"])
+def test_a_shard_of_another_size_is_named(tmp_path, name):
+    paths = [shard(tmp_path / f"{number:05d}.safetensors", 10) for number in range(2)]
+    tensors = load_file(paths[1])
+    save_file(tensors | {name: torch.cat([tensors[name]] * 2)}, paths[1])
+    with pytest.raises(FpsgenError) as caught:
+        Pairs(paths, Schedule.from_toml(SCHEDULE))
+    assert caught.value.code == BAD_INPUT and "00001" in caught.value.message and name in caught.value.message
+
+
 def test_the_rate_warms_up_and_falls(make_config):
     config = make_config(steps=100, warmup=10, lr=1.0)
     rates = [learning_rate(config, step) for step in range(101)]

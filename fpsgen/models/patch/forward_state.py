@@ -190,6 +190,12 @@ class ForwardHook(ModelHook):
                 "call handle.remove() before copying, then fpsgen.apply on each",
                 USAGE,
             )
+        if list(module.blocks) != self.blocks:
+            raise FpsgenError(
+                "the transformer's blocks were replaced after fpsgen.apply",
+                "call handle.remove(), then fpsgen.apply again",
+                USAGE,
+            )
         refuse_parallelism(module)
         cache = getattr(module, "_cache_config", None)
         if cache is None:

@@ -190,7 +190,7 @@ class _InstalledLinears:
             self._undos.pop()()
 
     def layer_runs(self, forward: ForwardState) -> tuple[LayerRun, ...]:
-        """Looks at what others did to the layers since: projections fused, a LoRA merged."""
+        """Looks at what others did to the layers since: projections fused, a LoRA merged, weights written to."""
         emulated = forward.device.type == "cpu"
         if not (emulated or fp8_supported(forward.device)):
             raise FpsgenError(
@@ -211,6 +211,8 @@ class _InstalledLinears:
                 if self._merged.setdefault(module, merged) != merged:
                     self._merged[module] = merged
                     module.forget()
+                if module.weight.device == forward.device:  # not offloaded
+                    module.quantized()  # compiled code takes what is there
                 runs.append(LayerRun(layer, EMULATED if emulated else KERNEL, part=name))
         if new:
             self._install()

@@ -89,6 +89,13 @@ class Run:
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:
         return self  # a copy of a patched transformer keeps its run, by which its first forward refuses
 
+    def __reduce__(self) -> tuple:
+        raise FpsgenError(
+            "a transformer that fpsgen.apply has patched cannot be pickled",
+            "call handle.remove() before torch.save, or save its weights alone: save_pretrained, state_dict",
+            USAGE,
+        )
+
     @property
     def forward(self) -> ForwardState | None:
         """The forward that this thread is in. For eager code: compiled code must not read it."""

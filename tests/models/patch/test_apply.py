@@ -5,6 +5,7 @@ without a trace after remove().
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import torch
@@ -231,6 +232,13 @@ def test_what_is_not_supported_is_refused_by_name(pipe, transformer):
     handle = apply(transformer, case.one(case.TILED))
     transformer.blocks[2].attn1.set_processor(WanAttnProcessor())
     assert "[2]" in said(lambda: case.forward(transformer))
+    handle.remove()
+    handle = apply(transformer, case.one(case.TILED))
+    assert "pickled" in said(lambda: torch.save(transformer, io.BytesIO()))
+    ours = transformer.blocks[1]
+    transformer.blocks[1] = tiny_transformer(layers=2).blocks[1]
+    assert "blocks" in said(lambda: case.forward(transformer))
+    transformer.blocks[1] = ours
     handle.remove()
     assert case.forward(transformer).isfinite().all()
 

@@ -184,3 +184,34 @@ def test_regions_compile_once_for_all_layers(transformer):
         transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
         assert error(case.forward(transformer), eager) < 1e-6
         assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_regions_may_be_compiled_before_the_first_forward(transformer):
+    torch._dynamo.reset()
+    with apply(transformer, case.DENSE, exact=True, patches=[FP8]):
+        eager = case.forward(transformer)
+    with apply(transformer, case.DENSE, exact=True, patches=[FP8]):
+        transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+        assert error(case.forward(transformer), eager) < 1e-6
+
+
+def test_a_transformer_may_be_compiled_before_its_first_forward(transformer):
+    torch._dynamo.reset()
+    with apply(transformer, case.DENSE, exact=True, patches=[FP8]):
+        whole = torch.compile(transformer, backend="eager")
+        compiled = case.forward(whole)
+        assert error(compiled, case.forward(transformer)) < 1e-6
+
+
+def test_compiled_regions_see_weights_that_were_written_to(transformer):
+    torch._dynamo.reset()
+    other = {name: 1.3 * tensor for name, tensor in transformer.state_dict().items()}
+    with apply(transformer, case.DENSE, exact=True, patches=[FP8]):
+        first = case.forward(transformer)
+        transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+        assert error(case.forward(transformer), first) < 1e-6
+        transformer.load_state_dict(other)
+        compiled = case.forward(transformer)
+        for block in transformer.blocks:
+            block._compiled_call_impl = None
+        assert error(compiled, case.forward(transformer)) < 1e-6 and error(compiled, first) > 0.05
