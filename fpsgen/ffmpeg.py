@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from fpsgen.errors import ENVIRONMENT, FpsgenError
 from fpsgen.text import show
@@ -77,11 +77,13 @@ def check_ffmpeg() -> None:
     raise FpsgenError(f"ffmpeg ({name}) does not work: {why}", _remedy(), ENVIRONMENT)
 
 
-class Done:
+class Done(NamedTuple):
     """How a run ended. code: exit code. out: standard output. said: its last line on stderr. late: stopped by us."""
 
-    def __init__(self, code: int, out: bytes, said: str, late: bool) -> None:
-        self.code, self.out, self.said, self.late = code, out, said, late
+    code: int
+    out: bytes
+    said: str
+    late: bool
 
 
 def run(arguments: list[str], data: bytes = b"", work: float = 0.0, limit: int = 1 << 26, bare: bool = False) -> Done:
@@ -89,12 +91,9 @@ def run(arguments: list[str], data: bytes = b"", work: float = 0.0, limit: int =
     with Process(arguments, work, bare=bare) as process:
         process.write(data)
         process.close_input()
-        parts, size = [], 0
-        while size < limit and (part := process.read(1 << 16)):
-            parts.append(part)
-            size += len(part)
-        code = process.wait() if size < limit else -1
-        return Done(code, b"".join(parts), process.said, process.late)
+        out = process.read_exactly(limit)
+        code = process.wait() if len(out) < limit else -1
+        return Done(code, out, process.said, process.late)
 
 
 class Process:
@@ -135,9 +134,7 @@ class Process:
             thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._kill(reap=True)
         self._ended.set()
         for thread in self._threads:

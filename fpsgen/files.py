@@ -117,21 +117,6 @@ def writing_tensors() -> Iterator[None]:
         raise OSError(number, os.strerror(number) if found else str(error)) from error
 
 
-def append_line(path: str | Path, line: str) -> None:
-    """Append a line to a log and sync it. It begins on a line of its own even where a kill cut the last one short,
-    so a reader has to pass over broken ones. Raises FpsgenError DISK.
-    """
-    try:
-        with open(path, "ab+") as file:
-            file.seek(max(0, file.tell() - 1))
-            cut = file.read(1) not in (b"", b"\n")
-            file.write(f"{chr(10) * cut}{line}\n".encode())
-            file.flush()
-            _sync_descriptor(file.fileno())
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
 def make_folder(path: str | Path) -> Path:
     """Make a folder and those above it, if they are not there. Raises FpsgenError DISK."""
     try:

@@ -12,9 +12,10 @@ from pathlib import Path
 import fake_ffmpeg
 import numpy as np
 import pytest
+from refusal import refused
 
 from fpsgen import ffmpeg
-from fpsgen.errors import DISK, ENVIRONMENT, FpsgenError
+from fpsgen.errors import DISK, ENVIRONMENT
 from fpsgen.ffmpeg import Process, check_ffmpeg, run
 from fpsgen.video import read_recipe, write_mp4
 
@@ -41,14 +42,6 @@ def children():
             return
         time.sleep(0.1)
     raise AssertionError("a process was left")
-
-
-def refused(call, code: int, *words: str) -> FpsgenError:
-    with pytest.raises(FpsgenError) as caught:
-        call()
-    assert caught.value.code == code, caught.value
-    assert all(word in caught.value.message for word in words), caught.value
-    return caught.value
 
 
 def test_the_one_that_comes_with_us_works():

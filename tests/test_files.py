@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from limits import largest_file
+from refusal import refused
 
 from fpsgen import files
-from fpsgen.errors import BAD_INPUT, DISK, LOCKED, MODEL, FpsgenError
+from fpsgen.errors import BAD_INPUT, DISK, LOCKED, MODEL
 from fpsgen.files import (
-    append_line,
     atomic,
     lock,
     make_folder,
@@ -26,14 +26,6 @@ from fpsgen.files import (
     writing_tensors,
 )
 from fpsgen.files import write_text as write
-
-
-def refused(call, code: int, *words: str) -> FpsgenError:
-    with pytest.raises(FpsgenError) as caught:
-        call()
-    error = caught.value
-    assert error.code == code and error.remedy and all(word in error.message for word in words), error.message
-    return error
 
 
 def _no_links(*_):
@@ -89,19 +81,6 @@ def test_data_is_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_pat
     assert done == ["fsync file", "link file" if links and not overwrite else "replace file", "fsync folder"]
 
 
-def test_a_log_survives_a_line_that_was_cut(tmp_path, monkeypatch):
-    log = tmp_path / "log"
-    append_line(log, "one")
-    log.write_bytes(log.read_bytes()[:-2])  # the kill
-    synced = []
-    real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size) or real(fd))
-    append_line(log, "two")
-    assert log.read_text() == "on\ntwo\n" and synced == [log.stat().st_size]
-    append_line(log, "three")
-    assert log.read_text() == "on\ntwo\nthree\n"
-
-
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_a_disk_that_fails_is_named(tmp_path, monkeypatch, number):
     def fail(descriptor):
@@ -109,7 +88,6 @@ def test_a_disk_that_fails_is_named(tmp_path, monkeypatch, number):
 
     monkeypatch.setattr(os, "fsync", fail)
     refused(lambda: write("x", tmp_path / "a"), DISK, str(tmp_path / "a"), os.strerror(number))
-    refused(lambda: append_line(tmp_path / "log", "x"), DISK, "log", os.strerror(number))
     assert not (tmp_path / "a").exists()
 
 

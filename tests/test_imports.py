@@ -13,16 +13,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fpsgen"
 FLOORS = {"attention": 1, "fused": 1, "settings": 2, "models": 3, "pipeline": 4, "train": 4, "bench": 5, "batch": 5}
 FLOORS |= {"cli": 6, "__main__": 7}
-LEAVES = {"errors", "text", "fields", "files", "ffmpeg", "signals", "assets", "pictures", "video", "evaluate", "report"}
 MAY_USE = {
     "fields": {"errors", "text"},
     "files": {"errors", "text", "fields"},
+    "logs": {"errors", "text", "fields", "files"},
     "ffmpeg": {"errors", "text"},
     "pictures": {"errors", "text", "files"},
     "video": {"errors", "text", "files", "ffmpeg", "pictures"},
-    "report": {"errors", "text", "fields", "files", "assets", "attention"},  # the names of methods
+    "report": {"errors", "text", "fields", "files", "logs", "assets", "attention"},  # the names of methods
     "evaluate": {"errors", "text", "files", "ffmpeg", "video"},
 }
+LEAVES = {*MAY_USE, "errors", "text", "signals", "assets"}
 ATTENTION_MAY = {"torch", "triton", "fpsgen"} | set(sys.stdlib_module_names)
 LINES = 400
 LONGER = {"attention/kernels/attend_fp8_sm90.py": 500}

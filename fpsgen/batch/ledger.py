@@ -17,8 +17,9 @@ from typing import Any
 
 from fpsgen.batch.jobs import Job
 from fpsgen.errors import DISK, FpsgenError
-from fpsgen.fields import fields, many, parse_json, raw, switch, whole
-from fpsgen.files import append_line, decode, lock, make_folder, read_bytes
+from fpsgen.fields import fields, many, raw, switch, whole
+from fpsgen.files import lock, make_folder
+from fpsgen.logs import append_line, read_objects
 from fpsgen.text import show
 
 NAME = ".fpsgen-batch.jsonl"
@@ -51,12 +52,11 @@ class Ledger:
         self._begun: dict[str, tuple[str, Any, bool]] = {}  # (path, before, replaces), where nothing followed
         if os.path.islink(self._path):  # entries would be written elsewhere
             raise FpsgenError(f"{show(self._path)} is a link", "remove it, or choose another folder with -o", DISK)
-        lines = read_bytes(self._path, _MAX_BYTES, show(self._path), DISK) if os.path.lexists(self._path) else b""
-        for line in filter(None, lines.split(b"\n")):
+        for row in read_objects(self._path, _MAX_BYTES, DISK):
             try:
-                entry = fields(parse_json(decode(line, NAME), NAME), _ENTRY, NAME, more=True)
+                entry = fields(row, _ENTRY, NAME, more=True)
             except FpsgenError:
-                continue  # what a kill cut short
+                continue
             if not os.path.isabs(entry["path"]) and ".." not in Path(entry["path"]).parts:
                 self._note(entry)
 

@@ -199,12 +199,8 @@ def density_of(plan: AttentionPlan) -> float:
     return plan.density
 
 
-def operations(plan: AttentionPlan, q: torch.Tensor) -> float:
-    """Floating-point operations of all pairs of real tokens that the plan keeps."""
-    return _operations(density_of(plan), q)
-
-
-def _operations(density: float, q: torch.Tensor) -> float:
+def operations(density: float, q: torch.Tensor) -> float:
+    """Floating-point operations of this share of all pairs of real tokens."""
     batch, length, heads, dim = q.shape
     return 4 * dim * batch * heads * density * length**2
 
@@ -215,7 +211,7 @@ def _rate(times: list[float], density: float, q: torch.Tensor) -> dict[str, floa
         "ms": round(median, 4),
         "p10_ms": round(quantile(times, 0.1), 4),
         "p90_ms": round(quantile(times, 0.9), 4),
-        "tflops": round(_operations(density, q) / median / 1e9, 1),
+        "tflops": round(operations(density, q) / median / 1e9, 1),
     }
 
 

@@ -60,7 +60,7 @@ def clock(grid: Size3, heads: int, device: torch.device, seconds: float = 0.8, r
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
     for name in [name for _ in range(rounds) for name in calls]:
         plan, call = calls[name]
-        work = operations(plan, q) / 1e9
+        work = operations(density_of(plan), q) / 1e9
         time.sleep(min(0.7, seconds))
         cold = _second(call, device)
         with_smi, times = _repeat(call, device, seconds)

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 import fpsgen
+from fpsgen.models.catalog.machine import driver_version
 from fpsgen.pipeline.recipe import versions
+from fpsgen.text import plural
 
 PACKAGES = ("torch", "triton", "diffusers")
 
@@ -23,7 +25,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {_processor()}",
-        "driver": driver() if device.type == "cuda" else None,
+        "driver": driver_version() if device.type == "cuda" else None,
         "versions": versions(PACKAGES),
         "commit": commit(),
     }
@@ -39,16 +41,6 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def driver() -> str | None:
-    """Version of the NVIDIA driver, None where it does not say."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return said.strip().splitlines()[0] if said.strip() else None
 
 
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
@@ -67,4 +59,4 @@ def _processor() -> str:
     except OSError:
         names = []
     name = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}, {plural(torch.get_num_threads(), 'thread')}"

@@ -12,7 +12,8 @@ import numpy as np
 
 from fpsgen.bench.provenance import spread
 from fpsgen.evaluate.quality import QUALITY
-from fpsgen.files import append_line, make_folder
+from fpsgen.files import make_folder
+from fpsgen.logs import append_line
 from fpsgen.pipeline.events import peak_rss
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import mean_density

@@ -13,10 +13,11 @@ from fpsgen.bench.provenance import provenance
 from fpsgen.bench.rows import setting_of
 from fpsgen.bench.trajectory import recorded, step_errors
 from fpsgen.models.patch.apply import apply
+from fpsgen.models.wan.scheduler import with_shift
 from fpsgen.pipeline.events import Timing
-from fpsgen.pipeline.loaded_model import load_model, set_shift
+from fpsgen.pipeline.loaded_model import load_model
 from fpsgen.pipeline.request import GenerateRequest
-from fpsgen.pipeline.run import denoise, encode
+from fpsgen.pipeline.run import denoise, encode, patched
 
 SCHEMA = "fpsgen.bench.steps/1"
 
@@ -30,12 +31,12 @@ def run(base: GenerateRequest, compare: tuple[str, ...], timing: Timing, command
     pipe = model.pipe
     methods = [name for name in methods_to_run(compare) if name != BASELINE]
     facts = {"schema": SCHEMA, **provenance(model.device), "command": command, **setting_of(base)}
-    set_shift(pipe, base.sampling.shift)
+    pipe.scheduler = with_shift(pipe.scheduler, base.sampling.shift)
     with apply(pipe, method=BASELINE, strict=True, linear="bf16", exact=True) as handle:
         with timing.stage("text"):
             embeds = encode(pipe, base, timing)
         with timing.stage("denoise"), recorded(pipe.transformer) as forwards:
-            denoise(pipe, handle, base.with_settings(exact=True), embeds, timing)  # a forward for each branch
+            denoise(pipe, handle, base, embeds, timing)  # a forward for each branch
     rows = []
     for name in methods:
         with timing.stage(name), _method(pipe, base, name) as handle:
@@ -47,9 +48,8 @@ def run(base: GenerateRequest, compare: tuple[str, ...], timing: Timing, command
 
 def _method(pipe: Any, base: GenerateRequest, name: str) -> Any:
     """Attention alone differs, nothing is fused: linear layers are in bf16 unless --linear says otherwise."""
-    linear = base.values()["linear"] or "bf16"
-    method = None if name == OURS else name
-    return apply(pipe, schedule=base.attention.schedule, method=method, strict=True, linear=linear, exact=True)
+    attention = {"method": None if name == OURS else name, "strict": True}
+    return patched(pipe, base.replace(attention=attention).with_settings(linear=base.values()["linear"] or "bf16"))
 
 
 def _ran(step: dict[str, Any]) -> dict[str, Any]:

@@ -25,13 +25,12 @@ from fpsgen.bench.rows import linear_of, setting_of
 from fpsgen.bench.trajectory import Forward, mean_errors, recorded, step_errors
 from fpsgen.evaluate.nano.prompts import agreement
 from fpsgen.evaluate.quality import QUALITY, quality
-from fpsgen.files import append_line, read_text
-from fpsgen.models.patch.apply import apply
+from fpsgen.logs import append_line, read_objects
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.loaded_model import LoadedModel, dtype_name, load_model
 from fpsgen.pipeline.output import slug, write_output
 from fpsgen.pipeline.request import GenerateRequest
-from fpsgen.pipeline.run import mean_density, render
+from fpsgen.pipeline.run import mean_density, patched, render
 
 SCHEMA = "fpsgen.evaluate/1"
 REFERENCE = "dense"  # the name of the videos that all others are measured against
@@ -137,18 +136,7 @@ def run(
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows that stand in a folder; a last line that was cut off does not count."""
-    path = folder / ROWS
-    if not path.is_file():
-        return []
-    rows = []
-    for text in read_text(path, _LIMIT, str(path)).splitlines():
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and row.get("schema") == SCHEMA:
-            rows.append(row)
-    return rows
+    return [row for row in read_objects(folder / ROWS, _LIMIT) if row.get("schema") == SCHEMA]
 
 
 def _measure(
@@ -214,9 +202,7 @@ def _velocity(
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     """By profile: steps that were compared, and means of cosine, mse and snr_db of the velocity. And what ran."""
     found: dict[str, list[dict[str, float]]] = {}
-    wanted = variant.of(request)
-    options = {"strict": True, "linear": variant.linear, "exact": variant.exact, "impl": variant.impl}
-    with apply(model.pipe, wanted.attention.schedule, wanted.attention.method, **options) as handle:
+    with patched(model.pipe, variant.of(request)) as handle:
         for step in step_errors(model.pipe.transformer, handle, forwards, request.sampling.steps, every):
             found.setdefault(step.ran["profile"], []).append(step.error)
         report = handle.report()

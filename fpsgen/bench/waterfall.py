@@ -23,11 +23,10 @@ from fpsgen.bench.progress import Progress
 from fpsgen.bench.provenance import provenance, spread
 from fpsgen.bench.rows import setting_of
 from fpsgen.bench.trajectory import mean_errors, recorded, step_errors
-from fpsgen.models.patch.apply import apply
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.loaded_model import LoadedModel, dtype_name, load_model
 from fpsgen.pipeline.request import GenerateRequest
-from fpsgen.pipeline.run import mean_density, render
+from fpsgen.pipeline.run import mean_density, patched, render
 
 SCHEMA = "fpsgen.bench.waterfall/1"
 
@@ -136,9 +135,7 @@ def _measure(model: LoadedModel, stage: Stage, base: GenerateRequest, progress: 
 def _error(model: LoadedModel, stage: Stage, base: GenerateRequest, forwards: Sequence[Any]) -> dict[str, float] | None:
     if stage.name == STOCK.name or stage.compiled:
         return None
-    wanted = stage.of(base)
-    options = {"strict": True, "linear": stage.linear, "exact": stage.exact}
-    with apply(model.pipe, wanted.attention.schedule, wanted.attention.method, **options) as handle:
+    with patched(model.pipe, stage.of(base)) as handle:
         steps = step_errors(model.pipe.transformer, handle, forwards, base.sampling.steps)
         return mean_errors([step.error for step in steps])
 

@@ -32,20 +32,15 @@ from fpsgen.files import absolute, system_error
 from fpsgen.signals import Terminated, stoppable
 from fpsgen.text import show
 
-app = typer.Typer(
-    name="fpsgen",
-    cls=options.Group,
+app = options.group(
+    "fpsgen",
+    'fpsgen generate "a cat surfing" --res 720p',
+    "fpsgen batch prompts/nano.txt",
+    "fpsgen bench --compare bf16",
+    "fpsgen doctor",
+    "Settings: flag > FPSGEN_* variable > ./fpsgen.toml > user config (FPSGEN_CONFIG) > the model's own. "
+    "FPSGEN_DEBUG=1 shows tracebacks.",
     help="Make videos with Wan2.1, faster: FP8 attention that skips most of its tiles (FPSAttention).",
-    epilog=options.examples(
-        'fpsgen generate "a cat surfing" --res 720p',
-        "fpsgen batch prompts/nano.txt",
-        "fpsgen bench --compare bf16",
-        "fpsgen doctor",
-        "Settings: flag > FPSGEN_* variable > ./fpsgen.toml > user config (FPSGEN_CONFIG) > the model's own. "
-        "FPSGEN_DEBUG=1 shows tracebacks.",
-    ),
-    pretty_exceptions_enable=False,
-    context_settings=options.CONTEXT,
 )
 app.command(cls=options.Command, epilog=generate.EXAMPLES)(generate.generate)
 app.command(cls=options.Command, epilog=batch.EXAMPLES)(batch.batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,25 +11,19 @@ from typing import Any
 import typer
 
 from fpsgen.cli import console
-from fpsgen.cli.options import CONTEXT, Command, Group, examples, takes_settings
+from fpsgen.cli.options import Command, examples, group, takes_settings
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.settings.gather import DEFAULT, Settings, gather
 from fpsgen.settings.groups.measuring import SHAPES
 from fpsgen.settings.parsers import method_names
 from fpsgen.signals import interruptible
 
-app = typer.Typer(
-    name="bench",
-    cls=Group,
-    help="Measure fps against other methods: the same prompt, seed and noise through each.",
-    context_settings=CONTEXT,
-    pretty_exceptions_enable=False,
-    epilog=examples(
-        "fpsgen bench --compare bf16",
-        "fpsgen bench --compare bf16,fp8,sta -m wan2.1-1.3b --res 480p --repeats 3",
-        "fpsgen bench -m wan2.1-14b --res 720p --random-weights",
-        "fpsgen bench kernel --shape 480p",
-    ),
+app = group(
+    "bench",
+    "fpsgen bench --compare bf16",
+    "fpsgen bench --compare bf16,fp8,sta -m wan2.1-1.3b --res 480p --repeats 3",
+    "fpsgen bench -m wan2.1-14b --res 720p --random-weights",
+    "fpsgen bench kernel --shape 480p",
 )
 KERNEL_EXAMPLES = examples(
     "fpsgen bench kernel --shape 480p,720p --heads 12,40",
@@ -82,8 +76,6 @@ def kernel(given: dict[str, Any]) -> None:
 
     check_device(settings.device)
     console.quiet_libraries(settings.debug)
-    import torch
-
     from fpsgen.bench import kernel as measured
     from fpsgen.bench.rows import append_rows
     from fpsgen.bench.shapes import Shape, captured_shapes
@@ -108,15 +100,12 @@ def kernel(given: dict[str, Any]) -> None:
         )
     path = Path(settings.bench_output) / "kernel.jsonl"
     rows = []
-    # events and kernels that are measured alone go to the current device
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        arguments = (shapes, list(names), list(settings.density), settings.row_seconds, device, command_line())
-        made = measured.run(*arguments)
-        for row in each(made, device):
-            rows.append(row)
-            append_rows([row], path)
-            if not settings.quiet:
-                console.note(line(row))
+    arguments = (shapes, list(names), list(settings.density), settings.row_seconds, device, command_line())
+    for row in each(measured.run(*arguments), device):
+        rows.append(row)
+        append_rows([row], path)
+        if not settings.quiet:
+            console.note(line(row))
     console.print_rows("bench kernel", rows, settings, lambda: lines(rows), path)
 
 

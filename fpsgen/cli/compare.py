@@ -5,12 +5,13 @@ from __future__ import annotations
 import filecmp
 import os
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fpsgen.cli import console, options
 from fpsgen.cli.options import examples, takes_settings
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
-from fpsgen.files import absolute, make_folder
+from fpsgen.files import make_folder
 from fpsgen.settings.gather import Settings, gather
 from fpsgen.text import show
 
@@ -30,7 +31,6 @@ def compare(a: First, b: Second, given: dict[str, Any]) -> None:
     stdout: the figures, then the path of the side-by-side MP4.
     """
     settings = gather(given)
-    absolute(".")  # the libraries that count end the process where the working folder was removed
     paths = Path(a), Path(b)
     for path in paths:
         if not os.path.isfile(path):
@@ -75,9 +75,9 @@ def lines(found: Comparison, same_files: bool) -> list[str]:
     peak, alike = found.psnr, found.ssim
     same = "the files are identical" if same_files else "the frames are identical"
     first = f"frames  {len(peak)}" + (f", {same}" if not found.mean_square.any() else "")
-    each = f"of frames {middle(peak):.2f} ({peak.min():.2f} to {peak.max():.2f})"
+    each = f"of frames {median(peak):.2f} ({peak.min():.2f} to {peak.max():.2f})"
     second = f"PSNR    {found.psnr_of_all:.2f} dB; {each}"
-    each = f"of frames {middle(alike):.4f} ({alike.min():.4f} to {alike.max():.4f})"
+    each = f"of frames {median(alike):.4f} ({alike.min():.4f} to {alike.max():.4f})"
     return [first, second, f"SSIM    {alike.mean():.4f}; {each}"]
 
 
@@ -88,12 +88,6 @@ def perceived_lines(figures: dict[str, float | None]) -> list[str]:
     score, peak = figures["vmaf"], figures["xpsnr_db"]
     found = [] if score is None else [f"VMAF    {score:.1f}"]
     return found if peak is None else [*found, f"XPSNR   {peak:.2f} dB" if peak < EQUAL_DB else "XPSNR   equal"]
-
-
-def middle(values: Any) -> float:
-    """The middle value; of two, their mean, and inf if one is."""
-    ordered = sorted(map(float, values))
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 def as_json(found: Comparison) -> dict[str, Any]:

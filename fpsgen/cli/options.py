@@ -94,6 +94,12 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["Examples:", *(line.replace("[", "\\[") for line in lines)])
 
 
+def group(name: str, *lines: str, help: str | None = None, cls: type[Group] = Group) -> typer.Typer:
+    """An application of several commands. lines: examples at the end of its help; help: where no callback has it."""
+    shown: dict[str, Any] = {"epilog": examples(*lines), "context_settings": CONTEXT} | ({"help": help} if help else {})
+    return typer.Typer(name=name, cls=cls, pretty_exceptions_enable=False, **shown)
+
+
 def complete_models(incomplete: str) -> list[str]:
     """Names of models, and folders."""
     from fpsgen.models.catalog.registry import models

@@ -29,18 +29,13 @@ class _RunOrCommand(options.Group):
         return params if ctx.command is self else [param for param in params if param.param_type_name != "argument"]
 
 
-app = typer.Typer(
-    name="train",
+app = options.group(
+    "train",
+    "fpsgen train --preset nano-demo",
+    "fpsgen train run.toml -o runs/mine",
+    "torchrun --nproc-per-node 8 -m fpsgen train run.toml",
+    "A run that was stopped goes on with the same line.",
     cls=_RunOrCommand,
-    help="Train a model to expect FPSAttention; prepare what it is trained on; export it.",
-    context_settings=options.CONTEXT,
-    pretty_exceptions_enable=False,
-    epilog=options.examples(
-        "fpsgen train --preset nano-demo",
-        "fpsgen train run.toml -o runs/mine",
-        "torchrun --nproc-per-node 8 -m fpsgen train run.toml",
-        "A run that was stopped goes on with the same line.",
-    ),
 )
 
 
@@ -71,16 +66,16 @@ def train(
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="DIR", rich_help_panel="Output", help="The run's folder. [runs/NAME]"),
+        typer.Option("--output", "-o", metavar="DIR", rich_help_panel="Output", help="The run's folder. \\[runs/NAME]"),
     ] = None,
     device: options.Device = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Distil a model's dense attention into its sparse one, export it and evaluate it.
+    """Train a model to expect FPSAttention; prepare what it is trained on; export it.
 
-    stdout: the folder of the trained model. Exit codes: 2 usage, 4 input file, 5 model, 6 machine, 7 disk, 9 loss not
-    finite or rising, 11 folder in use.
+    A run makes the teacher's pairs, trains, exports the model and evaluates it. stdout: the folder of the trained
+    model. Exit codes: 2 usage, 4 input file, 5 model, 6 machine, 7 disk, 9 loss not finite or rising, 11 folder in use.
     """
     if context.invoked_subcommand:
         return
@@ -109,7 +104,7 @@ def train(
         if not first:
             return
         for line in _outcome(result.report):
-            events.note("error", line)
+            events.note("held-out", line)
         rows, page = evaluate_run(run, result.model, folder / "evaluation", where, timing)
     from fpsgen.report.evaluate import summarize, table
 
@@ -132,6 +127,6 @@ def _first_process() -> bool:
 def _outcome(report: dict[str, Any]) -> list[str]:
     errors = report["held_out_error"]
     return [
-        f"{name}: {before:.4g} before, {errors['after'][name]:.4g} after (held-out velocity, relative)"
+        f"error of the velocity, {name}: {before:.4g} before, {errors['after'][name]:.4g} after"
         for name, before in sorted(errors["before"].items())
     ]

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from fpsgen.attention.op import UnsupportedDeviceError
-from fpsgen.errors import ENVIRONMENT, MODEL, FpsgenError
+from fpsgen.errors import ENVIRONMENT, FpsgenError
 from fpsgen.models.catalog.cache import missing
 from fpsgen.models.catalog.machine import this_machine
 from fpsgen.models.catalog.manifest import sha256
-from fpsgen.models.wan.load import load
+from fpsgen.models.wan.load import default_dtype, load
 from fpsgen.models.wan.lora_file import add_lora_file
 from fpsgen.models.wan.random_weights import random_pipeline
 from fpsgen.pipeline.compiler import NO_COMPILER
@@ -91,20 +91,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The transformer's dtype; "auto": bf16 on CUDA, fp32 on the CPU. The VAE is fp32 always."""
-    return _DTYPES[name] if name != "auto" else torch.bfloat16 if device.type == "cuda" else torch.float32
+    """The transformer's dtype; the VAE is fp32 always."""
+    return default_dtype(device) if name == "auto" else _DTYPES[name]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
     """As recipes and rows say it: "bfloat16"."""
     return str(dtype).removeprefix("torch.")
-
-
-def set_shift(pipe: Any, shift: float) -> None:
-    """Give the pipeline's scheduler this flow shift. Raises FpsgenError MODEL for a scheduler that has none."""
-    config = pipe.scheduler.config
-    key = next((key for key in ("flow_shift", "shift") if key in config), None)
-    if key is None:
-        name = type(pipe.scheduler).__name__
-        raise FpsgenError(f"scheduler {name} of the model has no flow shift", "choose a Wan model with -m", MODEL)
-    pipe.scheduler = type(pipe.scheduler).from_config(config, **{key: shift})

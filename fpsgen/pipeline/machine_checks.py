@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from fpsgen import __version__
 from fpsgen.errors import FpsgenError
 from fpsgen.files import system_error
+from fpsgen.models.catalog.machine import driver_version, this_machine
 from fpsgen.pipeline.compiler import NO_COMPILER, NO_TRITON, c_compiler
 from fpsgen.settings.gather import CONFIG_NAME, user_config_file
 from fpsgen.text import show
@@ -97,8 +98,7 @@ def gpu(wanted: str) -> list[Check]:
     if not torch.cuda.is_available():
         remedy = "use a machine with an NVIDIA GPU, or -m nano" if lack else ""
         return [Check("GPU", FAIL if lack else INFO, "none that torch can use; nano runs on the CPU", remedy)]
-    driver = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
-    checks.append(Check("driver", INFO, driver[0] if driver else "unknown"))
+    checks.append(Check("driver", INFO, driver_version() or "unknown"))
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
         fp8 = (facts.major, facts.minor) >= (8, 9)
@@ -118,8 +118,7 @@ def memory_and_disk(wanted: str) -> list[Check]:
     from fpsgen.models.catalog.hub import hub_settings
 
     checks = []
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    if total := this_machine().ram:
         low = total < 4
         checks.append(Check("RAM", WARN if low else OK, f"{total:.0f} GB", "nano takes 1 GB" if low else ""))
     spec = _spec(wanted)
@@ -137,13 +136,12 @@ def memory_and_disk(wanted: str) -> list[Check]:
 
 def video(wanted: str) -> list[Check]:
     """One frame is encoded."""
-    from fpsgen.ffmpeg import check_ffmpeg, ffmpeg
+    from fpsgen.ffmpeg import check_ffmpeg, ffmpeg, run
 
     check_ffmpeg()
-    path = ffmpeg()
-    said = _run(path, "-hide_banner", "-version").splitlines()
+    said = run(["-hide_banner", "-version"], bare=True).out.decode("utf-8", "replace").splitlines()
     version = said[0].split(" Copyright")[0] if said else "version unknown"
-    return [Check("ffmpeg", OK, f"{version}, libx264 ({path})")]
+    return [Check("ffmpeg", OK, f"{version}, libx264 ({ffmpeg()})")]
 
 
 def model_checks(wanted: str) -> list[Check]:
@@ -233,10 +231,3 @@ def _choice(name: str) -> ModelChoice:
 
 def _spec(name: str) -> ModelSpec:
     return _choice(name).spec
-
-
-def _run(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""

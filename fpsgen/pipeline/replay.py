@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fpsgen.attention.schedule import AS_SCHEDULED, Schedule
 from fpsgen.errors import BAD_INPUT, MODEL, FpsgenError
+from fpsgen.fields import Field, Spec, fields, many, mapping, or_null, raw, whole
 from fpsgen.files import read_json
 from fpsgen.models.catalog.cache import HUB_ID
 from fpsgen.models.catalog.choice import ModelChoice, choose
@@ -26,6 +29,18 @@ from fpsgen.video import read_recipe
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _MAX_SIDECAR = 16 << 20  # bytes
 _REMEDY = "name a video as fpsgen wrote it"
+_SIDE = whole(16, 8192)
+# values of a recipe that no option judges
+_RECIPE: Spec = {
+    "prompt": raw(1 << 20),
+    "width": _SIDE,
+    "height": _SIDE,
+    "scaled_to": or_null(many(_SIDE, 2, 2)),
+    "max_sequence_length": whole(1, 1 << 16),
+    "method": raw(100),
+    "model": dict.fromkeys(("name", "source", "revision"), raw(4096)),
+    "versions": mapping(Field(show, "a version")),
+}
 
 
 def load_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -60,8 +75,10 @@ def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRe
     """
     asked = settings.origin("device") != "default"
     device = settings.device if asked else "cpu" if recipe.get("device") == "cpu" else "cuda"
-    values: dict[str, Any] = {}
-    own_form = {"dtype": _DTYPES.get(str(recipe.get("dtype")), "auto"), "method": _method(recipe)}
+    own = fields(recipe, _RECIPE, "the recipe", more=True, example=_REMEDY)
+    values = {name: own[name] for name in ("width", "height", "scaled_to", "max_sequence_length")}
+    own_form = {"dtype": _DTYPES.get(str(recipe.get("dtype")), "auto")}
+    own_form["method"] = None if own["method"] == AS_SCHEDULED else own["method"]
     if recipe.get("linear", AS_SCHEDULED) == AS_SCHEDULED:
         own_form["linear"] = None
     for entry in SETTINGS.values():
@@ -70,22 +87,23 @@ def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRe
         found = own_form.get(entry.name, recipe.get(entry.name))
         if found is None:
             if entry.model_default or (entry.default is None and entry.name not in own_form):
-                raise _unusable(entry.name)
+                raise FpsgenError(f"the recipe has no {entry.name}", _REMEDY, BAD_INPUT)
             values[entry.name] = _before(entry.name, device)
             continue
         try:
             values[entry.name] = entry.read(found)
         except ValueError:
             raise refusal(entry, found, f"{entry.name} of the recipe", BAD_INPUT) from None
-    values |= _picture(recipe, values["frames"])
-    values["prompt"] = _prompt(recipe)
+    with _of_recipe():
+        values["prompt"] = check_prompt(own["prompt"])
+        resolve_frames(values["frames"], None, 1, values["frames"])
     values["schedule"] = _schedule(recipe)
-    choice, differ = _model(recipe.get("model"))
+    choice, differ = _model(**own["model"])
     what = values["prompt"], values["seed"]
     path, numbered = resolve_output(settings.output, *what, settings.overwrite, values["frames"], values["fps"])
     values |= {"path": path, "numbered": numbered, "overwrite": settings.overwrite, "metadata": True, "device": device}
     differ += _check_lora(recipe, values["lora"])
-    return request_from_values(values, choice), differ + _other_versions(recipe.get("versions"))
+    return request_from_values(values, choice), differ + _other_versions(own["versions"])
 
 
 def _check_lora(recipe: dict[str, Any], name: str) -> list[str]:
@@ -109,44 +127,13 @@ def _before(name: str, device: str) -> Any:
     return was.get(name, SETTINGS[name].default)
 
 
-def _method(recipe: dict[str, Any]) -> Any:
-    method = recipe.get("method")
-    if not isinstance(method, str):
-        raise _unusable("method")
-    return None if method == AS_SCHEDULED else method
-
-
-def _prompt(recipe: dict[str, Any]) -> str:
-    text = recipe.get("prompt")
-    if not isinstance(text, str):
-        raise _unusable("prompt")
+@contextmanager
+def _of_recipe() -> Iterator[None]:
+    """What the command line refuses within the block is FpsgenError BAD_INPUT of the recipe."""
     try:
-        return check_prompt(text)
+        yield
     except FpsgenError as error:
         raise FpsgenError(f"recipe: {error.message}", _REMEDY, BAD_INPUT) from None
-
-
-def _picture(recipe: dict[str, Any], frames: int) -> dict[str, Any]:
-    """Sizes and lengths that no option sets alone."""
-    found: dict[str, Any] = {"scaled_to": None}
-    for name, low, high in (("width", 16, 8192), ("height", 16, 8192), ("max_sequence_length", 1, 1 << 16)):
-        found[name] = _whole(recipe.get(name), name, low, high)
-    if recipe.get("scaled_to") is not None:
-        size = recipe["scaled_to"]
-        if not isinstance(size, list) or len(size) != 2:
-            raise _unusable("scaled_to")
-        found["scaled_to"] = tuple(_whole(side, "scaled_to", 16, 8192) for side in size)
-    try:
-        resolve_frames(frames, None, 1, frames)
-    except FpsgenError as error:
-        raise FpsgenError(f"recipe: {error.message}", _REMEDY, BAD_INPUT) from None
-    return found
-
-
-def _whole(value: Any, name: str, low: int, high: int) -> int:
-    if type(value) is not int or not low <= value <= high:
-        raise _unusable(name)
-    return value
 
 
 def _schedule(recipe: dict[str, Any]) -> Schedule:
@@ -157,26 +144,17 @@ def _schedule(recipe: dict[str, Any]) -> Schedule:
         raise FpsgenError(what, "name another MP4", BAD_INPUT) from error
 
 
-def _other_versions(recorded: Any) -> list[str]:
-    if not isinstance(recorded, dict):
-        raise _unusable("versions")
+def _other_versions(recorded: dict[str, str]) -> list[str]:
     now = versions()
     return [
-        f"{show(name)} was {show(was)} and is {now.get(name, 'not installed')}"
+        f"{show(name)} was {was} and is {now.get(name, 'not installed')}"
         for name, was in recorded.items()
         if now.get(name) != was
     ]
 
 
-def _unusable(name: str) -> FpsgenError:
-    return FpsgenError(f"the recipe has no usable {name}", _REMEDY, BAD_INPUT)
-
-
-def _model(wanted: Any) -> tuple[ModelChoice, list[str]]:
+def _model(name: str, source: str, revision: str) -> tuple[ModelChoice, list[str]]:
     """The recipe's model on this machine, and how it may differ."""
-    if not isinstance(wanted, dict) or not all(isinstance(wanted.get(k), str) for k in ("name", "source", "revision")):
-        raise _unusable("model")
-    name, source, revision = (wanted[key] for key in ("name", "source", "revision"))
     known = next((spec for spec in models() if spec.name == name and spec.source == source), None)
     if known is None and not HUB_ID.fullmatch(source) and not os.path.isdir(source):
         what = f"the model of this video, {show(source)}, is not on this machine"

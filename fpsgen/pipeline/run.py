@@ -18,18 +18,18 @@ import torch
 
 from fpsgen.attention.schedule import AS_SCHEDULED
 from fpsgen.ffmpeg import check_ffmpeg
-from fpsgen.models.patch.apply import apply
+from fpsgen.models.patch.apply import Handle, apply
 from fpsgen.models.patch.backend import dense_backend
 from fpsgen.models.patch.guidance import MOST_TOKENS, guidance_in_one_batch
 from fpsgen.models.patch.step_cache import cache_config
 from fpsgen.models.wan.random_weights import random_embeds
-from fpsgen.models.wan.scheduler import coefficients_on_host, noise_from
+from fpsgen.models.wan.scheduler import coefficients_on_host, noise_from, with_shift
 from fpsgen.models.wan.vae import decode_dtype
 from fpsgen.pipeline.capture import Capture
 from fpsgen.pipeline.compiler import as_compiled
 from fpsgen.pipeline.decode import Frames, decode, frame_shape, needs_tiles
 from fpsgen.pipeline.events import Timing, peak_rss
-from fpsgen.pipeline.loaded_model import LoadedModel, dtype_name, load_model, readable_errors, set_shift
+from fpsgen.pipeline.loaded_model import LoadedModel, dtype_name, load_model, readable_errors
 from fpsgen.pipeline.output import VIDEO, write_output, write_sidecar
 from fpsgen.pipeline.plan import words_note
 from fpsgen.pipeline.recipe import build_recipe
@@ -143,16 +143,14 @@ def _write(model: LoadedModel, request: GenerateRequest, timing: Timing, made: _
 
 def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capture: Capture | None) -> _Denoised:
     """Everything up to the latents."""
-    pipe, attention, values = model.pipe, request.attention, request.values()
-    more = {"linear": values["linear"], "exact": values["exact"], "impl": attention.method_impl}
-    more["cache"] = step_cache(request)
+    pipe, values = model.pipe, request.values()
     with readable_errors(request, timing):
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
-        set_shift(pipe, request.sampling.shift)
+        pipe.scheduler = with_shift(pipe.scheduler, request.sampling.shift)
         head_dim = pipe.transformer.config.attention_head_dim
         chosen = dense_backend(values["bf16_backend"], model.device, model.dtype, head_dim)
-        with chosen as backend, apply(pipe, attention.schedule, attention.method, attention.strict, **more) as handle:
+        with chosen as backend, patched(pipe, request, step_cache(request)) as handle:
             with timing.stage("text"):
                 embeds = _stand_in(model, request) if model.random else encode(pipe, request, timing)
             observer = None
@@ -172,6 +170,13 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
             recipe = build_recipe(request, _found_out(model, handle, request) | held)
             report = handle.report() | {"bf16_backend": backend}
             return _Denoised(latents, shape, tiles, report, attention_s, recipe)
+
+
+def patched(pipe: Any, request: GenerateRequest, cache: Any = None) -> Handle:
+    """fpsgen.apply as the request says, but for its step cache. cache: configuration of one."""
+    attention, values = request.attention, request.values()
+    more = {"linear": values["linear"], "exact": values["exact"], "impl": attention.method_impl, "cache": cache}
+    return apply(pipe, attention.schedule, attention.method, attention.strict, **more)
 
 
 def step_cache(request: GenerateRequest) -> Any:

@@ -29,6 +29,17 @@ COLUMNS = {
     "right": "As prompted",
     "denoise_s": "Denoise, s",
 }
+TERMINAL = {
+    "variant": "",
+    "videos": "videos",
+    "density": "density",
+    "psnr_db": "PSNR",
+    "ssim": "SSIM",
+    "vmaf": "VMAF",
+    "mse": "velocity",
+    "right": "prompted",
+    "denoise_s": "denoise",
+}  # what 80 columns hold
 FORMS = {"ssim": "{:.3f}", "stlpips": "{:.3f}", "flicker": "{:.2f}", "denoise_s": "{:.2f}", "vmaf": "{:.0f}"}
 SHOWN_PROMPTS = 4  # videos of so many prompts are inside the page
 
@@ -63,7 +74,8 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """For a terminal: what was evaluated, a line for each variant, velocities by profile."""
     entries = summarize(rows)
-    lines = [_setting(rows), *notes(rows), *columns([list(COLUMNS.values()), *(_cells(entry) for entry in entries)])]
+    body = [list(TERMINAL.values()), *([_cells(entry)[key] for key in TERMINAL] for entry in entries)]
+    lines = [_setting(rows), *notes(rows), *columns(body)]
     profiles = [
         [entry["variant"], profile, f"{error['mse']:.3g}", f"{error['snr_db']:.1f}", f"{error['cosine']:.4f}"]
         for entry in entries
@@ -75,6 +87,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
 def page(rows: Sequence[dict[str, Any]]) -> str:
     """The page. Videos of the first prompts are read from their files, if they exist."""
     entries = summarize(rows)
+    shown = [key for key in COLUMNS if any(_cells(entry)[key] != "-" for entry in entries)]
     prompts = list(dict.fromkeys((row["prompt"], row["seed"]) for row in rows))
     groups = []
     for prompt, seed in prompts[:SHOWN_PROMPTS]:
@@ -92,8 +105,8 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         setting=_setting(rows),
         command=rows[0]["command"],
         notes=notes(rows),
-        heads=list(COLUMNS.values()),
-        rows=[_cells(entry) for entry in entries],
+        heads=[COLUMNS[key] for key in shown],
+        rows=[[_cells(entry)[key] for key in shown] for entry in entries],
         profiles=[
             [entry["variant"], profile, error["steps"], f"{error['mse']:.3g}", f"{error['snr_db']:.1f}"]
             for entry in entries
@@ -112,11 +125,11 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
 
 def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What a reader must know beside the figures."""
-    found = [f"reference: dense bf16 attention of {rows[0]['teacher']}, the same seeds; medians over videos"]
+    found = [f"Reference (dense): {rows[0]['teacher']} by dense bf16 attention, same seeds; medians over videos"]
     if rows[0]["device"].startswith("CPU"):
-        found.append("CPU: times of the CPU kernels, not of the GPU kernels")
+        found.append("Measured on a CPU; a GPU has other kernels and other times")
     if any(row["stlpips"] is not None for row in rows):
-        found.append("ST-LPIPS is shift-tolerant and not LPIPS: bands and tables of LPIPS do not apply to it")
+        found.append("ST-LPIPS tolerates shifts and is not LPIPS: limits and tables of LPIPS do not apply to it")
     return found
 
 
@@ -137,7 +150,8 @@ def _caption(row: dict[str, Any]) -> str:
     return row["variant"] + peak + (f", wrong: {', '.join(wrong)}" if wrong else "")
 
 
-def _cells(entry: dict[str, Any]) -> list[str]:
+def _cells(entry: dict[str, Any]) -> dict[str, str]:
+    """The texts of an entry, by column; "-" where there is no figure."""
     texts = {"variant": entry["variant"], "videos": str(entry["videos"])}
     texts["density"] = "-" if entry["density"] is None else f"{entry['density']:.0%}"
     texts["mse"] = "-" if entry["mse"] is None else f"{entry['mse']:.3g}"
@@ -146,7 +160,7 @@ def _cells(entry: dict[str, Any]) -> list[str]:
         texts[key] = "-" if entry[key] is None else FORMS.get(key, "{:.1f}").format(entry[key])
     if entry["psnr_db"] is None and entry["ssim"] == 1:
         texts["psnr_db"] = "equal"
-    return [texts[key] for key in COLUMNS]
+    return texts
 
 
 def _weighted(errors: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -43,27 +43,34 @@ def line(row: dict[str, Any]) -> str:
 
 
 def lines(rows: list[dict[str, Any]]) -> list[str]:
-    """The rows as text, a block for each shape."""
+    """The rows as text, a block for each shape, with the columns that have a figure there. 80 columns hold it."""
     shown = [f"{rows[0]['device']}, commit {rows[0]['commit'] or 'unknown'}"]
-    shown.append("TFLOP/s of kept pairs of real tokens; attend: without quantization; host: CPU time of a call, us")
-    shown.append("error: to fp64 over the same keys; to dense: to fp64 over all keys, of captured inputs")
+    shown.append("TFLOP/s of kept pairs of real tokens; attend: TFLOP/s without quantization")
+    shown.append("error: to fp64 over the same keys; to dense: to fp64 over all keys")
+    shown.append("host: microseconds that the CPU takes for a call")
     for name in dict.fromkeys(map(_group, rows)):
-        block = [[name, "density", "ms", "p10-p90", "TFLOP/s", "error", "to dense", "attend", "host"]]
+        block = [["", "density", "ms", "p10-p90", "TFLOP/s", "error", "to dense", "attend", "host"]]
         for row in rows:
             if _group(row) != name:
                 continue
             if "missing" in row:
                 block.append([row["method"], row["missing"], *[""] * 7])
                 continue
-            spread = f"{row['p10_ms']:.3f}-{row['p90_ms']:.3f}"
+            spread = f"{row['p10_ms']:.4g}-{row['p90_ms']:.4g}"
             rate = f"{row['tflops']:.{0 if row['tflops'] >= 10 else 1}f}"
             figures = [f"{row['density']:.1%}", f"{row['median_ms']:.3f}", spread, rate]
             host = f"{row['host_us']:.0f}" if row["host_us"] is not None else ""
             dense = f"{row['error_to_dense']:.1e}" if row["captured"] else ""  # of random data it says nothing
             rest = [f"{row['relative_error']:.1e}", dense, _number(row, "attend_tflops", 0), host]
             block.append([row["method"], *figures, *rest])
-        shown += columns(block)
+        shown += [f"{name}:", *columns(_filled(block))]
     return shown
+
+
+def _filled(block: list[list[str]]) -> list[list[str]]:
+    """Without the columns that only have a head; the first two stay."""
+    kept = [index for index in range(len(block[0])) if index < 2 or any(line[index] for line in block[1:])]
+    return [[line[index] for index in kept] for line in block]
 
 
 def _group(row: dict[str, Any]) -> str:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from fpsgen.errors import FpsgenError
-from fpsgen.fields import Field, Spec, fields, mapping, or_null, parse_json, real, text, whole
-from fpsgen.files import read_bytes
+from fpsgen.fields import Field, Spec, fields, mapping, or_null, real, text, whole
+from fpsgen.logs import read_objects
 from fpsgen.report import charts
 from fpsgen.report.lines import columns, duration
 from fpsgen.report.template import embedded, fill
-from fpsgen.text import plural, show
+from fpsgen.text import plural
 
 LIMIT = 1 << 30  # bytes of a log
 POINTS = 150  # of a curve
@@ -26,12 +26,10 @@ Row = dict[str, Any]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Rows of a log; blank lines and those that a kill cut short are passed over. Raises FpsgenError BAD_INPUT."""
+    """Rows of a log; lines that are none are passed over. Raises FpsgenError BAD_INPUT."""
     rows = []
-    data = read_bytes(path, LIMIT, show(path)) if os.path.lexists(path) else b""
-    for line in data.decode("utf-8", "replace").split("\n"):
+    for row in read_objects(path, LIMIT):
         with suppress(FpsgenError):
-            row = parse_json(line, "a line")
             spec = {**_ROW, **({"held_out": mapping(real(0, 1e30))} if "held_out" in row else {})}
             rows.append(row | fields(row, spec, "a line", more=True))
     return rows

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fpsgen.errors import NUMERIC, FpsgenError
-from fpsgen.files import append_line, write_text
+from fpsgen.files import write_text
+from fpsgen.logs import append_line
 from fpsgen.report.training import page, read_log
 
 LOG, PAGE, BOARD = "log.jsonl", "page.html", "tensorboard"

@@ -63,8 +63,7 @@ def train(
         for name, text in estimate(config, choice, shared):
             note(name, text)
         _remember(config, choice, folder, shared)
-        dtype = torch.bfloat16 if shared.device.type == "cuda" else torch.float32
-        pipe: Any = load(choice, device=shared.device, dtype=dtype)
+        pipe: Any = load(choice, device=shared.device)
         objectives = _objectives(pipe, config, choice, folder, shared, prepared)
         if config.sample_every:
             _move(pipe, torch.device("cpu"))

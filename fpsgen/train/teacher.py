@@ -21,6 +21,7 @@ from fpsgen.errors import BAD_INPUT, NUMERIC, FpsgenError
 from fpsgen.files import atomic, lock, make_folder, read_json, sweep, write_text, writing_tensors
 from fpsgen.models.catalog.choice import choose
 from fpsgen.models.wan.load import load
+from fpsgen.models.wan.scheduler import with_shift
 from fpsgen.signals import check_stop
 from fpsgen.text import plural, show
 from fpsgen.train.config import TrainConfig
@@ -76,8 +77,7 @@ def prepare_pairs(
     with lock(folder / ".lock", f"{folder} is used by another run", "wait for it, or name another folder with -o"):
         choice = choose(config.model)
         check_inputs(folder, choice, config.data)
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        pipe = load(choice, device=device, dtype=dtype)
+        pipe = load(choice, device=device)
         return make_pairs(pipe, config, choice.spec.max_sequence_length, folder / "pairs", events, together)
 
 
@@ -139,8 +139,7 @@ def trajectories(
 
 def make_steps(pipe: Any, config: TrainConfig) -> Any:
     """The scheduler of a trajectory, with its timesteps and sigmas."""
-    key = "flow_shift" if "flow_shift" in pipe.scheduler.config else "shift"
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{key: config.shift})
+    scheduler = with_shift(pipe.scheduler, config.shift)
     scheduler.set_timesteps(config.teacher_steps, device=pipe.transformer.device)
     return scheduler
 

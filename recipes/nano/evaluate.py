@@ -2,10 +2,10 @@
 
     python -m recipes.nano.evaluate --model weights/nano --out DIR [--base DIR] [--prompts 216]
 
-Every prompt is the plain form of a held-out (subject, colour, motion); `meter.py` reads the clips. Runs: the released
-weights by their schedule (fps) and dense (bf16), PSNR of the first against the second at equal seeds; with --base also
-the dense weights they came from, dense and under the schedule they never saw. Seeds are the same in all runs. What is
-written as nano.json fills README's table.
+Every prompt is the plain form of a held-out (subject, colour, motion); fpsgen/evaluate/nano/meter.py reads the clips.
+Runs: the released weights by their schedule (fps) and dense (bf16), PSNR of the first against the second at equal
+seeds; with --base also the dense weights they came from, dense and under the schedule they never saw. Seeds are the
+same in all runs. What is written as nano.json fills the table of docs/figures.md.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
@@ -77,7 +77,6 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     warnings.simplefilter("ignore", ScheduleWarning)  # the mismatch of weights and schedule is what is measured
     scenes = unseen(args.prompts)
     texts = [captions.plain(scene) for scene in scenes]
@@ -89,7 +88,7 @@ def main() -> None:
     if args.base:
         runs += [("base dense", args.base, "bf16"), ("base fps, untrained", args.base, None)]
     for name, folder, method in runs:
-        pipe = load(folder, device, dtype)
+        pipe = load(folder, device)
         handle = apply(pipe, schedule=plan, method=method, strict=True)
         started = time.monotonic()
         clips[name] = denoiser.sample(pipe, texts, args.steps, args.guidance, seed=1000)

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from refusal import refused
 
 from fpsgen.batch.jobs import Batch, job_key, read_batch
-from fpsgen.errors import BAD_INPUT, DISK, MODEL, USAGE, FpsgenError
+from fpsgen.errors import BAD_INPUT, DISK, MODEL, USAGE
 
 
 @pytest.fixture(autouse=True)
@@ -28,13 +29,6 @@ def jobs(*lines: str | dict, overwrite: bool = False, **flags: str) -> Batch:
     text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
     Path(f"p{kind}").write_text(text, encoding="utf-8")
     return read_batch(f"p{kind}", {"model": "nano", **flags}, overwrite)
-
-
-def refused(call, code: int, *words: str) -> None:
-    with pytest.raises(FpsgenError) as caught:
-        call()
-    assert caught.value.code == code and caught.value.remedy
-    assert all(word in caught.value.message for word in words), caught.value.message
 
 
 OTHER = [

@@ -48,3 +48,12 @@ def test_inputs_are_those_of_the_dense_trajectory(fpsgen, tiny_dir, monkeypatch,
     assert fpsgen("bench", "steps", "-m", tiny_dir, *options, *more) == 0, fpsgen.err
     sigmas = [row["sigma"] for row in fpsgen.json["results"]]
     assert all(row["mse"] == 0 for row in fpsgen.json["results"]) and len(set(sigmas)) == 3
+
+
+def test_attention_is_computed_as_asked(fpsgen, tiny_dir, monkeypatch):
+    ran = []
+    patched = steps.patched
+    monkeypatch.setattr(steps, "patched", lambda *given: ran.append(patched(*given)) or ran[-1])
+    options = ("--res", "32x32", "--frames", "5", "--steps", "2", "--schedule", "paper", "--compare", "sta")
+    assert fpsgen("bench", "steps", "-m", tiny_dir, *options, "--method-impl", "reference", "-q") == 0, fpsgen.err
+    assert [set(handle.report()["kernels"]) for handle in ran] == [{"reference"}] * 2

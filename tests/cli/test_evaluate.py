@@ -49,6 +49,8 @@ def test_rows_table_page_and_layout(fpsgen, evaluate):
         assert row["shows"] is None  # not nano's world
     assert {tuple(row["velocity"]) for row in rows} == {(), ("early", "middle")}
 
+    shown = [line for line in fpsgen.lines if line[:5].strip() in ("", "dense", "fp8", "fps")]
+    assert len(shown) == 2 + 3 + 4 and max(map(len, shown)) <= 80  # the two tables
     page = Path(fpsgen.lines[-1]).read_text()
     assert page.count("<video") == 12 and not re.findall(r'(?:src|href)="(?!data:)', page) and "://" not in page
     names = {path.name for path in (FOLDER / "vbench" / "fps").iterdir()}

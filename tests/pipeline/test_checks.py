@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import refusal
 import torch
 
-from fpsgen.errors import NUMERIC, FpsgenError
+from fpsgen.errors import NUMERIC
 from fpsgen.pipeline.checks import check_latents, latents_spread
 from fpsgen.pipeline.decode import checked
 
@@ -24,10 +25,7 @@ def frames_of(video: torch.Tensor) -> torch.Tensor:
 
 
 def refused(function, *arguments) -> str:
-    with pytest.raises(FpsgenError) as caught:
-        function(*arguments)
-    assert caught.value.code == NUMERIC and "--method bf16" in caught.value.remedy
-    return caught.value.message
+    return refusal.refused(lambda: function(*arguments), NUMERIC, remedy="--method bf16").message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

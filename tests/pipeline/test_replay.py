@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+from refusal import refuses
 
-from fpsgen.errors import BAD_INPUT, FpsgenError
+from fpsgen.errors import BAD_INPUT
 from fpsgen.pipeline.recipe import build_recipe
 from fpsgen.pipeline.replay import load_recipe, request_from
 from fpsgen.settings.gather import gather
@@ -62,10 +63,15 @@ def test_the_lora_file_is_the_one_of_the_recipe(settings, tmp_path):
     request, differ = request_from(recipe, settings())
     assert request.values()["lora"] == str(file) and not any(str(file) in line for line in differ)
     file.write_bytes(b"another")
-    with pytest.raises(FpsgenError) as caught:
+    with refuses(BAD_INPUT, str(file)):
         request_from(recipe, settings())
-    assert caught.value.code == BAD_INPUT and str(file) in caught.value.message
     file.unlink()
-    with pytest.raises(FpsgenError) as caught:
+    with refuses(BAD_INPUT, str(file)):
         request_from(recipe, settings())
-    assert caught.value.code == BAD_INPUT and str(file) in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["prompt", "width", "scaled_to", "method", "model", "versions", "seed", "schedule"])
+def test_a_value_that_is_none_is_named(settings, name):
+    recipe, _ = load_recipe(OLD)
+    with refuses(BAD_INPUT, name):
+        request_from(recipe | {name: 0.5}, settings())

@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+from refusal import refuses
 
 from fpsgen.cli.app import run
-from fpsgen.errors import BAD_INPUT, DISK, OK, FpsgenError
+from fpsgen.errors import BAD_INPUT, DISK, OK
 from fpsgen.evaluate.ffmpeg_metrics import EQUAL_DB
 from fpsgen.report import charts
 from fpsgen.report.bench import cells, markdown, notes, profile_cells, table
@@ -48,9 +49,9 @@ def test_cells_say_what_the_row_says():
 
 
 def test_the_baselines_attention_is_named():
-    for name, said in (("fa3", ["bf16: dense attention by fa3"]), ("auto", []), (None, [])):
+    for name, named in (("fa3", ["fa3"]), ("auto", []), (None, [])):
         rows = [row("bf16", 1.0, None, bf16_backend=name), row("fps", 3.0, 25.0, bf16_backend="cudnn")]
-        assert [note for note in notes(rows) if "dense attention" in note] == said
+        assert [note.split()[-1] for note in notes(rows) if "dense attention" in note] == named
 
 
 def test_rows_of_an_installed_package_can_be_read(tmp_path):
@@ -130,9 +131,8 @@ def test_the_page_says_the_speed_up_and_the_quality_of_each_row():
 def test_a_row_takes_no_other_file_into_the_page(tmp_path):
     secret = tmp_path / "id_rsa"
     secret.write_bytes(b"secret" * 10)
-    with pytest.raises(FpsgenError) as caught:
+    with refuses(BAD_INPUT, "id_rsa"):
         page([row("bf16", 1.0, None, video=str(secret))])
-    assert caught.value.code == BAD_INPUT and "id_rsa" in caught.value.message
     assert "video" not in [tag for tag, _ in Read(page([row("bf16", 1.0, None, video=str(tmp_path / "no.mp4"))])).tags]
 
 
@@ -199,8 +199,8 @@ def test_a_window_is_named_where_there_is_one(method, keys):
 def test_one_comparison_also_has_the_bands_of_others():
     """There is no chart of a single point to stand beside."""
     for shown in (page(ROWS), markdown(ROWS), "\n".join(table(ROWS))):
-        assert "21.4 dB" in shown and "same trajectory" in shown
-    assert "same trajectory" not in page([row("bf16", 1.0, None), row("fps", 3.0, None)])
+        assert "21.4 dB" in shown and "LPIPS (AlexNet)" in shown
+    assert "LPIPS (AlexNet)" not in page([row("bf16", 1.0, None), row("fps", 3.0, None)])
 
 
 def test_a_difference_that_ffmpeg_does_not_see_is_no_missing_figure():
@@ -216,7 +216,8 @@ def test_rows_of_several_files_become_one_page(tmp_path, capsys):
 
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     first.write_text("".join(json.dumps(x) + "\n" for x in ROWS))
-    second.write_text(json.dumps(row("fps", 2.0, 20.0, device="other GPU")) + "\n")
+    installed = row("fps", 2.0, 20.0, device="other GPU", commit="")  # outside of a checkout there is no commit
+    second.write_text(json.dumps(installed) + "\n")
     target = tmp_path / "both.html"
     assert run(["report", str(first), str(second), "-o", str(target)]) == OK
     assert "other GPU" in target.read_text() and "other GPU" in capsys.readouterr().out

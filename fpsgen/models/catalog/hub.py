@@ -178,21 +178,16 @@ def _sibling() -> Field:
     """One entry of a listing, as RemoteFile. Names and digests of files that are not wanted do not matter."""
 
     def check(value: Any) -> RemoteFile:
-        name = value["rfilename"]
-        large = value.get("lfs")
-        digest = large["sha256"] if large else value.get("blobId", "")
-        size = value.get("size", 0)
+        try:
+            name, size, large = value["rfilename"], value.get("size", 0), value.get("lfs")
+            digest = large["sha256"] if large else value.get("blobId", "")
+        except (KeyError, AttributeError) as error:
+            raise ValueError from error
         if not isinstance(name, str) or not isinstance(digest, str):
             raise ValueError
         return RemoteFile(name, whole(0, 1 << 50).check(size), digest)
 
-    def checked(value: Any) -> RemoteFile:
-        try:
-            return check(value)
-        except (KeyError, AttributeError) as error:
-            raise ValueError from error
-
-    return Field(checked, "a file with name, size and digest")
+    return Field(check, "a file with name, size and digest")
 
 
 def is_digest(text: str) -> bool:

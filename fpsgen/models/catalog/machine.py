@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -45,6 +46,16 @@ def this_machine() -> Machine:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = tuple(torch.cuda.get_device_properties(index).total_memory / 1e9 for index in range(count))
     return Machine(gpus, ram)
+
+
+def driver_version() -> str | None:
+    """Version of the NVIDIA driver, None where it does not say."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.strip().splitlines()[0] if said.strip() else None
 
 
 def lacks(spec: ModelSpec, machine: Machine, device: str = "auto") -> str:

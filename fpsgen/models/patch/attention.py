@@ -26,6 +26,7 @@ from fpsgen.fused import FP8Channels, FP8Rows
 from fpsgen.models.patch.forward_state import ForwardState
 from fpsgen.models.patch.run_record import ATTENTION, DENSE_LAYER, LayerRun
 from fpsgen.models.patch.stack import Run
+from fpsgen.models.patch.swap_class import has_hooks
 
 _AUTOMATIC = "fpsgen_automatic"
 
@@ -169,10 +170,7 @@ def plain_norms(attn: Any) -> bool:
     """Whether attn's norms are no more than their weights: nothing hooked or replaced."""
     norms = (attn.norm_q, attn.norm_k)
     return attn.norm_q.eps == attn.norm_k.eps is not None and all(
-        type(norm) is torch.nn.RMSNorm
-        and norm.weight is not None
-        and not (norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm))
-        for norm in norms
+        type(norm) is torch.nn.RMSNorm and norm.weight is not None and not has_hooks(norm) for norm in norms
     )
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.models.activations import GELU
-from diffusers.models.embeddings import PixArtAlphaTextProjection
 from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanTransformerBlock
 from torch.compiler import is_compiling
@@ -24,11 +23,11 @@ from fpsgen.models.patch.attention import FpsAttnProcessor
 from fpsgen.models.patch.fusable import not_fusable
 from fpsgen.models.patch.head import install_head
 from fpsgen.models.patch.linear import takes_fp8
-from fpsgen.models.patch.patch_embedding import PatchEmbedding
+from fpsgen.models.patch.patch_embedding import install_embedding
 from fpsgen.models.patch.run_record import LayerRun
 from fpsgen.models.patch.stack import Run
 from fpsgen.models.patch.swap_class import has_hooks, swap_class
-from fpsgen.models.patch.text_kv import Kept, KeptTextProjection, TextAttnProcessor
+from fpsgen.models.patch.text_kv import TextAttnProcessor, install_projection
 
 if TYPE_CHECKING:
     from fpsgen.models.patch.forward_state import ForwardState
@@ -166,10 +165,9 @@ def install_block(
     it, None where something unknown has replaced the block's forward.
     """
     reason = unfit(block)
-    undo_class = swap_class(block, FusedBlock)
+    undo_class = swap_class(block, FusedBlock, fused=Fused(following, anywhere, run, layer, reason))
     if undo_class is None:
         return None
-    block.fused = Fused(following, anywhere, run, layer, reason)
     before = block.attn2.processor
     replaced = type(before) is WanAttnProcessor and reason is None
     ours = TextAttnProcessor(before._attention_backend) if replaced else before
@@ -177,7 +175,6 @@ def install_block(
 
     def undo() -> None:
         undo_class()
-        del block.fused
         if block.attn2.processor is ours and ours is not before:
             before._attention_backend = ours._attention_backend
             block.attn2.set_processor(before)
@@ -217,25 +214,9 @@ class _InstalledBlocks:
         for layer, reason in self._reasons.items():
             if reason is None and self._reasons.get(layer + 1, "") is None:
                 blocks[layer].fused.following = blocks[layer + 1]
-        text = transformer.condition_embedder.text_embedder
-        undo = swap_class(text, KeptTextProjection) if type(text) is PixArtAlphaTextProjection else None
-        if undo is not None:
-            text_layer: Any = text
-            text_layer.kept, text_layer.padding = Kept(), Kept()
-
-            def undo_text() -> None:
-                undo()
-                del text_layer.kept, text_layer.padding
-
-            self._undos.append(undo_text)
-        embedding = transformer.patch_embedding
-        whole = type(embedding) is torch.nn.Conv3d and embedding.stride == embedding.kernel_size
-        undo_embedding = swap_class(embedding, PatchEmbedding) if whole else None
-        if undo_embedding is not None:
-            self._undos.append(undo_embedding)
-        undo_head = install_head(transformer, patch.anywhere)
-        if undo_head is not None:
-            self._undos.append(undo_head)
+        others = [install_projection(transformer.condition_embedder.text_embedder)]
+        others += [install_embedding(transformer.patch_embedding), install_head(transformer, patch.anywhere)]
+        self._undos += [undo for undo in others if undo is not None]
 
     def undo(self) -> None:
         while self._undos:

@@ -35,16 +35,7 @@ def install_head(transformer: Any, anywhere: bool = False) -> Callable[[], None]
     """Fuse the head of a Wan transformer. Returns what undoes it, None where it cannot be fused."""
     norm = transformer.norm_out
     bare = type(norm) is FP32LayerNorm and norm.weight is None
-    undo_class = swap_class(norm, HeadNorm) if bare else None
-    if undo_class is None:
-        return None
-    transformer.norm_out.anywhere = anywhere
-
-    def undo() -> None:
-        undo_class()
-        del norm.anywhere
-
-    return undo
+    return swap_class(norm, HeadNorm, anywhere=anywhere) if bare else None
 
 
 @dataclass(frozen=True)

@@ -128,17 +128,13 @@ def install_linears(
     """FP8 for the block's layers that fit and are not FP8 yet. Returns what undoes it."""
     undos = []
     for name, module in linears(block, parts):
-        if unfit(module) is None and (undo := swap_class(module, FP8Linear)):
-            placed: Any = module
-            placed.place = None if run is None else Place(run, layer, name)
-            undos.append((module, undo))
+        place = None if run is None else Place(run, layer, name)
+        if unfit(module) is None and (undo := swap_class(module, FP8Linear, fp8=None, fp8_of=None, place=place)):
+            undos.append(undo)
 
     def undo_all() -> None:
         while undos:
-            module, undo = undos.pop()
-            undo()
-            for name in ("fp8", "fp8_of", "place"):
-                module.__dict__.pop(name, None)
+            undos.pop()()
 
     return undo_all
 

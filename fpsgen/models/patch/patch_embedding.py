@@ -6,10 +6,13 @@ first, and the transformer copies that to tokens first; as a product it writes t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
 from fpsgen.models.patch.patch_permute import patches
+from fpsgen.models.patch.swap_class import swap_class
 
 
 class PatchEmbedding(torch.nn.Conv3d):
@@ -20,6 +23,12 @@ class PatchEmbedding(torch.nn.Conv3d):
         if not input.is_cuda or torch.is_grad_enabled():
             return super().forward(input)
         return embed(input, self.weight, self.bias)
+
+
+def install_embedding(embedding: torch.nn.Module) -> Callable[[], None] | None:
+    """Make a Wan transformer's patch_embedding one product. Returns what undoes it, None where it cannot be one."""
+    whole = type(embedding) is torch.nn.Conv3d and embedding.stride == embedding.kernel_size
+    return swap_class(embedding, PatchEmbedding) if whole else None
 
 
 def embed(latents: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

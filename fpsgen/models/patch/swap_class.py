@@ -12,19 +12,22 @@ from typing import Any
 import torch
 
 
-def swap_class(module: torch.nn.Module, kind: type[torch.nn.Module]) -> Callable[[], None] | None:
-    """Make `module` a `kind`, a subclass of its class. Returns what undoes it; None, and nothing done, where something
-    unknown has replaced its forward.
+def swap_class(module: torch.nn.Module, kind: type[torch.nn.Module], **attributes: Any) -> Callable[[], None] | None:
+    """Make `module` a `kind`, a subclass of its class, with these attributes. Returns what undoes it; None, and nothing
+    done, where something unknown has replaced its forward.
     """
     before = type(module)
     module.__class__ = kind
     if not _rewire(module, before, kind):
         module.__class__ = before
         return None
+    vars(module).update(attributes)
 
     def undo() -> None:
         module.__class__ = before
         _rewire(module, kind, before)
+        for name in attributes:
+            vars(module).pop(name, None)
 
     return undo
 

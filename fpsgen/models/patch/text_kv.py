@@ -23,6 +23,7 @@ from fpsgen.attention.quantize import output_scale
 from fpsgen.fused import FP8Channels, cross_attention, rms_norm_rows
 from fpsgen.models.patch.attention import chosen_backend
 from fpsgen.models.patch.fusable import not_fusable
+from fpsgen.models.patch.swap_class import swap_class
 
 
 class Kept:
@@ -110,6 +111,14 @@ def _project_short(attn: Any, text: torch.Tensor) -> tuple[torch.Tensor, torch.T
     key, value = _project(attn, text)
     gain = attn.norm_q.weight.float().view(key.shape[2:])
     return (key.float() * gain).to(key.dtype), value, output_scale(value)
+
+
+def install_projection(text: torch.nn.Module) -> Callable[[], None] | None:
+    """Keep what the projection of a Wan transformer's text makes of a prompt. Returns what undoes it, None where it
+    cannot be kept.
+    """
+    known = type(text) is PixArtAlphaTextProjection
+    return swap_class(text, KeptTextProjection, kept=Kept(), padding=Kept()) if known else None
 
 
 class KeptTextProjection(PixArtAlphaTextProjection):

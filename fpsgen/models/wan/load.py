@@ -37,18 +37,19 @@ _FP8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0")
 def load(
     source: ModelChoice | str | Path,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     transformer: bool = True,
 ) -> WanPipeline:
     """A WanPipeline on `device`, in eval mode; transformer and text encoder in `dtype`, the VAE in fp32.
 
+    dtype: None is default_dtype(device).
     source: a model that was chosen, a pipeline folder, a name of the registry, or a hub id that is in the cache.
     transformer: False where it is not needed, only VAE and text encoder; the pipeline's is None then.
     Nothing is downloaded. Every file is compared with its digest where one is known (once, see verify.check_intact);
     tensors that the files lack, and tensors that the model does not take, are errors.
     Raises FpsgenError: MODEL, or ENVIRONMENT where memory does not suffice.
     """
-    pipeline = _judged(source)
+    pipeline, dtype = _judged(source), dtype or default_dtype(torch.device(device))
     folder = pipeline.folder
     check_intact(folder)
     parts = [part for part in WEIGHTED if transformer or part != "transformer"]
@@ -78,6 +79,11 @@ def load(
     for part in parts:
         _check_values(part, getattr(pipe, part).parameters(), folder)
     return pipe
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bf16 on a GPU, else fp32."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def _judged(source: ModelChoice | str | Path) -> PipelineFolder:

@@ -14,6 +14,7 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
+from fpsgen.errors import MODEL, FpsgenError
 from fpsgen.models.catalog.folder import PipelineFolder, broken
 from fpsgen.text import show
 
@@ -40,6 +41,15 @@ def make_scheduler(pipeline: PipelineFolder) -> Any:
     if not right:
         raise broken(Path(pipeline.folder), "scheduler: its sigmas do not lie in 0 to 1")
     return scheduler
+
+
+def with_shift(scheduler: Any, shift: float) -> Any:
+    """A scheduler of the same kind with this flow shift. Raises FpsgenError MODEL for one that has none."""
+    key = next((key for key in ("flow_shift", "shift") if key in scheduler.config), None)
+    if key is None:
+        name = type(scheduler).__name__
+        raise FpsgenError(f"scheduler {name} of the model has no flow shift", "choose a Wan model with -m", MODEL)
+    return type(scheduler).from_config(scheduler.config, **{key: shift})
 
 
 @contextmanager

@@ -52,8 +52,7 @@ def prepare(
         shards = Shards(folder, size)
         todo = sum(not shards.done(source.name) for source in sources)
         check_space(folder, todo * size, plural(todo, "clip"))  # of a video there may be more, or none
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        pipe = load(choice, device=device, dtype=dtype, transformer=False)
+        pipe = load(choice, device=device, transformer=False)
         encoder = Encoder(pipe, choice.spec.max_sequence_length)
         Videos(config, encoder, shards, events).all(sources, todo)
         return _finish(sources, config, choice, shards, encoder.text(""), digest)

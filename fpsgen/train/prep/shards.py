@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from fpsgen.errors import BAD_INPUT, FpsgenError
-from fpsgen.files import append_line, atomic, open_tensors, sweep, write_text, writing_tensors
+from fpsgen.files import atomic, open_tensors, sweep, write_text, writing_tensors
+from fpsgen.logs import append_line, read_objects
 from fpsgen.models.catalog.manifest import sha256
 from fpsgen.text import show
 from fpsgen.train.prep.summary import table as summary
@@ -26,6 +27,7 @@ DATA, CAPTIONS, DROPPED, NULL = "data.json", "captions.jsonl", "dropped.jsonl", 
 SUMMARY = "summary.md"
 TARGET = 128 << 20  # bytes of a shard: what is lost at most when a run is killed
 MOST = 64  # samples of a shard
+_LIMIT = 1 << 30  # bytes of what was dropped
 
 
 class Shards:
@@ -46,7 +48,7 @@ class Shards:
         sweep(folder)
         for path in sorted(folder.glob("[0-9]*.safetensors")):
             self._count(path, _rows_of(path))
-        for row in read_lines(folder / DROPPED):
+        for row in read_objects(folder / DROPPED, _LIMIT):
             self.dropped.setdefault(row["source"], []).append(row)
 
     def judged(self, name: str) -> list[dict[str, Any]]:
@@ -107,21 +109,6 @@ class Shards:
         self._held[number] = rows
         for row in rows:
             self.rows.setdefault(row["source"], []).append(row)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL log; a line that a kill cut short is none."""
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            found.append(row)
-    return found
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:

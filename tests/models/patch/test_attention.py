@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import wan_cases as case
-from tiny import tiny_transformer
 
 from fpsgen import apply
 from fpsgen.attention import AttentionPlan
-
-
-@pytest.fixture
-def transformer():
-    torch.manual_seed(0)
-    return tiny_transformer(layers=3)
 
 
 def test_the_backend_that_was_chosen_serves_dense_layers(transformer):

@@ -13,7 +13,6 @@ from diffusers import (
     SeaCacheConfig,
     TaylorSeerCacheConfig,
 )
-from tiny import tiny_transformer
 
 from fpsgen import apply
 from fpsgen.errors import FpsgenError
@@ -24,12 +23,6 @@ from fpsgen.settings.groups.speed import CACHES
 
 LIMIT = 1e-5
 ORDER = pytest.mark.parametrize("first", ["apply", "feature"])
-
-
-@pytest.fixture
-def transformer():
-    torch.manual_seed(0)
-    return tiny_transformer(layers=3)
 
 
 @pytest.mark.parametrize("schedule", [case.one(case.TILED), case.mixed(case.TILED, case.DENSE)], ids=["one", "mixed"])

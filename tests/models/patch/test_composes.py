@@ -21,12 +21,6 @@ SCHEDULES = pytest.mark.parametrize(
 ORDER = pytest.mark.parametrize("first", ["apply", "feature"])
 
 
-@pytest.fixture
-def transformer():
-    torch.manual_seed(0)
-    return tiny_transformer(layers=3)
-
-
 def check(switch_on, schedule, stock_limit, first, expect_change=False) -> None:
     """With the feature on, patched output equals what the patch gives without it (and stock, where it is dense).
 

@@ -18,12 +18,6 @@ from fpsgen.models.wan.load import load
 
 
 @pytest.fixture
-def transformer():
-    torch.manual_seed(0)
-    return tiny_transformer(layers=3)
-
-
-@pytest.fixture
 def calls(monkeypatch):
     """Every attention call as it really happens: (method, density)."""
     made = []

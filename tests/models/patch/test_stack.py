@@ -54,12 +54,6 @@ class InstalledDouble:
         return self.runs
 
 
-@pytest.fixture
-def transformer():
-    torch.manual_seed(0)
-    return tiny_transformer(layers=3)
-
-
 def test_a_component_is_reported_like_attention(transformer):
     stock = case.forward(transformer)
     with apply(transformer, case.one(case.TILED), patches=[DoublePatch(left_out=(1,))], strict=True) as handle:

@@ -7,18 +7,11 @@ import threading
 import pytest
 import torch
 import wan_cases as case
-from tiny import tiny_transformer
 
 from fpsgen import apply
 from fpsgen.models.patch.timer import Timer
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def transformer():
-    torch.manual_seed(0)
-    return tiny_transformer(layers=3)
 
 
 def test_every_attention_call_is_measured_and_none_after_the_block(transformer):

@@ -6,8 +6,9 @@ import subprocess
 
 import numpy as np
 import pytest
+from refusal import refuses
 
-from fpsgen.errors import BAD_INPUT, FpsgenError
+from fpsgen.errors import BAD_INPUT
 from fpsgen.ffmpeg import ffmpeg, raw_input
 from fpsgen.train.prep.frames import Box, Picture, centre, clip_frames, probe
 from fpsgen.video import write_mp4
@@ -88,10 +89,9 @@ def test_what_does_not_decode_is_said(tmp_path, damage):
         inside = data[:middle] + b"\xff" * 300 + data[middle + 300 :]
         damaged = {"text": b"hello\n" * 100, "empty": b"", "cut": data[: len(data) * 2 // 3], "inside": inside}
         path.write_bytes(damaged[damage])
-    with pytest.raises(FpsgenError) as caught:
+    with refuses(BAD_INPUT, "a.mp4"):
         probe(path)
         clip_frames(path, 0, 40, 16, (64, 48), Box())
-    assert caught.value.code == BAD_INPUT and "a.mp4" in caught.value.message
 
 
 def test_a_frame_of_huge_dimensions_takes_no_memory(tmp_path):
@@ -99,6 +99,5 @@ def test_a_frame_of_huge_dimensions_takes_no_memory(tmp_path):
     path = tmp_path / "a.mkv"
     source = "color=s=16000x16000:d=0.1:r=10"
     subprocess.run([ffmpeg(), "-v", "error", "-f", "lavfi", "-i", source, "-c:v", "png", path], check=True)
-    with pytest.raises(FpsgenError) as caught:
+    with refuses(BAD_INPUT):
         probe(path)
-    assert caught.value.code == BAD_INPUT
