@@ -321,6 +321,12 @@ def test_a_working_folder_that_was_removed_is_named(tmp_path, arguments):
     assert "working folder" in two_lines(done, 7)[0]
 
 
+def test_python_without_docstrings_is_refused():
+    """transformers cannot be imported then."""
+    command = [sys.executable, "-OO", "-m", "fpsgen", "generate", "a cat"]
+    assert "PYTHONOPTIMIZE" in two_lines(subprocess.run(command, capture_output=True, text=True), 6)[0]
+
+
 @pytest.mark.parametrize("reader", ["gone", "full"])
 def test_a_video_is_made_where_nobody_reads_the_progress(tmp_path, tiny_dir, reader):
     """As in `fpsgen generate "a cat" 2>&1 | head -1`, or with a log on a full disk."""

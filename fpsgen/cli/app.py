@@ -64,6 +64,9 @@ def root(
     if version:
         print(f"fpsgen {__version__}")
         raise typer.Exit
+    if sys.flags.optimize > 1:
+        what = "Python runs without docstrings (-OO, PYTHONOPTIMIZE=2), which transformers reads"
+        raise FpsgenError(what, "run it without that; -O is fine", errors.ENVIRONMENT)
     absolute(".")  # where the working folder was removed, torch's libraries end the process
 
 
