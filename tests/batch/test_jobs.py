@@ -167,23 +167,25 @@ def test_all_wrong_lines_are_counted_and_the_first_is_named():
 
 LONG = r"""
 import re, time
+from pathlib import Path
 from fpsgen.batch.jobs import read_batch
-start = time.process_time()
+def peak():
+    return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+start, before = time.process_time(), peak()
 batch = read_batch("p.txt", {"model": "nano"})
 assert len(batch.jobs) == 100_000
-peak = re.search("VmHWM:\s*(\d+)", open("/proc/self/status").read())[1]
-print(time.process_time() - start, int(peak) / 1024)
+print(time.process_time() - start, peak() - before)
 """
 
 
 def test_a_hundred_thousand_lines():
-    """3 seconds of CPU where nothing else runs (twice that here) and 100 MB."""
+    """3 seconds of CPU where nothing else runs (twice that here), and 60 MB beside what Python and its modules take."""
     lines = (f"a cat number {i} surfs on a big wave in the evening sun\n" for i in range(100_000))
     Path("p.txt").write_text("".join(lines))
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", LONG], stdout=subprocess.PIPE, text=True, env=env, check=True)
     seconds, megabytes = map(float, done.stdout.split())
-    assert seconds < 6 and megabytes < 100
+    assert seconds < 6 and megabytes < 75
 
 
 def test_a_model_that_is_not_there_is_named_with_its_line():

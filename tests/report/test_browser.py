@@ -67,6 +67,7 @@ def served(tmp_path):
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", asked
     server.shutdown()
+    server.server_close()
 
 
 def browse(*arguments: str) -> str:
