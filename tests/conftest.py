@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Settings of the machine that the tests run on: they change what commands print and do.
+COLOURS = ("CLICOLOR_FORCE", "FORCE_COLOR", "GITHUB_ACTIONS", "NO_COLOR", "PY_COLORS", "TTY_COMPATIBLE")
+for name in [name for name in os.environ if name in COLOURS or name.startswith("FPSGEN_")]:
+    del os.environ[name]
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # Tiny tensors gain nothing from threads, and lose a factor of 40 to their barriers on a busy machine.

@@ -74,7 +74,7 @@ def _commands(command: Any, name: str) -> list[tuple[str, Any]]:
 
 
 def _word(argument: Any) -> str:
-    word = argument.metavar or argument.name.upper()
+    word = (argument.metavar or argument.name.upper()) + "..." * (argument.nargs == -1)
     return word if argument.required else f"[{word}]"
 
 

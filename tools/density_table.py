@@ -23,20 +23,27 @@ DENSITIES = sorted({profile.density for schedule in PRESETS.values() for profile
 
 HEAD = """# Windows for a stated density
 
-A profile may state its density, the share of all pairs of tokens that attention keeps, instead of a window. On each
-token grid it becomes the window that comes nearest. This table shows what the densities of the presets become. It is
-written by `python -m tools.density_table`; a test keeps it up to date.
+A profile of a [schedule](schedules.md) may state its density, the share of all pairs of tokens that attention keeps,
+instead of a window. Each token grid then gets the window that comes nearest. This page shows which windows the
+densities of the presets become. `python -m tools.density_table` writes it; a test keeps it up to date.
 
-- **Block**: what a window counts and what has a scale of its own, in tokens (frames x rows x columns), at most 128.
-- **Tile**: the queries that share a window, three blocks in a row.
-- **Filled**: share of the kernel's key rows and query rows that hold tokens. Blocks have 128 rows, and the kernel takes
-  192 query rows at a time. The time for a kept pair goes by the product of the two.
-- **Windows**: extents in blocks, then the density that they keep. Every one is within 10 % of what was asked for.
+- **Tokens**: the grid, as frames x rows x columns; all sizes here have this order.
+- **Block**: what a window counts, and what has a scale of its own: at most 128 tokens.
+- **Tile**: the queries that share a window: three blocks in a row.
+- **Blocks**: how many there are along each axis.
+- **Filled**: the share of the kernel's key rows and query rows that hold tokens. A block takes 128 key rows, and the
+  kernel works on 192 query rows at a time. The product of the two shares decides how long a kept pair takes.
+- **12 % and so on**: the window in blocks for that density, and the density that it really keeps, within 10 % of what
+  was asked for.
 
-All profiles of a schedule share one block shape, so tokens keep their places from step to step. A shape must have
-windows for all densities. Of those shapes, the ones that waste the least of the kernel's work compete (within 3 %); the
-best sum of what they fill and how even their windows are decides. At 81 frames a block holds all 21 frames of the
-latent: its windows cut the picture and never time.
+How the block is chosen:
+
+1. All profiles of a schedule have the same block, so tokens keep their places from step to step. So only blocks count
+   that have a window for every density.
+2. Of these, the block that fills most of the kernel sets the mark; those within 3 % of it stay.
+3. Of those left, the one wins that fills more and has more even windows.
+
+At 81 frames a block holds all 21 frames of the latent: its windows cut the picture and never time.
 """
 
 

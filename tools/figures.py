@@ -33,10 +33,7 @@ def render(table: dict[str, Any], name: str) -> str:
             raise ValueError(f"figures/{name}.json: row {number} lacks {', '.join(missing)}")
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(_cell(row[key]) for key in columns) + " |" for row in rows]
-    origins = dict.fromkeys(
-        f"{row['device']}, {_versions(row['versions'])}, commit {str(row['commit'])[:10]}" for row in rows
-    )
-    lines += ["", *(f"<sub>Measured on {origin}.</sub>" for origin in origins)]
+    lines += ["", *(f"<sub>Measured on {origin}.</sub>" for origin in _origins(rows))]
     return "\n".join(lines) + "\n"
 
 
@@ -80,8 +77,19 @@ def _cell(value: Any) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _versions(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {number}" for name, number in versions.items())
+def _origins(rows: list[dict[str, Any]]) -> list[str]:
+    """Where rows come from: each machine with its versions once, and the commits that ran there."""
+    commits: dict[str, dict[str, None]] = {}
+    for row in rows:
+        versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
+        commits.setdefault(f"{row['device']}, {versions}", {})[_commit(str(row["commit"]))] = None
+    return [f"{machine}, commit{'s' * (len(names) > 1)} {', '.join(names)}" for machine, names in commits.items()]
+
+
+def _commit(name: str) -> str:
+    """As `git log --oneline` has it; a working tree that had changes of its own says so."""
+    number, dash, _ = name.partition("-")
+    return number[:7] + (" with uncommitted changes" if dash else "")
 
 
 if __name__ == "__main__":

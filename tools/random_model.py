@@ -9,6 +9,7 @@ takes what it takes. The tokenizer alone is small: one token a character. Weight
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,14 @@ def character_tokenizer() -> Any:
 
 
 def main() -> None:
-    name, folder = sys.argv[1], Path(sys.argv[2])
-    spec = find_spec(name)
+    parser = argparse.ArgumentParser(prog="python -m tools.random_model", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("name", help="wan2.1-1.3b or wan2.1-14b")
+    parser.add_argument("folder", type=Path, help="where the model goes")
+    chosen = parser.parse_args()
+    spec = find_spec(chosen.name)
     if spec is None or not spec.transformer:
-        sys.exit(f"no shape is known of {name}")
-    write_random_model(spec, folder, TEXT_ENCODER, {})
+        sys.exit(f"no shape is known of {chosen.name}")
+    write_random_model(spec, chosen.folder, TEXT_ENCODER, {})
 
 
 if __name__ == "__main__":

@@ -190,7 +190,8 @@ def attend(
     normed and rotated first, which FP8 kernels do in the pass that quantizes. lists: keys of this call, on q's device,
     instead of those that the plan's method chooses. fp8_out, for plans in FP8 and without a gradient: out is an
     FP8Output, which GPU kernels store themselves. Raises ValueError for tensors that do not fit the plan's grid, for
-    fp8_out elsewhere, and UnsupportedDeviceError for FP8 on GPUs older than compute capability 8.9.
+    fp8_out elsewhere, and UnsupportedDeviceError for FP8 on GPUs older than compute capability 8.9 and where Triton is
+    missing.
     """
     _check(q, k, v, plan)
     trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
@@ -278,12 +279,19 @@ def fps_attention(
     impl: str = "auto",
     smooth_k: bool | None = None,
 ):
-    """FP8 tile-sparse self-attention over a video's token grid.
+    """FP8 tile-sparse self-attention over a video's token grid (arXiv 2506.04648, section 3), with a gradient.
 
     q, k, v: [B, L, H, D], any float dtype, one device. L = prefix + T*H*W + suffix: prefix and suffix tokens (text or
     reference frames) see and are seen by all; those of the grid are in raster order (tile order with ordered=True).
-    grid: (T, H, W) in tokens. method, tile, window, density, granularity, impl, smooth_k: see Profile and
-    AttentionPlan. block: of a tile given by sizes, the 3D block of at most 128 tokens that windows and lists count.
+    grid: (T, H, W) in tokens. method: "fps" or another key of METHODS.
+
+    What a query sees: density, the share of all pairs to keep, in (0, 1], takes the window that comes nearest on this
+    grid; or window, per axis an odd number of tiles (of blocks where there are some), 0 (the whole axis) or a share of
+    the axis; or the lists below; or all keys. tile: a name or (t, h, w) tokens, see Profile. block: of a tile given by
+    sizes, the 3D block of at most 128 tokens that windows and lists count.
+
+    granularity: kernel blocks that share one scale of q or k. smooth_k: take the mean off the keys before they are
+    quantized; None is the method's default. impl: "auto", "reference" (slow and exact) or "triton", see AttentionPlan.
 
     q2k_index, q2k_count: the caller's own keys instead of a window: for every query tile the numbers of the key blocks
     (without block: tiles) that it sees, int32 [B, H, M, K] or [G, M, K] with G of 1, H or B*H, and how many there are,

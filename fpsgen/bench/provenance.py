@@ -15,6 +15,7 @@ import torch
 import fpsgen
 from fpsgen.models.catalog.machine import driver_version
 from fpsgen.pipeline.recipe import versions
+from fpsgen.text import plural
 
 PACKAGES = ("torch", "triton", "diffusers")
 
@@ -58,4 +59,4 @@ def _processor() -> str:
     except OSError:
         names = []
     name = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}, {plural(torch.get_num_threads(), 'thread')}"

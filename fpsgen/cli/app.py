@@ -34,13 +34,13 @@ from fpsgen.text import show
 
 app = options.group(
     "fpsgen",
-    "Make videos with Wan2.1, faster: FP8 attention that skips most of its tiles (FPSAttention).",
     'fpsgen generate "a cat surfing" --res 720p',
     "fpsgen batch prompts/nano.txt",
     "fpsgen bench --compare bf16",
     "fpsgen doctor",
     "Settings: flag > FPSGEN_* variable > ./fpsgen.toml > user config (FPSGEN_CONFIG) > the model's own. "
     "FPSGEN_DEBUG=1 shows tracebacks.",
+    help="Make videos with Wan2.1, faster: FP8 attention that skips most of its tiles (FPSAttention).",
 )
 app.command(cls=options.Command, epilog=generate.EXAMPLES)(generate.generate)
 app.command(cls=options.Command, epilog=batch.EXAMPLES)(batch.batch)

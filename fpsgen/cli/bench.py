@@ -20,7 +20,6 @@ from fpsgen.signals import interruptible
 
 app = group(
     "bench",
-    "Measure fps against other methods: the same prompt, seed and noise through each.",
     "fpsgen bench --compare bf16",
     "fpsgen bench --compare bf16,fp8,sta -m wan2.1-1.3b --res 480p --repeats 3",
     "fpsgen bench -m wan2.1-14b --res 720p --random-weights",

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 app = options.group(
     "models",
-    "List, show, fetch, check and remove models.",
     "fpsgen models list",
     "fpsgen models pull wan2.1-1.3b",
     "fpsgen models verify nano",
+    help="List, show, fetch, check and remove models.",
 )
 
 Name = Annotated[
@@ -102,7 +102,8 @@ def pull(
 ) -> None:
     """Fetch a model into the Hugging Face cache; what is there already is not fetched again.
 
-    Exit codes: 5 not found or not intact, 7 disk, 8 network. HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE hold.
+    Exit codes: 5 not found or not intact, 7 disk, 8 network. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE
+    are heeded.
     """
     from fpsgen.models.catalog.cache import cached, on_disk
 

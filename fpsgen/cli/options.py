@@ -94,10 +94,11 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["Examples:", *(line.replace("[", "\\[") for line in lines)])
 
 
-def group(name: str, help: str, *lines: str, cls: type[Group] = Group) -> typer.Typer:
-    """An application of several commands. lines: examples at the end of its help."""
-    shown: dict[str, Any] = {"help": help, "epilog": examples(*lines), "context_settings": CONTEXT}
-    return typer.Typer(name=name, cls=cls, pretty_exceptions_enable=False, **shown)
+def group(name: str, *lines: str, help: str | None = None, cls: type[Group] = Group) -> typer.Typer:
+    """An application of several commands. lines: examples at the end of its help. help: where no callback says it."""
+    said = {} if help is None else {"help": help}
+    shown: dict[str, Any] = {"epilog": examples(*lines), "context_settings": CONTEXT, "pretty_exceptions_enable": False}
+    return typer.Typer(name=name, cls=cls, **shown | said)
 
 
 def complete_models(incomplete: str) -> list[str]:

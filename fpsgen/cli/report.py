@@ -18,7 +18,7 @@ EXAMPLES = options.examples(
 
 def report(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="bench.jsonl files of fpsgen bench, or a run's log.jsonl.")
+        list[str], typer.Argument(metavar="FILE", help="bench.jsonl files of fpsgen bench, or a run's log.jsonl.")
     ],
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", rich_help_panel="Output", help="The page.")

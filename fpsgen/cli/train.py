@@ -31,7 +31,6 @@ class _RunOrCommand(options.Group):
 
 app = options.group(
     "train",
-    "Train a model to expect FPSAttention; prepare what it is trained on; export it.",
     "fpsgen train --preset nano-demo",
     "fpsgen train run.toml -o runs/mine",
     "torchrun --nproc-per-node 8 -m fpsgen train run.toml",
@@ -67,16 +66,16 @@ def train(
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="DIR", rich_help_panel="Output", help="The run's folder. [runs/NAME]"),
+        typer.Option("--output", "-o", metavar="DIR", rich_help_panel="Output", help="The run's folder. \\[runs/NAME]"),
     ] = None,
     device: options.Device = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Distil a model's dense attention into its sparse one, export it and evaluate it.
+    """Train a model to expect FPSAttention; prepare what it is trained on; export it.
 
-    stdout: the folder of the trained model. Exit codes: 2 usage, 4 input file, 5 model, 6 machine, 7 disk, 9 loss not
-    finite or rising, 11 folder in use.
+    A run makes the teacher's pairs, trains, exports the model and evaluates it. stdout: the folder of the trained
+    model. Exit codes: 2 usage, 4 input file, 5 model, 6 machine, 7 disk, 9 loss not finite or rising, 11 folder in use.
     """
     if context.invoked_subcommand:
         return

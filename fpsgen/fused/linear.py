@@ -26,7 +26,7 @@ def fp8_supported(device: torch.device) -> bool:
 
 
 def quantize_weight(weight: torch.Tensor) -> FP8Weight:
-    """weight [N, K] with a scale per output channel."""
+    """weight [N, K] in E4M3 with a scale per output channel. No gradient."""
     return _quantize_weight(weight, None)
 
 

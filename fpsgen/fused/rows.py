@@ -35,27 +35,29 @@ class FP8Channels(NamedTuple):
 
 
 def quantize_rows(x: torch.Tensor, gain: torch.Tensor | None = None) -> FP8Rows:
-    """x [..., K], rows contiguous, each times gain [K], in FP8."""
+    """x [..., K] in FP8 with a scale per row; each row is multiplied by gain [K] first, if given."""
     return FP8Rows(*_call("quantize_rows", x, gain, False, True))
 
 
 def gelu_rows(x: torch.Tensor, fp8: bool) -> FP8Rows | torch.Tensor:
-    """GELU (tanh) of x [..., K]."""
+    """GELU (its tanh form) of x [..., K]: FP8Rows with fp8, else [..., K] in x's dtype."""
     return _result(*_call("quantize_rows", x, None, True, fp8), fp8)
 
 
 def norm_rows(
     x: torch.Tensor, mul: torch.Tensor, add: torch.Tensor, eps: float, one: bool, fp8: bool
 ) -> FP8Rows | torch.Tensor:
-    """LayerNorm(x) * (one + mul) + add, x [B, L, K] contiguous. mul, add [B or 1, K], or [B, L, K] for one a token:
-    scale and shift of a modulation (one=True), or weight and bias of the norm.
+    """LayerNorm(x) * (one + mul) + add, x [B, L, K]: FP8Rows with fp8, else [B, L, K] in x's dtype.
+
+    mul, add: [B or 1, K], or [B, L, K] for one a token: scale and shift of a modulation (one=True), or weight and bias
+    of the norm (one=False).
     """
     _, out, scale = _call("norm_rows", x, None, None, mul, add, eps, one, fp8)
     return _result(out, scale, fp8)
 
 
 def residual_rows(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
-    """x + gate * y, rounded once. x, y [B, L, K] contiguous, gate as norm_rows takes mul, None for 1."""
+    """x + gate * y in x's dtype, rounded once. x, y [B, L, K]; gate as norm_rows takes mul, None for 1."""
     return _call("norm_rows", x, y, gate, None, None, 0.0, False, False)[0]
 
 
@@ -69,13 +71,13 @@ def residual_norm_rows(
     one: bool,
     fp8: bool,
 ) -> tuple[torch.Tensor, FP8Rows | torch.Tensor]:
-    """residual_rows, and norm_rows of its result."""
+    """(residual_rows of x, y and gate; norm_rows of that) in one reading."""
     total, out, scale = _call("norm_rows", x, y, gate, mul, add, eps, one, fp8)
     return total, _result(out, scale, fp8)
 
 
 def rms_norm_rows(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm over the last axis of x [..., K], in x's own memory where that is contiguous."""
+    """RMSNorm over the last axis of x [..., K] with weight [K]. It may overwrite x: use the result."""
     return _call("rms_norm_rows", x.contiguous(), weight, eps)
 
 

@@ -68,11 +68,11 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
 PROFILE_COLUMNS = ("Method", "Profile", "Steps", "Runs as", "Kernel", "Density", "Tile", "Window", "s / step")
 BANDS = (
     # arXiv 2506.04648, table 1: least and best of six methods
-    "Published PSNR of Wan2.1-1.3B at 480p to bf16 of the same seed: 17.7 dB (SpargeAttn) to 21.4 dB (FPSAttention, "
-    "trained)",
+    "For comparison, published PSNR of Wan2.1-1.3B at 480p against bf16 of the same seed: 17.7 dB (SpargeAttn) to "
+    "21.4 dB (FPSAttention, trained)",
     # TensorRT-LLM, pull request 12947
-    "Others sort by LPIPS (AlexNet): below 0.30 the same trajectory, to 0.55 the scene is kept, above it has diverged; "
-    "ST-LPIPS is another measure, to which these bands do not apply",
+    "Others use LPIPS (AlexNet), which is not measured here: below 0.30 the video is taken as the same, up to 0.55 the "
+    "scene is; ST-LPIPS is another measure, to which these limits do not apply",
 )
 
 
@@ -146,16 +146,16 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
     on_cpu = any(row["device"].startswith("CPU") for row in rows)
     if on_cpu:
         kernels = ", ".join(dict.fromkeys(name for row in rows for name in row["kernels"]))
-        found.append(f"CPU: times of the CPU kernels ({kernels}), not of the GPU kernels")
+        found.append(f"measured on a CPU (kernels: {kernels}); a GPU has other kernels and other times")
     if any(row["random_weights"] for row in rows):
-        found.append("random weights: speed and memory alone, no picture")
+        found.append("random weights: only speed and memory were measured, there is no video")
     if any(row["model"] == SMALL and not row["random_weights"] for row in rows):
-        found.append("nano is too small to gain much, and its small pictures change with the least rounding")
+        found.append("nano is too small to gain much speed, and rounding alone can change what its videos show")
     if any(row.get("fused") for row in rows) and not all(row.get("fused") for row in rows):
         ours = "our VAE decoder" if on_cpu else "fused passes and our VAE decoder"  # none are fused on a CPU
-        found.append(f"bf16: diffusers as it comes; the others: with {ours}")
+        found.append(f"bf16 is diffusers as it comes; the other methods also have {ours}")
     backends = dict.fromkeys(row.get("bf16_backend") for row in rows if is_baseline(row))  # rows of 0.1 name none
-    found += [f"bf16: dense attention by {name}" for name in backends if name not in (None, "auto")]
+    found += [f"the dense attention of bf16 is that of {name}" for name in backends if name not in (None, "auto")]
     return found
 
 

@@ -47,7 +47,7 @@ _ROW: Spec = {
     "prompt": text(100_000),
     "guidance": real(0, 1e9),
     "versions": mapping(or_null(text(200))),
-    "commit": or_null(text(200)),
+    "commit": or_null(text(200, empty=True)),
     "random_weights": switch(),
     "stages_s": mapping(_table(_SPREAD, "the median, min and max of a stage")),
     "profiles": many(_table(_PROFILE, "what ran by one profile"), 0, 1000, default=()),

@@ -2,10 +2,10 @@
 
     python -m recipes.nano.evaluate --model weights/nano --out DIR [--base DIR] [--prompts 216]
 
-Every prompt is the plain form of a held-out (subject, colour, motion); `meter.py` reads the clips. Runs: the released
-weights by their schedule (fps) and dense (bf16), PSNR of the first against the second at equal seeds; with --base also
-the dense weights they came from, dense and under the schedule they never saw. Seeds are the same in all runs. What is
-written as nano.json fills README's table.
+Every prompt is the plain form of a held-out (subject, colour, motion); fpsgen/evaluate/nano/meter.py reads the clips.
+Runs: the released weights by their schedule (fps) and dense (bf16), PSNR of the first against the second at equal
+seeds; with --base also the dense weights they came from, dense and under the schedule they never saw. Seeds are the
+same in all runs. What is written as nano.json fills the table of docs/figures.md.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false

@@ -10,8 +10,8 @@ by side, a process each.
 
 Arms: dense; fp8, sta and fps without training; fps with one window for all steps at the density that the schedule has
 on average; fps distilled (all weights, LoRA, one window); fps with flow matching, and dense attention with the
-same steps on the same clips. And what keeps fps from dense attention: five times the steps, all keys in the profile
-"early", wider windows. A row has: the error of the velocity on held-out trajectories of the dense teacher and
+same steps on the same clips. And what keeps fps from dense attention: all keys in the profile "early", wider windows,
+five times the steps. A row has: the error of the velocity on held-out trajectories of the dense teacher and
 the flow loss on held-out clips, by profile; PSNR and SSIM to the dense video of the same noise and what meter.py reads,
 on prompts that training never saw; validation errors at each checkpoint, and losses. Rows lie in DIR/rows/.
 """
@@ -110,11 +110,11 @@ ARMS = {  # in the order of their pieces: a run that is cut off leaves the first
     "fps, one window": Arm(FIXED),
     "fps distilled, one window": Arm(FIXED, train={}),
     "dense, flow matching": Arm(DENSE, train=FLOW),
-    "fps distilled, 5x steps": Arm(train={}, longer=5),
     "fps, early dense": Arm(EARLY_DENSE),
     "fps distilled, early dense": Arm(EARLY_DENSE, train={}),
     "fps, wider windows": Arm(WIDER),
     "fps distilled, wider windows": Arm(WIDER, train={}),
+    "fps distilled, 5x steps": Arm(train={}, longer=5),
 }
 
 

@@ -47,7 +47,15 @@ def test_help_shows_no_types_and_wraps_paragraphs_to_the_terminal(fpsgen, monkey
 def test_help_says_what_a_setting_is_in_that_command(fpsgen, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     shown = {}
-    for command in ("generate", "bench"):
-        fpsgen(command, "--help")
-        shown[command] = next(line for line in fpsgen.out.splitlines() if "--seed " in line)
-    assert "[drawn]" in shown["generate"] and "[0]" in shown["bench"]
+    for command in ("generate", "bench", "bench steps", "bench waterfall", "batch", "evaluate"):
+        fpsgen(*command.split(), "--help")
+        line = next(line for line in fpsgen.out.splitlines() if "--seed " in line)
+        shown[command] = line.partition("[")[2].partition("]")[0]
+    assert shown.pop("generate") == "drawn" and shown.pop("batch") == shown.pop("evaluate") == "from the prompt"
+    assert set(shown.values()) == {"0"}
+
+
+def test_help_of_train_says_where_a_run_goes_and_its_exit_codes(fpsgen, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    fpsgen("train", "--help")
+    assert "[runs/NAME]" in fpsgen.out and "Exit codes" in fpsgen.out

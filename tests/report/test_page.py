@@ -47,9 +47,9 @@ def test_cells_say_what_the_row_says():
 
 
 def test_the_baselines_attention_is_named():
-    for name, said in (("fa3", ["bf16: dense attention by fa3"]), ("auto", []), (None, [])):
+    for name, named in (("fa3", ["fa3"]), ("auto", []), (None, [])):
         rows = [row("bf16", 1.0, None, bf16_backend=name), row("fps", 3.0, 25.0, bf16_backend="cudnn")]
-        assert [note for note in notes(rows) if "dense attention" in note] == said
+        assert [note.split()[-1] for note in notes(rows) if "dense attention" in note] == named
 
 
 def test_the_page_shows_the_rows_and_escapes_what_they_hold():
@@ -187,8 +187,8 @@ def test_a_window_is_named_where_there_is_one(method, keys):
 def test_one_comparison_also_has_the_bands_of_others():
     """There is no chart of a single point to stand beside."""
     for shown in (page(ROWS), markdown(ROWS), "\n".join(table(ROWS))):
-        assert "21.4 dB" in shown and "same trajectory" in shown
-    assert "same trajectory" not in page([row("bf16", 1.0, None), row("fps", 3.0, None)])
+        assert "21.4 dB" in shown and "LPIPS (AlexNet)" in shown
+    assert "LPIPS (AlexNet)" not in page([row("bf16", 1.0, None), row("fps", 3.0, None)])
 
 
 def test_a_difference_that_ffmpeg_does_not_see_is_no_missing_figure():
@@ -204,7 +204,8 @@ def test_rows_of_several_files_become_one_page(tmp_path, capsys):
 
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     first.write_text("".join(json.dumps(x) + "\n" for x in ROWS))
-    second.write_text(json.dumps(row("fps", 2.0, 20.0, device="other GPU")) + "\n")
+    installed = row("fps", 2.0, 20.0, device="other GPU", commit="")  # outside of a checkout there is no commit
+    second.write_text(json.dumps(installed) + "\n")
     target = tmp_path / "both.html"
     assert run(["report", str(first), str(second), "-o", str(target)]) == OK
     assert "other GPU" in target.read_text() and "other GPU" in capsys.readouterr().out

@@ -21,7 +21,17 @@ def test_a_table_and_its_origin():
         "| --- | --- |",
         "| a\\|b | 1.25 |",
         "",
-        "<sub>Measured on H100, torch 2.13, commit 0123456789.</sub>",
+        "<sub>Measured on H100, torch 2.13, commit 0123456.</sub>",
+        "",
+    ]
+
+
+def test_commits_of_one_machine_are_one_line():
+    commits = ["0123456789abcdef", "0123456", "fedcba9876-dirty"]
+    rows = [ROW | {"commit": commit} for commit in commits] + [ROW | {"device": "H200"}]
+    assert render(TABLE | {"rows": rows}, "speed").split("\n")[-3:] == [
+        "<sub>Measured on H100, torch 2.13, commits 0123456, fedcba9 with uncommitted changes.</sub>",
+        "<sub>Measured on H200, torch 2.13, commit 0123456.</sub>",
         "",
     ]
 

@@ -31,7 +31,7 @@ ENTRIES = (
     _capture(
         "capture",
         parse.named("a folder"),
-        "Save q, k, v of some layers and steps there.",
+        "Save q, k, v of some layers and steps in this folder.",
         example="captures/cat",
         metavar="FOLDER",
         complete="files",
@@ -55,7 +55,7 @@ ENTRIES = (
     _kernel(
         "captured",
         parse.named("a folder"),
-        "Measure on what generate --capture saved there.",
+        "Measure on the q, k, v that generate --capture saved there.",
         example="captures/cat",
         metavar="FOLDER",
         complete="files",
@@ -131,7 +131,7 @@ ENTRIES = (
     _kernel(
         "heads",
         parse.listed(parse.whole(1, 128), "whole numbers from 1 to 128"),
-        "Heads of 128 channels.",
+        "Heads, of 128 channels (64 with --shape nano).",
         example="12,40",
         metavar="NUMBERS",
         default=(12,),
@@ -147,7 +147,7 @@ ENTRIES = (
     _kernel(
         "density",
         parse.listed(parse.real(0.001, 1), "shares from 0.001 to 1"),
-        "Kept share of windowed methods.",
+        "Share of all pairs that windowed methods keep.",
         example="0.11,0.4",
         metavar="SHARES",
         default=(0.05, 0.11, 0.2, 0.4),

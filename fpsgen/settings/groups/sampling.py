@@ -23,7 +23,7 @@ ENTRIES = (
     _decides(
         "guidance",
         parse.real(0, 100),
-        "Pull towards the prompt; 1 and less: none.",
+        "How strongly to follow the prompt; 1 or less: off.",
         example="5",
         metavar="X",
         model_default="guidance",
@@ -32,7 +32,7 @@ ENTRIES = (
     _decides(
         "shift",
         parse.real(0.01, 100),
-        "Flow shift; larger: more steps at high noise.",
+        "Flow shift; a larger one spends more steps at high noise.",
         example="3",
         metavar="X",
         model_default="shift",
@@ -54,6 +54,9 @@ ENTRIES = (
         example="42",
         metavar="N",
         unset="drawn",
-        unset_in={"bench": "0", "bench steps": "0", "batch": "from the prompt"},
+        unset_in={
+            **dict.fromkeys(("bench", "bench steps", "bench waterfall"), "0"),
+            **dict.fromkeys(("batch", "evaluate"), "from the prompt"),
+        },
     ),
 )

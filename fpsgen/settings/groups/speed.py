@@ -21,7 +21,7 @@ ENTRIES = (
     _decides(
         "method",
         parse.choice(method_names),
-        "Attention at every step, instead of the schedule's choice.",
+        "Attention method at every step, instead of the schedule's.",
         example="fps",
         metavar="NAME",
         unset=AS_SCHEDULED,
@@ -31,7 +31,7 @@ ENTRIES = (
     _decides(
         "method_impl",
         parse.choice(lambda: IMPLEMENTATIONS),
-        "auto; reference: slow and exact; triton: portable.",
+        "Attention code: auto, reference (slow, exact), triton (portable).",
         example="reference",
         metavar="NAME",
         default="auto",
@@ -40,7 +40,7 @@ ENTRIES = (
     _decides(
         "bf16_backend",
         parse.choice(lambda: tuple(BACKENDS)),
-        "auto, cudnn, flash, fa3, efficient, math: for dense 16-bit attention.",
+        "Kernel of dense 16-bit attention: auto, cudnn, flash, fa3, efficient, math.",
         example="cudnn",
         metavar="NAME",
         default="auto",
@@ -59,7 +59,7 @@ ENTRIES = (
     _decides(
         "linear",
         parse.choice(lambda: LINEARS),
-        "bf16, or fp8: linear layers on FP8 tensor cores.",
+        "Linear layers in bf16 or fp8.",
         example="fp8",
         metavar="NAME",
         unset=AS_SCHEDULED,
@@ -76,7 +76,7 @@ ENTRIES = (
     _decides(
         "cfg_until",
         parse.real(0, 1),
-        "Guidance for this share of the steps only.",
+        "Use guidance only in the first steps: this share of them.",
         example="0.5",
         metavar="F",
         default=1.0,
@@ -93,7 +93,7 @@ ENTRIES = (
     _decides(
         "compile",
         parse.choice(lambda: COMPILES),
-        "auto, or off: no GPU kernel is compiled; diffusers' speed.",
+        "auto, or off: compile no GPU kernel and run as diffusers does.",
         example="off",
         metavar="NAME",
         default="auto",

@@ -27,7 +27,7 @@ ENTRIES = (
     _decides(
         "lora",
         parse.text_up_to(4096, "a LoRA file"),
-        "A LoRA file; one of fpsgen's runs by its schedule.",
+        "A LoRA file. One trained by fpsgen brings its own schedule.",
         example="mine.safetensors",
         metavar="FILE",
         default="",
@@ -67,7 +67,7 @@ ENTRIES = (
     _asked(
         "seconds",
         parse.real(0.01, 600),
-        "Length instead of --frames, to the nearest 4n+1.",
+        "Length, instead of --frames; rounded to 4n+1 frames.",
         example="5",
         metavar="S",
         becomes=("frames",),
