@@ -86,16 +86,13 @@ def shard_bytes(latents: tuple[int, ...], steps: int) -> int:
     return 2 * (3 * steps + 1) * math.prod(latents)
 
 
-def trajectory(pipe: Any, config: TrainConfig, prompt: str, tokens: int, seed: int) -> dict[str, torch.Tensor]:
-    """The tensors of one shard. Raises FpsgenError NUMERIC if the teacher's latents are not finite."""
-    return trajectories(pipe, config, [prompt], tokens, [seed])[0]
-
-
 @torch.no_grad()
 def trajectories(
     pipe: Any, config: TrainConfig, prompts: Sequence[str], tokens: int, seeds: Sequence[int]
 ) -> list[dict[str, torch.Tensor]]:
-    """The tensors of a shard for each prompt, which share the model's forwards. Raises as `trajectory`."""
+    """The tensors of a shard for each prompt, which share the model's forwards. Raises FpsgenError NUMERIC where the
+    teacher's latents are not finite.
+    """
     transformer, device = pipe.transformer, pipe.transformer.device
     text = torch.cat([embed(pipe, words, tokens) for words in prompts])
     null = embed(pipe, "", tokens).expand_as(text)
@@ -157,7 +154,7 @@ def live_pairs(pipe: Any, config: TrainConfig, tokens: int) -> LivePairs:
     prompts = config.prompts[: len(config.prompts) - config.held_out]
 
     def make(prompt: str, seed: int) -> dict[str, torch.Tensor]:
-        return trajectory(pipe, config, prompt, tokens, seed)
+        return trajectories(pipe, config, [prompt], tokens, [seed])[0]
 
     sigmas = make_steps(pipe, config).sigmas[: config.teacher_steps]
     return LivePairs(make, prompts, config.parsed_schedule(), sigmas)
