@@ -95,10 +95,9 @@ def examples(*lines: str) -> str:
 
 
 def group(name: str, *lines: str, help: str | None = None, cls: type[Group] = Group) -> typer.Typer:
-    """An application of several commands. lines: examples at the end of its help. help: where no callback says it."""
-    said: dict[str, Any] = {} if help is None else {"help": help}
-    shown: dict[str, Any] = {"epilog": examples(*lines), "context_settings": CONTEXT, "pretty_exceptions_enable": False}
-    return typer.Typer(name=name, cls=cls, **shown | said)
+    """An application of several commands. lines: examples at the end of its help; help: where no callback has it."""
+    shown: dict[str, Any] = {"epilog": examples(*lines), "context_settings": CONTEXT} | ({"help": help} if help else {})
+    return typer.Typer(name=name, cls=cls, pretty_exceptions_enable=False, **shown)
 
 
 def complete_models(incomplete: str) -> list[str]:
