@@ -36,7 +36,7 @@ Spec = Mapping[str, "Field | Spec"]
 def whole(low: int, high: int, default: Any = REQUIRED) -> Field:
     """A whole number; neither a boolean nor 3.0."""
     return Field(
-        lambda value: _when(type(value) is int and low <= value <= high, value),
+        lambda value: _require(type(value) is int and low <= value <= high, value),
         f"a whole number from {low} to {high}",
         default,
     )
@@ -46,7 +46,7 @@ def real(low: float, high: float, default: Any = REQUIRED) -> Field:
     """A finite number, given as float."""
 
     def check(value: Any) -> float:
-        _when(type(value) in (int, float) and math.isfinite(value) and low <= value <= high, value)
+        _require(type(value) in (int, float) and math.isfinite(value) and low <= value <= high, value)
         return float(value)
 
     return Field(check, f"a number from {low:g} to {high:g}", default)
@@ -54,16 +54,16 @@ def real(low: float, high: float, default: Any = REQUIRED) -> Field:
 
 def switch(default: Any = REQUIRED) -> Field:
     """True or false; not 0, 1 or "false"."""
-    return Field(lambda value: _when(type(value) is bool, value), "true or false", default)
+    return Field(lambda value: _require(type(value) is bool, value), "true or false", default)
 
 
 def text(limit: int, default: Any = REQUIRED, empty: bool = False) -> Field:
     """A text of at most `limit` characters, cleaned as fpsgen.text.clean_text does."""
 
     def check(value: Any) -> str:
-        _when(isinstance(value, str) and len(value) <= limit, value)
+        _require(isinstance(value, str) and len(value) <= limit, value)
         cleaned = clean_text(value)
-        return _when(bool(cleaned) or empty, cleaned)
+        return _require(bool(cleaned) or empty, cleaned)
 
     return Field(check, f"a text of {'0' if empty else '1'} to {limit} characters", default)
 
@@ -71,7 +71,7 @@ def text(limit: int, default: Any = REQUIRED, empty: bool = False) -> Field:
 def raw(limit: int, default: Any = REQUIRED) -> Field:
     """A text of several lines that another parser reads, at most `limit` characters."""
     return Field(
-        lambda value: _when(isinstance(value, str) and len(value) <= limit, value),
+        lambda value: _require(isinstance(value, str) and len(value) <= limit, value),
         f"a text of at most {limit} characters",
         default,
     )
@@ -81,7 +81,7 @@ def choice(names: Iterable[str], default: Any = REQUIRED) -> Field:
     """One of these texts."""
     known = tuple(names)
     return Field(
-        lambda value: _when(isinstance(value, str) and value in known, value), f"one of {', '.join(known)}", default
+        lambda value: _require(isinstance(value, str) and value in known, value), f"one of {', '.join(known)}", default
     )
 
 
@@ -89,7 +89,7 @@ def many(item: Field, low: int = 0, high: int = 1000, default: Any = REQUIRED) -
     """A list of `low` to `high` values of one kind, given as tuple."""
 
     def check(value: Any) -> tuple[Any, ...]:
-        _when(isinstance(value, list) and low <= len(value) <= high, value)
+        _require(isinstance(value, list) and low <= len(value) <= high, value)
         return tuple(item.check(entry) for entry in value)
 
     count = f"{low} to {high}" if low != high else str(low)
@@ -100,7 +100,7 @@ def mapping(item: Field, limit: int = 1000, default: Any = REQUIRED) -> Field:
     """A table of any keys whose values are of one kind."""
 
     def check(value: Any) -> dict[str, Any]:
-        _when(isinstance(value, dict) and len(value) <= limit, value)
+        _require(isinstance(value, dict) and len(value) <= limit, value)
         return {clean_text(key): item.check(entry) for key, entry in value.items()}
 
     return Field(check, f"a table of values, each {item.wanted}", default)
@@ -160,7 +160,7 @@ def parse_json(text: str, what: str, code: int = BAD_INPUT, example: str = "") -
         place = f"line {error.lineno} column {error.colno}"
         raise FpsgenError(f"{what} is not JSON: {error.msg} at {place}", remedy, code) from None
     except (ValueError, RecursionError) as error:
-        raise FpsgenError(f"{what} cannot be used: {_too_much(error)}", remedy, code) from None
+        raise FpsgenError(f"{what} cannot be used: {_why_unusable(error)}", remedy, code) from None
     if not isinstance(found, dict):
         raise FpsgenError(f"{what} is not a JSON object", remedy, code)
     return _no_odd_characters(text, found, what, remedy, code)
@@ -174,11 +174,11 @@ def parse_toml(text: str, what: str, code: int = BAD_INPUT, example: str = "") -
     except tomllib.TOMLDecodeError as error:
         raise FpsgenError(f"{what} is not TOML: {show(error)}", remedy, code) from None
     except (ValueError, RecursionError) as error:
-        raise FpsgenError(f"{what} cannot be used: {_too_much(error)}", remedy, code) from None
+        raise FpsgenError(f"{what} cannot be used: {_why_unusable(error)}", remedy, code) from None
     return _no_odd_characters(text, found, what, remedy, code)
 
 
-def _when(right: bool, value: Any) -> Any:
+def _require(right: bool, value: Any) -> Any:
     if not right:
         raise ValueError
     return value
@@ -211,7 +211,7 @@ def _finite(text: str) -> float:
     return value
 
 
-def _too_much(error: Exception) -> str:
+def _why_unusable(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return "a number in it has thousands of digits" if "digits" in str(error) else show(error)

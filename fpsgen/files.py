@@ -173,7 +173,7 @@ def cannot_write(path: str | Path, error: Exception) -> FpsgenError:
     elif number == errno.ENAMETOOLONG or isinstance(error, ValueError):
         remedy = "choose another name with -o"
     elif number == errno.ENOENT:
-        remedy = _gone() or "make the folder, or choose another with -o"
+        remedy = _folder_removed() or "make the folder, or choose another with -o"
     return FpsgenError(f"{show(path, 300)} cannot be written: {show(why)}", remedy, DISK)
 
 
@@ -361,7 +361,7 @@ def _sync_descriptor(descriptor: int) -> None:
 def _cannot_read(what: str, error: Exception, code: int) -> FpsgenError:
     number = getattr(error, "errno", None)
     if number == errno.ENOENT:
-        return FpsgenError(f"{what} is not there", _gone() or "check the name", code)
+        return FpsgenError(f"{what} is not there", _folder_removed() or "check the name", code)
     if number in (errno.EACCES, errno.EPERM):
         return FpsgenError(f"{what} may not be read", "check its permissions", code)
     if number == errno.ENAMETOOLONG or isinstance(error, ValueError):
@@ -370,7 +370,7 @@ def _cannot_read(what: str, error: Exception, code: int) -> FpsgenError:
     return FpsgenError(f"{what} cannot be read: {show(why)}", "check the name and the disk", code)
 
 
-def _gone() -> str:
+def _folder_removed() -> str:
     """The remedy where the working folder was removed, else nothing."""
     try:
         os.getcwd()

@@ -34,6 +34,23 @@ def tiny_dir(tmp_path_factory) -> Path:
     return build_tiny_pipeline(tmp_path_factory.mktemp("models") / "tiny")
 
 
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch) -> Path:
+    """An empty folder to work in, without this machine's settings."""
+    for name in [name for name in os.environ if name.startswith("FPSGEN_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> None:
+    """Stamps of checked files are kept in a folder of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:

@@ -150,14 +150,14 @@ class _Reader:
         prompt, values = parse_line(line)
         prompt = check_prompt(prompt)
         settings, shared, key_of_shared = self._group(line.where, prompt, values)
-        negative = _own("negative", values, line.where)
-        seed = _own("seed", values, line.where)
+        negative = _value_of_line("negative", values, line.where)
+        seed = _value_of_line("seed", values, line.where)
         seed = settings.seed if seed is None else seed
         if seed is None:
             seed = derived_seed(prompt, self._repeats[prompt])
             self._repeats[prompt] += 1
         key = _key(key_of_shared, prompt, shared.prompt.negative if negative is None else negative, seed)
-        own = _own("output", values, line.where) or self._template
+        own = _value_of_line("output", values, line.where) or self._template
         if own is not None:
             name = out.fill_fields(own, prompt, seed, line.number) if out.has_fields(own) else own
             own = self._inside(name, shared.video.frames, shared.video.fps)
@@ -233,7 +233,7 @@ def _folder_and_template(output: str | None) -> tuple[Path, str | None]:
     return folder, template
 
 
-def _own(name: str, values: Mapping[str, Any], where: str) -> Any:
+def _value_of_line(name: str, values: Mapping[str, Any], where: str) -> Any:
     """The value that a line sets, read as everywhere; None where it sets none. Raises FpsgenError BAD_INPUT."""
     if name not in values:
         return None
@@ -265,7 +265,7 @@ def _check_distinct(jobs: list[Job]) -> None:
     places: dict[str, str] = {}
     for job in jobs:
         if job.named:
-            _meet(named.setdefault(_same_file(job, places), job), job)
+            _refuse_same_file(named.setdefault(_same_file(job, places), job), job)
     unnamed: dict[tuple[str | None, int, str], Job] = {}
     for job in jobs:
         if job.named:
@@ -275,9 +275,9 @@ def _check_distinct(jobs: list[Job]) -> None:
             what = f"lines {other.number} and {job.number} ask for the same video"
             raise FpsgenError(what, "remove one, or give them different seeds", BAD_INPUT)
         if other is not job and other.name == job.name:
-            _meet(other, job)
+            _refuse_same_file(other, job)
         if named:
-            _meet(named.get(_same_file(job, places)), job)
+            _refuse_same_file(named.get(_same_file(job, places)), job)
 
 
 def _check_folders(jobs: list[Job]) -> None:
@@ -285,24 +285,24 @@ def _check_folders(jobs: list[Job]) -> None:
     folders: dict[str, Job] = {}
     for job in jobs:
         place = os.path.dirname(job.own or "")
-        while place and _plain(place) not in folders:
-            folders[_plain(place)] = job
+        while place and _normalized(place) not in folders:
+            folders[_normalized(place)] = job
             place = os.path.dirname(place)
     for job in jobs if folders else ():
         for name in (job.name, str(out.sidecar(Path(job.name)))):
-            if job.named and (other := folders.get(_plain(name))):
+            if job.named and (other := folders.get(_normalized(name))):
                 what = (
                     f"line {job.number} writes {show(job.path)}, and line {other.number} into the folder {show(name)}"
                 )
                 raise FpsgenError(what, "give each its own output", BAD_INPUT)
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     """A text that is equal for names which are one on some file system."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _meet(other: Job | None, job: Job) -> None:
+def _refuse_same_file(other: Job | None, job: Job) -> None:
     if other is not None and other is not job:
         first, second = sorted((other, job), key=lambda one: one.number)
         what = f"lines {first.number} and {second.number} both write {show(second.path)}"
@@ -314,4 +314,4 @@ def _same_file(job: Job, places: dict[str, str]) -> str:
     place, name = os.path.split(job.name)
     if place not in places:
         places[place] = os.path.realpath(job.path.parent)
-    return _plain(f"{places[place]}/{os.path.splitext(name)[0]}")
+    return _normalized(f"{places[place]}/{os.path.splitext(name)[0]}")

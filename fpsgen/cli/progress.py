@@ -13,7 +13,7 @@ from fpsgen.text import plural
 
 
 class Quiet:
-    """Says nothing; also what the other two are made from. Satisfies fpsgen.pipeline.events.Events.
+    """Shows nothing. The base of the other two. Satisfies fpsgen.pipeline.events.Events.
 
     brief: stages are shown while they run and leave no line behind.
     """

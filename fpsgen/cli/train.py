@@ -40,7 +40,7 @@ app = options.group(
 
 
 class _Steps:
-    """Tells a Timing of steps, as a stage of this name from the first of them on."""
+    """Passes steps on to a Timing. A stage of this name begins with the first of them."""
 
     def __init__(self, timing: Any, name: str) -> None:
         self.timing, self.name, self.started = timing, name, False
@@ -103,7 +103,7 @@ def train(
             result = train_run(run, folder, choose_device(where), *steps, events.note, Validation(run, where, timing))
         if not first:
             return
-        for line in _outcome(result.report):
+        for line in _error_lines(result.report):
             events.note("held-out", line)
         rows, page = evaluate_run(run, result.model, folder / "evaluation", where, timing)
     from fpsgen.report.evaluate import summarize, table
@@ -124,7 +124,7 @@ def _first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _outcome(report: dict[str, Any]) -> list[str]:
+def _error_lines(report: dict[str, Any]) -> list[str]:
     errors = report["held_out_error"]
     return [
         f"error of the velocity, {name}: {before:.4g} before, {errors['after'][name]:.4g} after"

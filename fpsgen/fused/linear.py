@@ -25,9 +25,12 @@ def fp8_supported(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def quantize_weight(weight: torch.Tensor) -> FP8Weight:
-    """weight [N, K] in E4M3 with a scale per output channel. No gradient."""
-    return _quantize_weight(weight, None)
+def quantize_weight(weight: torch.Tensor, gain: torch.Tensor | None = None) -> FP8Weight:
+    """weight [N, K] in E4M3 with a scale per output channel; each row is multiplied by gain [K] first, if given. No
+    gradient.
+    """
+    values, scale = quantize_rows(weight.detach(), gain)
+    return FP8Weight(values, scale.view(1, -1))
 
 
 def fold_channels(x: FP8Channels, weight: torch.Tensor) -> tuple[FP8Rows, FP8Weight]:
@@ -35,12 +38,7 @@ def fold_channels(x: FP8Channels, weight: torch.Tensor) -> tuple[FP8Rows, FP8Wei
     channel counts in the product decides how well it is rounded, whatever its size in x.
     """
     ones = torch.ones((*x.values.shape[:-1], 1), dtype=torch.float32, device=x.values.device)
-    return FP8Rows(x.values, ones), _quantize_weight(weight, x.scale)
-
-
-def _quantize_weight(weight: torch.Tensor, gain: torch.Tensor | None) -> FP8Weight:
-    values, scale = quantize_rows(weight.detach(), gain)
-    return FP8Weight(values, scale.view(1, -1))
+    return FP8Rows(x.values, ones), quantize_weight(weight, x.scale)
 
 
 def fp8_linear(

@@ -51,7 +51,7 @@ class Outlook:
         return {
             "dry_run": True,
             "settings": values,
-            "origins": {name: origin for name, origin in self.plan.origins.items() if name in values or _asked(name)},
+            "origins": {n: origin for n, origin in self.plan.origins.items() if n in values or _is_option(n)},
             "reason": request.model.reason,
             "token_grid": self.grid,
             "tokens": self.tokens,
@@ -98,7 +98,7 @@ def _linear(schedule: Schedule) -> str:
     return f"fp8 in {', '.join(schedule.fp8_linear)}" if schedule.fp8_linear else "bf16"
 
 
-def _asked(name: str) -> bool:
+def _is_option(name: str) -> bool:
     """Whether it is a setting of `fpsgen generate`, even where it has become other values of the request."""
     entry = SETTINGS.get(name)
     return entry is not None and "generate" in entry.commands and bool(entry.layers)

@@ -89,7 +89,7 @@ def _memory(request: GenerateRequest, tokens: int) -> dict[str, float | None]:
     spec = request.model.spec
     size = _DTYPE_BYTES.get(request.machine.dtype, 2)
     weights = spec.download_gb * size / 4
-    taken = {row["tokens"]: row["peak_memory"]["cuda_bytes"] / 1e9 - spec.parameters * 2 for row in _alike(request)}
+    taken = {r["tokens"]: r["peak_memory"]["cuda_bytes"] / 1e9 - spec.parameters * 2 for r in _model_rows(request)}
     per_token = max((extra / count for count, extra in taken.items()), default=None)
     if not weights:
         return {"load": None, "denoise": None, "vae": None}
@@ -101,7 +101,7 @@ def _memory(request: GenerateRequest, tokens: int) -> dict[str, float | None]:
     }
 
 
-def _alike(request: GenerateRequest) -> list[dict[str, Any]]:
+def _model_rows(request: GenerateRequest) -> list[dict[str, Any]]:
     rows = (row for row in bench_rows() if row["model"] == request.model.spec.name)
     return [row for row in rows if row["peak_memory"]["cuda_bytes"]]
 

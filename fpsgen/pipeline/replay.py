@@ -77,7 +77,7 @@ def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRe
     device = settings.device if asked else "cpu" if recipe.get("device") == "cpu" else "cuda"
     own = fields(recipe, _RECIPE, "the recipe", more=True, example=_REMEDY)
     values = {name: own[name] for name in ("width", "height", "scaled_to", "max_sequence_length")}
-    own_form = {"dtype": _DTYPES.get(str(recipe.get("dtype")), "auto")}
+    own_form: dict[str, Any] = {"dtype": _DTYPES.get(str(recipe.get("dtype")), "auto")}
     own_form["method"] = None if own["method"] == AS_SCHEDULED else own["method"]
     if recipe.get("linear", AS_SCHEDULED) == AS_SCHEDULED:
         own_form["linear"] = None

@@ -152,10 +152,10 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
         chosen = dense_backend(values["bf16_backend"], model.device, model.dtype, head_dim)
         with chosen as backend, patched(pipe, request, step_cache(request)) as handle:
             with timing.stage("text"):
-                embeds = _stand_in(model, request) if model.random else encode(pipe, request, timing)
+                embeds = _random_embeds(model, request) if model.random else encode(pipe, request, timing)
             observer = None
             if capture is not None:
-                observer = capture.start(len(pipe.transformer.blocks), request.sampling.steps, _of_capture(request))
+                observer = capture.start(len(pipe.transformer.blocks), request.sampling.steps, _capture_facts(request))
             with timing.stage("denoise"), handle.timer() as timer, handle.observing(observer):
                 latents = denoise(pipe, handle, request, embeds, timing)
                 attention_s = timer.seconds()
@@ -167,7 +167,7 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
             if tiles:
                 timing.warn("GPU memory is short: the VAE decodes in blended tiles")
                 held |= {"vae_tiles": True, "vae_dtype": dtype_name(pipe.vae.dtype)}
-            recipe = build_recipe(request, _found_out(model, handle, request) | held)
+            recipe = build_recipe(request, _from_loaded_model(model, handle, request) | held)
             report = handle.report() | {"bf16_backend": backend}
             return _Denoised(latents, shape, tiles, report, attention_s, recipe)
 
@@ -241,7 +241,7 @@ def encode(pipe: Any, request: GenerateRequest, timing: Timing) -> tuple[torch.T
     )
 
 
-def _stand_in(model: LoadedModel, request: GenerateRequest) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _random_embeds(model: LoadedModel, request: GenerateRequest) -> tuple[torch.Tensor, torch.Tensor | None]:
     embeds = random_embeds(model.pipe, request.prompt.max_sequence_length, model.device, model.dtype)
     return embeds, embeds.flip(2) if request.sampling.guidance > 1 else None
 
@@ -300,11 +300,11 @@ def handle_note(handle: Any) -> str:
     return f"{step['profile']} ({step['method']}{density})"
 
 
-def _of_capture(request: GenerateRequest) -> dict[str, Any]:
+def _capture_facts(request: GenerateRequest) -> dict[str, Any]:
     return {"model": request.model.spec.name, "prompt": request.prompt.text, "seed": request.sampling.seed}
 
 
-def _found_out(model: LoadedModel, handle: Any, request: GenerateRequest) -> dict[str, Any]:
+def _from_loaded_model(model: LoadedModel, handle: Any, request: GenerateRequest) -> dict[str, Any]:
     """What a recipe needs and only the loaded model tells."""
     on_gpu, values = model.device.type == "cuda", request.values()
     adapter = {"lora_sha256": model.lora_sha256} if model.lora_sha256 else {}

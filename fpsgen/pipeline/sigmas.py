@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 
+from fpsgen.attention.schedule import flow_sigma
 from fpsgen.models.catalog.choice import ModelChoice
 
 UNIPC, EULER = "UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"  # others are close to the first
@@ -20,7 +21,7 @@ def step_sigmas(
     """Noise level of each step, falling, in [0, 1]. shift: flow shift. Values are fp32's."""
     if scheduler == EULER:
         return _euler(steps, shift, train_timesteps)
-    levels = [_shifted(level, shift) for level in _spaced(1.0, 1 / train_timesteps, steps + 1)[:-1]]
+    levels = [flow_sigma(level, shift) for level in _spaced(1.0, 1 / train_timesteps, steps + 1)[:-1]]
     if abs(levels[0] - 1) < 1e-6:  # as diffusers does, so that log(1 - sigma) stays finite
         levels[0] -= 1e-6
     return [_fp32(level) for level in levels]
@@ -38,7 +39,7 @@ def _euler(steps: int, shift: float, train_timesteps: int) -> list[float]:
     """The scheduler shifts its first and last level when it is made, and all of them once more for a loop."""
     ends = [_shifted_fp32(_fp32(number / train_timesteps), shift) for number in (train_timesteps, 1)]
     spaced = _spaced(ends[0] * train_timesteps, ends[1] * train_timesteps, steps)
-    return [_fp32(_shifted(value / train_timesteps, shift)) for value in spaced]
+    return [_fp32(flow_sigma(value / train_timesteps, shift)) for value in spaced]
 
 
 def _spaced(start: float, stop: float, count: int) -> list[float]:
@@ -47,10 +48,6 @@ def _spaced(start: float, stop: float, count: int) -> list[float]:
         return [start]
     step = (stop - start) / (count - 1)
     return [index * step + start for index in range(count - 1)] + [stop]
-
-
-def _shifted(level: float, shift: float) -> float:
-    return shift * level / (1 + (shift - 1) * level)
 
 
 def _shifted_fp32(level: float, shift: float) -> float:

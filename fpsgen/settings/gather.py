@@ -51,16 +51,14 @@ def gather(
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
     user_config: Path | None = None,
-    line: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Settings:
     """Settings from all layers.
 
     flags: as typed on the command line; None where an option was not given.
     environ, folder: default to the process's own. user_config: defaults to user_config_file().
-    line: what a line of a prompt file sets, above the flags, and where that is ("prompts.jsonl line 3").
-    Raises FpsgenError: USAGE for a flag or variable, BAD_INPUT for a file or a line.
+    Raises FpsgenError: USAGE for a flag or variable, BAD_INPUT for a file.
     """
-    return gather_lines(flags, environ, folder, user_config)(line)
+    return gather_lines(flags, environ, folder, user_config)(None)
 
 
 def gather_lines(
@@ -69,7 +67,9 @@ def gather_lines(
     folder: Path | None = None,
     user_config: Path | None = None,
 ) -> Callable[[tuple[str, Mapping[str, Any]] | None], Settings]:
-    """As `gather`, for many lines: files are read once. Returns what makes the Settings of a line."""
+    """As `gather`, for many lines: files are read once. Returns what makes the Settings of a line, by what that sets,
+    above the flags, and where it is ("prompts.jsonl line 3"). Raises FpsgenError BAD_INPUT for a line.
+    """
     environ = os.environ if environ is None else environ
     layers = [
         _Layer({k: v for k, v in flags.items() if v is not None}, "flag", lambda entry: entry.option, USAGE),

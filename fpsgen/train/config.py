@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,43 +172,47 @@ def _prompts(value: object) -> Any:
     return (text(1000) if isinstance(value, str) else many(text(10_000), 0, 100_000)).check(value)
 
 
-def _default(name: str) -> Any:
-    return TrainConfig.__dataclass_fields__[name].default
+def _with_defaults(spec: dict[str, Field]) -> Spec:
+    """The same, with TrainConfig's default for a key that is left out."""
+    default = {name: field.default for name, field in TrainConfig.__dataclass_fields__.items()}
+    return {n: field if default[n] is MISSING else replace(field, default=default[n]) for n, field in spec.items()}
 
 
-_FIELDS: Spec = {
-    "name": text(60),
-    "model": text(1000),
-    "schedule": text(1000),
-    "width": whole(16, 8192),
-    "height": whole(16, 8192),
-    "frames": whole(1, 1025),
-    "steps": whole(1, 10_000_000),
-    "prompts": Field(_prompts, "a list of texts, or the name of a file with one a line", ()),
-    "held_out": whole(0, 10_000, 0),
-    "data": text(1000, "", empty=True),
-    "distill": real(0, 1e6, _default("distill")),
-    "flow": real(0, 1e6, _default("flow")),
-    "teacher": choice((STORED, LIVE), _default("teacher")),
-    "teacher_steps": whole(1, 1000, _default("teacher_steps")),
-    "guidance": real(0, 100, _default("guidance")),
-    "shift": real(0.01, 100, _default("shift")),
-    "batch": whole(1, 10_000, _default("batch")),
-    "micro_batch": whole(0, 10_000, _default("micro_batch")),
-    "lr": real(0, 1, _default("lr")),
-    "weight_decay": real(0, 10, _default("weight_decay")),
-    "adam_eps": real(0, 1, _default("adam_eps")),
-    "warmup": whole(0, 10_000_000, _default("warmup")),
-    "clip": real(0, 1e9, _default("clip")),
-    "ema": real(0, 1, _default("ema")),
-    "null_share": real(0, 1, _default("null_share")),
-    "linear": choice((AS_SCHEDULED, *LINEARS), _default("linear")),
-    "density_ramp": whole(0, 10_000_000, _default("density_ramp")),
-    "lora_rank": whole(0, 4096, _default("lora_rank")),
-    "checkpointing": switch(_default("checkpointing")),
-    "seed": whole(0, 2**31 - 1, _default("seed")),
-    "save_every": whole(1, 10_000_000, _default("save_every")),
-    "keep": whole(1, 1000, _default("keep")),
-    "dense_every": whole(0, 10_000_000, _default("dense_every")),
-    "sample_every": whole(0, 10_000_000, _default("sample_every")),
-}
+_FIELDS: Spec = _with_defaults(
+    {
+        "name": text(60),
+        "model": text(1000),
+        "schedule": text(1000),
+        "width": whole(16, 8192),
+        "height": whole(16, 8192),
+        "frames": whole(1, 1025),
+        "steps": whole(1, 10_000_000),
+        "prompts": Field(_prompts, "a list of texts, or the name of a file with one a line"),
+        "held_out": whole(0, 10_000),
+        "data": text(1000, empty=True),
+        "distill": real(0, 1e6),
+        "flow": real(0, 1e6),
+        "teacher": choice((STORED, LIVE)),
+        "teacher_steps": whole(1, 1000),
+        "guidance": real(0, 100),
+        "shift": real(0.01, 100),
+        "batch": whole(1, 10_000),
+        "micro_batch": whole(0, 10_000),
+        "lr": real(0, 1),
+        "weight_decay": real(0, 10),
+        "adam_eps": real(0, 1),
+        "warmup": whole(0, 10_000_000),
+        "clip": real(0, 1e9),
+        "ema": real(0, 1),
+        "null_share": real(0, 1),
+        "linear": choice((AS_SCHEDULED, *LINEARS)),
+        "density_ramp": whole(0, 10_000_000),
+        "lora_rank": whole(0, 4096),
+        "checkpointing": switch(),
+        "seed": whole(0, 2**31 - 1),
+        "save_every": whole(1, 10_000_000),
+        "keep": whole(1, 1000),
+        "dense_every": whole(0, 10_000_000),
+        "sample_every": whole(0, 10_000_000),
+    }
+)

@@ -19,7 +19,7 @@ Make = Callable[[str, int], dict[str, torch.Tensor]]
 
 
 class LivePairs:
-    """The interface of Pairs. make: (prompt, seed of the noise) to the tensors of a shard, see `teacher.trajectory`;
+    """The interface of Pairs. make: (prompt, seed of the noise) to the tensors of a shard, see `teacher.trajectories`;
     its model is dense, and not the one that is trained. sigmas: of its steps, [S].
     """
 

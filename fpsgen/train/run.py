@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 
 from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.fields import fields, real
-from fpsgen.files import lock, make_folder, read_json, write_text
+from fpsgen.files import make_folder, read_json, write_text
 from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.geometry import Geometry
 from fpsgen.models.wan.load import load
@@ -21,6 +21,7 @@ from fpsgen.text import show
 from fpsgen.train.clips import TrajectoryEnds, open_folder
 from fpsgen.train.config import LIVE, TrainConfig
 from fpsgen.train.data import Pairs
+from fpsgen.train.disk import used_alone
 from fpsgen.train.estimate import MeasuredCost, cost, estimate
 from fpsgen.train.events import Events, Silent
 from fpsgen.train.export import RUN, export_folder
@@ -57,7 +58,7 @@ def train(
     a validation video: (pipe, model, path, whether this process writes it). Raises FpsgenError.
     """
     make_folder(folder)
-    with processes(device) as shared, _alone(folder, shared):
+    with processes(device) as shared, used_alone(folder) if shared.first else nullcontext():
         choice = choose(config.model)
         assert choice.folder is not None
         for name, text in estimate(config, choice, shared):
@@ -113,16 +114,6 @@ def _move(pipe: Any, device: torch.device) -> None:
     """What only videos need goes to this device."""
     pipe.vae.to(device)
     pipe.text_encoder.to(device)
-
-
-@contextmanager
-def _alone(folder: Path, shared: Processes) -> Iterator[None]:
-    """No other run works in the folder meanwhile."""
-    if not shared.first:
-        yield
-        return
-    with lock(folder / ".lock", f"{folder} is used by another run", "wait for it, or name another folder with -o"):
-        yield
 
 
 def _remember(config: TrainConfig, choice: ModelChoice, folder: Path, shared: Processes) -> None:

@@ -18,14 +18,14 @@ import torch
 from safetensors.torch import save_file
 
 from fpsgen.errors import BAD_INPUT, NUMERIC, FpsgenError
-from fpsgen.files import atomic, lock, make_folder, read_json, sweep, write_text, writing_tensors
+from fpsgen.files import atomic, make_folder, read_json, sweep, write_text, writing_tensors
 from fpsgen.models.catalog.choice import choose
 from fpsgen.models.wan.load import load
 from fpsgen.models.wan.scheduler import with_shift
 from fpsgen.signals import check_stop
 from fpsgen.text import plural, show
 from fpsgen.train.config import TrainConfig
-from fpsgen.train.disk import check_space
+from fpsgen.train.disk import check_space, used_alone
 from fpsgen.train.events import Events
 from fpsgen.train.inputs import check_inputs
 from fpsgen.train.live import LivePairs, trajectory_seed
@@ -74,7 +74,7 @@ def prepare_pairs(
     `make_pairs`, and MODEL, ENVIRONMENT, LOCKED.
     """
     make_folder(folder)
-    with lock(folder / ".lock", f"{folder} is used by another run", "wait for it, or name another folder with -o"):
+    with used_alone(folder):
         choice = choose(config.model)
         check_inputs(folder, choice, config.data)
         pipe = load(choice, device=device)
@@ -86,16 +86,13 @@ def shard_bytes(latents: tuple[int, ...], steps: int) -> int:
     return 2 * (3 * steps + 1) * math.prod(latents)
 
 
-def trajectory(pipe: Any, config: TrainConfig, prompt: str, tokens: int, seed: int) -> dict[str, torch.Tensor]:
-    """The tensors of one shard. Raises FpsgenError NUMERIC if the teacher's latents are not finite."""
-    return trajectories(pipe, config, [prompt], tokens, [seed])[0]
-
-
 @torch.no_grad()
 def trajectories(
     pipe: Any, config: TrainConfig, prompts: Sequence[str], tokens: int, seeds: Sequence[int]
 ) -> list[dict[str, torch.Tensor]]:
-    """The tensors of a shard for each prompt, which share the model's forwards. Raises as `trajectory`."""
+    """The tensors of a shard for each prompt, which share the model's forwards. Raises FpsgenError NUMERIC where the
+    teacher's latents are not finite.
+    """
     transformer, device = pipe.transformer, pipe.transformer.device
     text = torch.cat([embed(pipe, words, tokens) for words in prompts])
     null = embed(pipe, "", tokens).expand_as(text)
@@ -157,7 +154,7 @@ def live_pairs(pipe: Any, config: TrainConfig, tokens: int) -> LivePairs:
     prompts = config.prompts[: len(config.prompts) - config.held_out]
 
     def make(prompt: str, seed: int) -> dict[str, torch.Tensor]:
-        return trajectory(pipe, config, prompt, tokens, seed)
+        return trajectories(pipe, config, [prompt], tokens, [seed])[0]
 
     sigmas = make_steps(pipe, config).sigmas[: config.teacher_steps]
     return LivePairs(make, prompts, config.parsed_schedule(), sigmas)

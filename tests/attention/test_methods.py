@@ -146,3 +146,10 @@ def test_what_it_does_not_take_is_refused_in_two_lines(name, fields):
     with pytest.raises(ValueError) as caught:
         Profile("p", name, tile="blocks", **fields)
     assert str(caught.value).count("\n") == 1
+
+
+def test_nobody_changes_a_method_s_options():
+    for method in METHODS.values():
+        for table in (method.options, method.allowed):
+            with pytest.raises(TypeError):
+                table["more"] = 1

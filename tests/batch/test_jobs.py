@@ -14,14 +14,7 @@ from refusal import refused
 from fpsgen.batch.jobs import Batch, job_key, read_batch
 from fpsgen.errors import BAD_INPUT, DISK, MODEL, USAGE
 
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch):
-    for name in [name for name in os.environ if name.startswith("FPSGEN_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def jobs(*lines: str | dict, overwrite: bool = False, **flags: str) -> Batch:

@@ -43,12 +43,7 @@ class Shell:
 
 
 @pytest.fixture
-def batch(capsys, generator, tmp_path, monkeypatch):
-    for name in [name for name in os.environ if name.startswith("FPSGEN_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+def batch(capsys, generator, own_folder):
     return Shell(capsys, generator)
 
 

@@ -43,18 +43,10 @@ class Shell:
 
 
 @pytest.fixture
-def fpsgen(capsys, monkeypatch, tmp_path):
+def fpsgen(capsys, monkeypatch, own_folder):
     """The command line, in an empty folder and without this machine's settings."""
-    import os
-
-    for name in [name for name in os.environ if name.startswith("FPSGEN_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("FPSGEN_DEVICE", "cpu")
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
     return Shell(capsys)
 
 

@@ -264,22 +264,17 @@ def wrong(count: int, seed: int, capsys) -> list[str]:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, own_folder):
     """A folder with files of every kind, without this machine's settings."""
-    for name in [name for name in os.environ if name.startswith("FPSGEN_")]:
-        monkeypatch.delenv(name)
-    for name, value in (("XDG_CONFIG_HOME", tmp_path / "config"), ("HF_HOME", tmp_path / "hf")):
-        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
-    work = tmp_path / "work"
-    (work / "folder").mkdir(parents=True)
-    monkeypatch.chdir(work)
+    (own_folder / "folder").mkdir()
     write("p.txt", "a cat\n")
     write("j.jsonl", '{"prompt": "a"}\n')
     write("x.toml", "name = 1\n")
     os.mkfifo("pipe")
-    return work
+    return own_folder
 
 
 def left(place: Path) -> set[str]:

@@ -23,12 +23,7 @@ from fpsgen.errors import MODEL, FpsgenError
 from fpsgen.models.catalog.folder import model_files
 from fpsgen.models.catalog.verify import check_intact, verify_folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.usefixtures("own_cache")]
 
 
 def refuses(act: Callable[[], object]) -> bool:

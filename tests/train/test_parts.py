@@ -153,11 +153,11 @@ def test_the_rate_warms_up_and_falls(make_config):
 def test_the_teacher_is_the_dense_pipeline(make_config, tiny_dir, tmp_path):
     """The trajectory ends where diffusers' own pipeline does; a velocity is that of the model at its latents."""
     from fpsgen.models.wan.load import load
-    from fpsgen.train.teacher import latent_shape, trajectory
+    from fpsgen.train.teacher import latent_shape, trajectories
 
     config = make_config(prompts=("a cat", "b"))
     pipe = load(tiny_dir)
-    found = trajectory(pipe, config, "a cat", 16, 5)
+    (found,) = trajectories(pipe, config, ["a cat"], 16, [5])
     start = torch.randn(latent_shape(pipe, config), generator=torch.Generator().manual_seed(5))
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, flow_shift=config.shift)
     options = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 4, "guidance_scale": 3.0}
@@ -190,13 +190,13 @@ def test_prepared_pairs_are_not_made_again(make_config, tiny_dir, tmp_path, monk
 
 def test_prompts_that_share_forwards_get_the_pairs_that_each_gets_alone(make_config, tiny_dir):
     from fpsgen.models.wan.load import load
-    from fpsgen.train.teacher import trajectories, trajectory
+    from fpsgen.train.teacher import trajectories
 
     config, pipe = make_config(), load(tiny_dir)
     prompts, seeds = ["a cat", "a long red ball"], [5, 6]
     together = trajectories(pipe, config, prompts, 16, seeds)
     for found, prompt, seed in zip(together, prompts, seeds, strict=True):
-        alone = trajectory(pipe, config, prompt, 16, seed)
+        (alone,) = trajectories(pipe, config, [prompt], 16, [seed])
         assert found.keys() == alone.keys()
         for name, x in alone.items():
             assert found[name].shape == x.shape and found[name].dtype == x.dtype

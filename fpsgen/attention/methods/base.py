@@ -69,8 +69,12 @@ class Method:
     pv: Precision = Precision.BF16
     smooth_k: bool = False
     per_block_scales: bool = False
-    options: Mapping[str, Option] = field(default_factory=lambda: MappingProxyType({}))
-    allowed: Mapping[str, tuple] = field(default_factory=lambda: MappingProxyType({}))
+    options: Mapping[str, Option] = field(default_factory=dict)
+    allowed: Mapping[str, tuple] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("options", "allowed"):  # which nobody changes later
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def check_options(self, options: Mapping[str, Option]) -> None:
         """Raises ValueError (two lines) for an option that the method does not take."""

@@ -5,8 +5,6 @@ comparisons (figure 3 of the paper) "token", "channel", "group" (as many tokens 
 other in raster order) or "tensor" (all tokens of a head). The latter run in plain torch.
 """
 
-from types import MappingProxyType
-
 from fpsgen.attention.methods.base import Method, Precision
 
 METHOD = Method(
@@ -16,6 +14,6 @@ METHOD = Method(
     colour="#2563eb",
     qk=Precision.E4M3,
     pv=Precision.E4M3,
-    options=MappingProxyType({"scale": "tile"}),
-    allowed=MappingProxyType({"scale": ("tile", "token", "channel", "group", "tensor")}),
+    options={"scale": "tile"},
+    allowed={"scale": ("tile", "token", "channel", "group", "tensor")},
 )

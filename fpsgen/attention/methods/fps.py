@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from fpsgen.attention.methods.base import Method, Precision, Selection
@@ -26,6 +25,6 @@ METHOD = _Scheduled(
     qk=Precision.E4M3,
     pv=Precision.E4M3,
     # queries and keys in INT8 err less on untrained weights, see docs/numerics.md
-    options=MappingProxyType({"qk": "e4m3"}),
-    allowed=MappingProxyType({"qk": ("e4m3", "int8")}),
+    options={"qk": "e4m3"},
+    allowed={"qk": ("e4m3", "int8")},
 )

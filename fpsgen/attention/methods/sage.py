@@ -7,8 +7,6 @@ is scaled by a power of two and 448, not by the row's own maximum, which is as f
 
 from __future__ import annotations
 
-from types import MappingProxyType
-
 from fpsgen.attention.methods.base import Method, Precision
 
 METHOD = Method(
@@ -21,5 +19,5 @@ METHOD = Method(
     smooth_k=True,
     per_block_scales=True,
     # of sageattn_qk_int8_pv_fp8_cuda, with its default
-    options=MappingProxyType({"smooth_v": False}),
+    options={"smooth_v": False},
 )

@@ -12,7 +12,6 @@ samples.
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from fpsgen.attention.methods.base import Method, Precision, Selection
@@ -91,6 +90,6 @@ METHOD = Method(
     smooth_k=True,
     per_block_scales=True,
     # of spas_sage2_attn_meansim_cuda, with its defaults
-    options=MappingProxyType({"simthreshd1": 0.6, "cdfthreshd": 0.98, "pvthreshd": 50.0}),
-    allowed=MappingProxyType({"simthreshd1": (-1.0, 1.0), "cdfthreshd": (0.0, 1.0), "pvthreshd": (0.0, 1e6)}),
+    options={"simthreshd1": 0.6, "cdfthreshd": 0.98, "pvthreshd": 50.0},
+    allowed={"simthreshd1": (-1.0, 1.0), "cdfthreshd": (0.0, 1.0), "pvthreshd": (0.0, 1e6)},
 )

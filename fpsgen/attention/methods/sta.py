@@ -6,7 +6,6 @@ units of windows (key blocks, or tiles). The original finds them by a search ove
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from fpsgen.attention.methods import bf16
@@ -30,5 +29,5 @@ METHOD = _SlidingTile(
     citation="Sliding Tile Attention, arXiv 2502.04507",
     colour="#d97706",
     selection=Selection(windowed=True),
-    options=MappingProxyType({"head_windows": ""}),
+    options={"head_windows": ""},
 )

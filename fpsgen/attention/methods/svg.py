@@ -12,7 +12,6 @@ each grid, so that a seed gives the same video again. Steps and layers that the 
 from __future__ import annotations
 
 from itertools import product
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from fpsgen.attention.methods.base import Method, Selection
@@ -126,6 +125,6 @@ METHOD = Method(
     colour="#0891b2",
     selection=_SpatialOrTemporal(),
     # of the authors' replace_sparse_forward for Wan, with its defaults; `sparsity` is the share that is kept
-    options=MappingProxyType({"num_sampled_rows": 64, "sparsity": 0.25}),
-    allowed=MappingProxyType({"num_sampled_rows": (1, 4096), "sparsity": (0.01, 1.0)}),
+    options={"num_sampled_rows": 64, "sparsity": 0.25},
+    allowed={"num_sampled_rows": (1, 4096), "sparsity": (0.01, 1.0)},
 )

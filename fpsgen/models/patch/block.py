@@ -37,10 +37,10 @@ BLOCK = "block"
 
 @dataclass
 class Fused:
-    """What a fused block goes by. following: the block after it, whose first norm goes together with this block's last
-    residual; its rows travel on the tensor that passes between the two. anywhere: on any device. run, layer: whom to
-    tell of calls. reason: why this block stays as diffusers wrote it. The others: which layers take FP8, out1 and out2
-    those after attention whose processors give it.
+    """How a fused block runs. following: the block after it; its first norm is computed together with this block's last
+    residual, and the rows travel on the tensor that passes between the two. anywhere: on any device. run, layer: the
+    run that counts its calls, and its number there. reason: why this block stays as diffusers wrote it. The others:
+    which layers take FP8; out1 and out2 are those behind attention, whose processors can give it.
     """
 
     following: Any = None
@@ -55,8 +55,8 @@ class Fused:
     up: bool = False
     down: bool = False
 
-    def look(self, block: Any) -> None:
-        """See what the layers are now. Compiled code goes by what was seen last."""
+    def note_fp8(self, block: Any) -> None:
+        """Note which layers take FP8 now. Compiled code uses what was noted last."""
         attn1, up, down = block.attn1, block.ffn.net[0].proj, block.ffn.net[2]
         layers = (attn1.to_qkv,) if attn1.fused_projections else (attn1.to_q, attn1.to_k, attn1.to_v)
         self.attn1 = all(map(takes_fp8, layers))
@@ -81,8 +81,8 @@ class FusedBlock(WanTransformerBlock):
         if fused.reason or not_fusable(x.device):
             return super().forward(x, encoder_hidden_states, temb, rotary_emb)
         if not is_compiling():
-            fused.look(self)
-        held = _take(x, self, temb)
+            fused.note_fp8(self)
+        held = _pop_normed(x, self, temb)
         shift, scale, gate, c_shift, c_scale, c_gate = modulation(self, temb) if held is None else held.modulation
         rows = norm_rows(x, scale, shift, self.norm1.eps, True, fused.attn1) if held is None else held.rows
         y = self.attn1(rows, None, None, rotary_emb, **_FP8_OUT if fused.out1 else {})
@@ -97,14 +97,14 @@ class FusedBlock(WanTransformerBlock):
         x, rows = residual_norm_rows(x, y, None, c_scale, c_shift, self.norm3.eps, True, fused.up)
         layers: Any = self.ffn.net
         y = layers[2](gelu_rows(layers[0].proj(rows), fused.down))
-        return self._leave(x, y, c_gate, temb)
+        return self._residual(x, y, c_gate, temb)
 
-    def _leave(self, x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+    def _residual(self, x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
         """x + gate * y, with the next block's first norm where that is there to be computed."""
         after = self.fused.following
         if is_compiling() or after is None or x.is_inference() or after.scale_shift_table.device != x.device:
             return residual_rows(x, y, gate)
-        after.fused.look(after)
+        after.fused.note_fp8(after)
         parts = modulation(after, temb)
         shift, scale, *_ = parts
         x, rows = residual_norm_rows(x, y, gate, scale, shift, after.norm1.eps, True, after.fused.attn1)
@@ -128,7 +128,7 @@ class _Normed(NamedTuple):
     rows: FP8Rows | torch.Tensor
 
 
-def _take(x: torch.Tensor, block: Any, temb: torch.Tensor) -> _Normed | None:
+def _pop_normed(x: torch.Tensor, block: Any, temb: torch.Tensor) -> _Normed | None:
     """What the block before has left on x, if it is for this block and x is as it was then."""
     held: _Normed | None = None if is_compiling() else getattr(x, _NORMED, None)
     if held is None:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from fpsgen.errors import BAD_INPUT, FpsgenError
-from fpsgen.files import lock, make_folder, read_json
+from fpsgen.files import make_folder, read_json
 from fpsgen.models.catalog.choice import ModelChoice
 from fpsgen.models.wan.load import load
 from fpsgen.text import plural, show
-from fpsgen.train.disk import check_space
+from fpsgen.train.disk import check_space, used_alone
 from fpsgen.train.events import Events
 from fpsgen.train.prep.encode import Encoder
 from fpsgen.train.prep.identity import check_identity, of_model, of_sources
@@ -44,7 +44,7 @@ def prepare(
     if config.filters.flow is not None:
         check_opencv()
     make_folder(folder)
-    with lock(folder / ".lock", f"{show(folder)} is used by another run", "wait for it, or name another with -o"):
+    with used_alone(folder):
         digest = check_identity(folder, {**_settings(config), **of_model(choice), **of_sources(sources)})
         if (folder / DATA).exists():
             return read_json(folder / DATA, 1 << 30, str(folder / DATA))

@@ -20,10 +20,7 @@ from fpsgen.models.catalog.manifest import read_manifest, write_manifest
 from fpsgen.models.catalog.pull import pull
 from fpsgen.models.catalog.verify import check_intact, has_digests, verify_folder
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """What limits attention: power and clock of the GPU, and the CPU's time for a call.
 
-`python -m fpsgen.bench.power FOLDER` writes clock.json and host.json as in figures/, on a GPU; that host.json joins
+`python -m tools.power FOLDER` writes clock.json and host.json as in figures/, on a GPU; that host.json joins
 several processes, by median. Rates "after a pause" are of the second call after idling, before a power limit pulls the
 clock down; clock and power are medians of nvidia-smi's samples while calls repeat.
 """

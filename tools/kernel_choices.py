@@ -4,7 +4,7 @@
 - consumers that alternate at the tensor core (ping-pong, HopperConfig.pingpong), or do not;
 - keys quantized without their mean (AttentionPlan.smooth_k), or as they are, where channels have a bias.
 
-`python -m fpsgen.bench.ablations` prints the file. Relative L2 errors are against fp64 softmax, of keys over the inputs
+`python -m tools.kernel_choices` prints the file. Relative L2 errors are against fp64 softmax, of keys over the inputs
 as given, else over the quantized inputs: what is left is P's cast and the sums.
 """
 
