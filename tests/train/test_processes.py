@@ -55,7 +55,7 @@ LORA = {"lora_rank": 4, "flow": 0.5, "checkpointing": False}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"sample_every": 2}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("changes", [{"sample_every": 2}, LORA, {"linear": "fp8"}], ids=["full", "lora", "fp8"])
 def test_two_processes_train_what_one_does(tiny_dir, tmp_path, changes):
     run = write_run(tmp_path / "run", tiny_dir, **changes)
     for count in (1, 2):

@@ -113,6 +113,11 @@ def linears(block: torch.nn.Module, parts: tuple[str, ...] = PARTS) -> Iterator[
         yield name, base_linear(module)
 
 
+def _is_here(weight: torch.Tensor, device: torch.device) -> bool:
+    """Whether a weight is whole and on the device before its layer is called: not offloaded, not sharded (DTensor)."""
+    return weight.device == device and type(weight.data) is torch.Tensor
+
+
 def unfit(module: torch.nn.Module) -> str | None:
     """Why a layer cannot be multiplied in FP8, or None."""
     if type(module) is not torch.nn.Linear:
@@ -211,7 +216,7 @@ class _InstalledLinears:
                 if self._merged.setdefault(module, merged) != merged:
                     self._merged[module] = merged
                     module.forget()
-                if module.weight.device == forward.device:  # not offloaded
+                if _is_here(module.weight, forward.device):
                     module.quantized()  # compiled code takes what is there
                 runs.append(LayerRun(layer, EMULATED if emulated else KERNEL, part=name))
         if new:

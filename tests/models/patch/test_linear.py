@@ -7,8 +7,11 @@ from types import SimpleNamespace
 import accelerated as case
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from refusal import refuses
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from fpsgen import apply
 from fpsgen.attention.schedule import Schedule
@@ -215,3 +218,23 @@ def test_compiled_regions_see_weights_that_were_written_to(transformer):
         for block in transformer.blocks:
             block._compiled_call_impl = None
         assert error(compiled, case.forward(transformer)) < 1e-6 and error(compiled, first) > 0.05
+
+
+def test_sharded_weights_are_quantized_where_they_are_whole(transformer, tmp_path, monkeypatch):
+    with apply(transformer, case.DENSE, exact=True, patches=[FP8]):
+        wanted = case.forward(transformer)
+    kinds, real = set(), linear.quantize_weight
+
+    def quantize(weight):
+        kinds.add(type(weight.data))
+        return real(weight)
+
+    monkeypatch.setattr(linear, "quantize_weight", quantize)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for block in transformer.blocks:
+            fully_shard(block, mesh=init_device_mesh("cpu", (1,)))
+        with apply(transformer, case.DENSE, exact=True, patches=[FP8]):
+            assert torch.equal(case.forward(transformer), wanted) and kinds == {torch.Tensor}
+    finally:
+        dist.destroy_process_group()
