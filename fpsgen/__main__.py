@@ -5,9 +5,10 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 
-from fpsgen.errors import INTERRUPTED
+from fpsgen.errors import ENVIRONMENT, INTERRUPTED
 
 
 def main() -> None:
@@ -15,9 +16,7 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", spin_count())
     try:
-        from fpsgen.cli.app import run
-        from fpsgen.signals import unfinished
-
+        run, unfinished = _imported()
         code = run()
         if unfinished():
             os._exit(code)
@@ -28,6 +27,20 @@ def main() -> None:
     if code == INTERRUPTED:  # Python ends `python -m` by the signal itself if the exception passed through an exec()
         _leave(code)
     sys.exit(code)
+
+
+def _imported() -> tuple[Callable[[], int], Callable[[], bool]]:
+    """`run`, and whether threads are left that would keep the process. Ends it where a package is not installed."""
+    try:
+        from fpsgen.cli.app import run
+        from fpsgen.signals import unfinished
+    except ModuleNotFoundError as error:
+        if (error.name or "fpsgen").partition(".")[0] == "fpsgen":
+            raise
+        what = f"fpsgen needs the package {error.name}, which {sys.executable} does not have"
+        print(f"error: {what}\nfix: install fpsgen with what it needs: pip install . in its folder", file=sys.stderr)
+        sys.exit(ENVIRONMENT)
+    return run, unfinished
 
 
 def spin_count() -> str:

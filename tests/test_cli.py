@@ -104,6 +104,16 @@ def test_the_end_loses_no_output_and_no_code():
     assert (done.returncode, done.stdout.split()) == (3, ["result", "atexit"]), done.stderr
 
 
+def test_a_python_without_its_packages_is_told_in_two_lines(tmp_path):
+    """`python -m fpsgen` in a clone where nothing was installed yet. -S: no installed packages, -E: no PYTHONPATH."""
+    root = Path(__file__).resolve().parent.parent
+    line = [sys.executable, "-SE", "-m", "fpsgen", "--version"]
+    done = subprocess.run(line, cwd=root, capture_output=True, text=True)
+    what, fix = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (6, "")
+    assert what.startswith("error: fpsgen needs the package ") and fix.startswith("fix: ") and "pip install ." in fix
+
+
 def test_an_interrupt_within_exec_also_ends_with_its_code(tmp_path):
     """As where a library makes a class from text: Python then ends `python -m` by the signal, whatever the code."""
     lines = ["import fpsgen.cli.app as app", "def run():", "    try: exec('raise KeyboardInterrupt')"]

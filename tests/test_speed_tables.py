@@ -92,9 +92,10 @@ def test_steps_that_compile_count_apart():
 
 def test_a_part_is_given_with_its_error():
     common = {"model": "nano", "width": 256, "height": 160, "steps": 6, "density": None, "vae_s": None}
-    none = {"attention_s": None, "error": None}
     rows = [
-        common | none | {"stage": "a", "denoise_s": {"median": 4.0}, "faster_denoise": 1.0},
+        common
+        | {"attention_s": {"median": 3.0}, "error": None}
+        | {"stage": "a", "denoise_s": {"median": 4.0}, "faster_denoise": 1.0},
         common
         | {
             "stage": "b",
@@ -105,7 +106,7 @@ def test_a_part_is_given_with_its_error():
         },
     ]
     first, second = waterfall(rows)
-    assert (first["rest"], first["error"], first["vae"]) == ("", "", "")
+    assert (first["rest"], first["error"], first["vae"]) == ("1.00", "", "")
     assert (second["attention"], second["rest"], second["error"]) == ("0.50", "1.50", "31.2")
 
 

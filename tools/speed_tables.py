@@ -88,10 +88,10 @@ def waterfall(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for row in rows:
         denoise = row["denoise_s"]["median"]
-        attention = (row["attention_s"] or {}).get("median")
+        attention = row["attention_s"]["median"]
         cells = {"what": f"{_what(row)}, {row['steps']} steps", "denoise": f"{denoise:.2f}"}
         cells |= {"times": f"{row['faster_denoise']:.2f}x", "kept": _share(row["density"])}
-        cells |= {"attention": _number(attention), "rest": _number(None if attention is None else denoise - attention)}
+        cells |= {"attention": _number(attention), "rest": _number(denoise - attention)}
         snr = (row["error"] or {}).get("snr_db")
         cells |= {"vae": _number(row["vae_s"]), "error": "" if snr is None else f"{snr:.1f}"}
         found.append(row | cells)

@@ -1,16 +1,15 @@
 """What each part of the acceleration is worth: they are added one after the other to diffusers as it comes.
 
 Denoising: of each profile the median step, times its steps, so that a step in which something is compiled does not
-count. Stages are interleaved in random order, but for the compiled one, which comes last. A total is a sum of measured
-parts: denoising of this stage, the text encoder's median, and the decoder that this stage has.
+count. Stages are interleaved in random order. A total is a sum of measured parts: denoising of this stage, the text
+encoder's median, and the decoder that this stage has.
 """
 
 from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,7 +39,6 @@ class Stage:
     linear: str = "bf16"
     exact: bool = True
     ordered: bool = False
-    compiled: bool = False
 
     def of(self, base: GenerateRequest) -> GenerateRequest:
         schedule = tile_order() if self.ordered else base.attention.schedule
@@ -57,17 +55,14 @@ STAGES = (
     Stage("+ fps attention"),
     Stage(FP8_LINEAR, linear="fp8"),
     Stage("+ fused passes", linear="fp8", exact=False),
-    Stage("+ torch.compile", linear="fp8", exact=False, compiled=True),
 )
 
 
 def stages_on(device: torch.device) -> list[Stage]:
-    """Those that a device can run: FP8 linear layers need a GPU that has them, and a CPU compiles nothing here."""
-    on_gpu = device.type == "cuda"
-    if on_gpu and torch.cuda.get_device_capability(device) >= (8, 9):
+    """Those that a device can run: FP8 linear layers need a GPU that has them."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
         return list(STAGES)
-    kept = [stage for stage in STAGES if not (stage.compiled and not on_gpu) and stage.name != FP8_LINEAR]
-    return [replace(stage, linear="bf16") for stage in kept]
+    return [replace(stage, linear="bf16") for stage in STAGES if stage.name != FP8_LINEAR]
 
 
 def tile_order() -> Schedule:
@@ -80,32 +75,25 @@ def run(
     base: GenerateRequest, repeats: int, random_weights: bool, timing: Timing, command: str = ""
 ) -> list[dict[str, Any]]:
     """A row for each stage, in order, and one for the decoder where there are pictures. error: of the velocity on the
-    dense trajectory (cosine, mse, snr_db), None with random weights and for compiled code, which computes the same.
-    Raises as pipeline.run.run does.
+    dense trajectory (cosine, mse, snr_db), None with random weights. Raises as pipeline.run.run does.
     """
     model = load_model(base, timing, random_weights)
     stages = stages_on(model.device)
     warm = [warm_steps(stage.method or OURS, base.sampling.steps, model.device.type) for stage in stages]
     found: dict[str, list[_Run]] = {stage.name: [] for stage in stages}
     progress = Progress(timing, sum(warm) + len(stages) * repeats * base.sampling.steps)
-    order = [stage for stage in stages if not stage.compiled] * repeats
+    order = stages * repeats
     random.Random(base.sampling.seed).shuffle(order)
     forwards: list[Any] = []
     with timing.stage("bench"):
         for stage, steps in zip(stages, warm, strict=True):
-            if not stage.compiled:
-                _measure(model, stage, base.replace(sampling={"steps": steps}), progress)
+            _measure(model, stage, base.replace(sampling={"steps": steps}), progress)
         for stage in order:
             keep = stage.name == STOCK.name and not random_weights
             with recorded(model.pipe.transformer) as kept:
                 found[stage.name].append(_measure(model, stage, base, progress))
                 if keep:
                     forwards = list(kept)
-        for stage, steps in zip(stages, warm, strict=True):
-            if stage.compiled:
-                with _compiled(model.pipe.transformer):
-                    _measure(model, stage, base.replace(sampling={"steps": steps}), progress)
-                    found[stage.name] = [_measure(model, stage, base, progress) for _ in range(repeats)]
         errors = {stage.name: _error(model, stage, base, forwards) for stage in stages if forwards}
     facts = {"schema": SCHEMA, **provenance(model.device), "command": command, "random_weights": random_weights}
     facts |= {**setting_of(base), "dtype": dtype_name(model.dtype), "repeats": repeats}
@@ -114,10 +102,10 @@ def run(
 
 @dataclass(frozen=True)
 class _Run:
-    """denoise: seconds, see the top. attention: seconds, None where compiled code hides it."""
+    """denoise: seconds, see the top. attention: seconds."""
 
     denoise: float
-    attention: float | None
+    attention: float
     stages: dict[str, float]
     density: float | None
 
@@ -129,11 +117,12 @@ def _measure(model: LoadedModel, stage: Stage, base: GenerateRequest, progress: 
     for step, seconds in zip(made.attention["steps"], timing.steps, strict=True):
         times.setdefault(step["profile"], []).append(seconds)
     denoise = sum(len(each) * statistics.median(each) for each in times.values())
+    assert made.attention_s is not None
     return _Run(denoise, made.attention_s, dict(timing.stages), mean_density(made.attention))
 
 
 def _error(model: LoadedModel, stage: Stage, base: GenerateRequest, forwards: Sequence[Any]) -> dict[str, float] | None:
-    if stage.name == STOCK.name or stage.compiled:
+    if stage.name == STOCK.name:
         return None
     with patched(model.pipe, stage.of(base)) as handle:
         steps = step_errors(model.pipe.transformer, handle, forwards, base.sampling.steps)
@@ -151,12 +140,11 @@ def _rows(
     stock = statistics.median(decode[True]) if decode[True] else 0.0
     for stage in stages:
         runs = found[stage.name]
-        attention = [run.attention for run in runs if run.attention is not None]
         rows.append(
             {
                 "stage": stage.name,
                 "denoise_s": spread([run.denoise for run in runs]),
-                "attention_s": spread(attention) if attention else None,
+                "attention_s": spread([run.attention for run in runs]),
                 "density": runs[0].density,
                 "vae_s": round(stock, 4) if decode[True] else None,
                 "error": errors.get(stage.name),
@@ -169,14 +157,3 @@ def _rows(
         row["faster_denoise"] = round(rows[0]["denoise_s"]["median"] / row["denoise_s"]["median"], 3)
         row["faster_total"] = round(rows[0]["total_s"] / row["total_s"], 3)
     return rows
-
-
-@contextmanager
-def _compiled(transformer: Any) -> Iterator[None]:
-    """Meanwhile, the repeated blocks are compiled, each kind once."""
-    transformer.compile_repeated_blocks()
-    try:
-        yield
-    finally:
-        for module in transformer.modules():
-            module._compiled_call_impl = None

@@ -44,7 +44,8 @@ def report(
     run = read_log(Path(files[0])) if len(files) == 1 else []
     if run:
         folder = Path(files[0]).resolve().parent
-        write_text(training.page(run, folder.name, sorted(folder.glob("step-*.mp4"))), path, overwrite=bool(overwrite))
+        html = training.page(run, folder.name, training.validation_videos(folder))
+        write_text(html, path, overwrite=bool(overwrite))
         _show(path, len(run), "\n".join(training.table(run)), as_json, quiet)
         return
     rows = [row for name in files for row in read_rows(Path(name))]

@@ -9,7 +9,7 @@ from typing import Any
 
 from fpsgen.attention.schedule import AS_SCHEDULED
 from fpsgen.report import charts
-from fpsgen.report.lines import columns, versions
+from fpsgen.report.lines import columns, versions, with_figures
 from fpsgen.report.template import embedded, fill
 from fpsgen.text import plural
 
@@ -74,7 +74,7 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """For a terminal: what was evaluated, a line for each variant, velocities by profile."""
     entries = summarize(rows)
-    body = [list(TERMINAL.values()), *([_cells(entry)[key] for key in TERMINAL] for entry in entries)]
+    body = [list(TERMINAL.values()), *([texts[key] for key in TERMINAL] for texts in map(_cells, entries))]
     lines = [_setting(rows), *notes(rows), *columns(body)]
     profiles = [
         [entry["variant"], profile, f"{error['mse']:.3g}", f"{error['snr_db']:.1f}", f"{error['cosine']:.4f}"]
@@ -87,7 +87,8 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
 def page(rows: Sequence[dict[str, Any]]) -> str:
     """The page. Videos of the first prompts are read from their files, if they exist."""
     entries = summarize(rows)
-    shown = [key for key in COLUMNS if any(_cells(entry)[key] != "-" for entry in entries)]
+    cells = [_cells(entry) for entry in entries]
+    shown = with_figures(COLUMNS, cells)
     prompts = list(dict.fromkeys((row["prompt"], row["seed"]) for row in rows))
     groups = []
     for prompt, seed in prompts[:SHOWN_PROMPTS]:
@@ -106,7 +107,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         command=rows[0]["command"],
         notes=notes(rows),
         heads=[COLUMNS[key] for key in shown],
-        rows=[[_cells(entry)[key] for key in shown] for entry in entries],
+        rows=[[texts[key] for key in shown] for texts in cells],
         profiles=[
             [entry["variant"], profile, error["steps"], f"{error['mse']:.3g}", f"{error['snr_db']:.1f}"]
             for entry in entries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fpsgen.text import plural
@@ -40,6 +41,11 @@ def versions(row: dict[str, Any]) -> str:
 def amount(size: float) -> str:
     """Bytes for a person."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size:.0f} bytes"
+
+
+def with_figures(keys: Iterable[str], rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The columns that have a figure in some row. rows: texts by column, "-" where there is no figure."""
+    return [key for key in keys if any(row[key] != "-" for row in rows)]
 
 
 def columns(lines: list[list[str]]) -> list[str]:

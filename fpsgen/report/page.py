@@ -18,6 +18,7 @@ from fpsgen.report.bench import (
     origins,
     profile_cells,
 )
+from fpsgen.report.lines import with_figures
 from fpsgen.report.template import embedded, fill
 
 OURS = "fps"
@@ -31,7 +32,8 @@ def page(rows: list[dict[str, Any]]) -> str:
     first, numbers = rows[0], origin_numbers(rows)
     several = len(set(numbers)) > 1
     mark = {id(row): f" ({number})" if several else "" for row, number in zip(rows, numbers, strict=True)}
-    shown = [key for key in COLUMNS if any(cells(row)[key] != "-" for row in rows)]
+    texts = [cells(row) for row in rows]
+    shown = with_figures(COLUMNS, texts)
     videos = [
         (row["method"] + mark[id(row)] + _peak(row), Path(row["video"]))
         for row in rows
@@ -56,8 +58,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         notes=notes(rows),
         heads=line([COLUMNS[key] for key in shown], "Setting"),
         rows=[
-            {"ours": row["method"] == OURS, "cells": line([cells(row)[key] for key in shown], n)}
-            for row, n in zip(rows, numbers, strict=True)
+            {"ours": row["method"] == OURS, "cells": line([own[key] for key in shown], n)}
+            for row, own, n in zip(rows, texts, numbers, strict=True)
         ],
         profile_heads=line(list(PROFILE_COLUMNS), "Setting"),
         profiles=[line(texts, n) for row, n in zip(rows, numbers, strict=True) for texts in profile_cells(row)],

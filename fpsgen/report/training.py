@@ -69,6 +69,11 @@ def page(rows: Sequence[Row], name: str, videos: Sequence[Path] = ()) -> str:
     )
 
 
+def validation_videos(folder: Path) -> list[Path]:
+    """MP4s that a run made of its checkpoints, the earliest first. folder: of the run."""
+    return sorted(folder.glob("step-*.mp4"))
+
+
 def table(rows: Sequence[Row]) -> list[str]:
     """One line for each loss and profile: steps, the mean at the beginning and at the end, dense attention's last."""
     shown = [["loss, profile", "steps", "first tenth", "last tenth", "dense"]]

@@ -11,19 +11,18 @@ from fpsgen.report.lines import columns
 
 WIDTH, ROW, LEFT, RIGHT = 640, 30, 170, 150
 ATTENTION, REST, VAE = ("self-attention", "#16a34a"), ("rest of denoising", "#86c99b"), ("VAE", "#bbbbbb")
-UNSEEN = ("denoising, compiled", "#4d9e68")  # attention is not seen apart
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """One line a stage: seconds, speed-up of denoising and of all, SNR of the velocity. 80 columns hold it."""
     shown = [["seconds", "denoise", "attention", "VAE", "faster", "in all", "SNR, dB"]]
     for row in rows:
-        attention, error = row["attention_s"], row["error"]
+        error = row["error"]
         shown.append(
             [
                 row["stage"],
                 f"{row['denoise_s']['median']:.2f}",
-                "-" if attention is None else f"{attention['median']:.2f}",
+                f"{row['attention_s']['median']:.2f}",
                 "-" if row["vae_s"] is None else f"{row['vae_s']:.2f}",
                 f"{row['faster_denoise']:.2f}x",
                 f"{row['faster_total']:.2f}x",
@@ -37,17 +36,14 @@ def chart(rows: Sequence[dict[str, Any]]) -> str:
     """A bar for each stage: attention, the rest of denoising, decoding. An SVG document."""
     longest = max(row["denoise_s"]["median"] + (row["vae_s"] or 0) for row in rows)
     scale = (WIDTH - LEFT - RIGHT) / longest
-    parts, used = [], [ATTENTION, REST, VAE]
+    parts, kinds = [], (ATTENTION, REST, VAE)
     for number, row in enumerate(rows):
         top, left = 8 + number * ROW, float(LEFT)
         denoise = row["denoise_s"]["median"]
-        attention = row["attention_s"]["median"] if row["attention_s"] else 0.0
-        rest = REST if row["attention_s"] else UNSEEN
-        used += [] if rest in used else [rest]
+        attention = row["attention_s"]["median"]
         parts.append(f'<text x="{LEFT - 8}" y="{top + 15}" text-anchor="end">{html.escape(row["stage"])}</text>')
-        for seconds, (name, colour) in zip(
-            (attention, denoise - attention, row["vae_s"] or 0.0), (ATTENTION, rest, VAE), strict=True
-        ):
+        lengths = (attention, denoise - attention, row["vae_s"] or 0.0)
+        for seconds, (name, colour) in zip(lengths, kinds, strict=True):
             width = max(0.0, seconds * scale)
             title = f"<title>{name}: {seconds:.2f} s</title>"
             parts.append(
@@ -57,7 +53,7 @@ def chart(rows: Sequence[dict[str, Any]]) -> str:
         error = "" if row["error"] is None else f", {row['error']['snr_db']:.0f} dB"
         parts.append(f'<text x="{left + 6:.1f}" y="{top + 15}">{row["faster_total"]:.2f}x{error}</text>')
     foot = 8 + len(rows) * ROW
-    for number, (name, colour) in enumerate(used):
+    for number, (name, colour) in enumerate(kinds):
         x = 8 + 155 * number
         parts.append(f'<rect x="{x}" y="{foot + 4}" width="11" height="11" fill="{colour}"/>')
         parts.append(f'<text x="{x + 16}" y="{foot + 14}">{name}</text>')

@@ -7,9 +7,11 @@ lie in its windows, as inference visits them, half evenly, since few steps of in
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -94,15 +96,22 @@ def profile_name(schedule: Schedule, sigma: float) -> str:
     return schedule.profile_at(min(1.0, sigma)).name
 
 
+@contextmanager
+def _opened(path: Path, remedy: str) -> Iterator[Any]:
+    """A file of tensors. Raises FpsgenError BAD_INPUT with the remedy where it is broken, also while it is read."""
+    try:
+        with open_tensors(path) as file:
+            yield file
+    except (OSError, SafetensorError, IndexError) as error:
+        raise FpsgenError(f"{show(path)} is not a whole shard: {show(error, 120)}", remedy, BAD_INPUT) from error
+
+
 def read_shard(path: Path, names: Sequence[str], row: int | None, remedy: str) -> dict[str, torch.Tensor]:
     """Tensors of a file, or one row of each. Raises FpsgenError BAD_INPUT with the remedy where the file is broken or
     they are not finite: a loss would tell only that something was.
     """
-    try:
-        with open_tensors(path) as file:
-            found = {name: file.get_tensor(name) if row is None else file.get_slice(name)[row] for name in names}
-    except (OSError, SafetensorError, IndexError) as error:
-        raise FpsgenError(f"{show(path)} is not a whole shard: {show(error, 120)}", remedy, BAD_INPUT) from error
+    with _opened(path, remedy) as file:
+        found = {name: file.get_tensor(name) if row is None else file.get_slice(name)[row] for name in names}
     wrong = [name for name, tensor in found.items() if not tensor.isfinite().all()]
     if wrong:
         raise FpsgenError(f"{show(path)} holds {wrong[0]} that are not finite", remedy, BAD_INPUT)
@@ -118,11 +127,8 @@ def _read(shard: Shard, names: Sequence[str], row: int | None = None) -> dict[st
 
 def _check_sizes(shard: Path, sizes: dict[str, tuple[int, ...]]) -> None:
     """Raise FpsgenError BAD_INPUT where a file's pairs are of other sizes than those before. sizes: of these."""
-    try:
-        with open_tensors(shard) as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in _TENSORS}
-    except (OSError, SafetensorError) as error:
-        raise FpsgenError(f"{show(shard)} is not a whole shard: {show(error, 120)}", _REMEDY, BAD_INPUT) from error
+    with _opened(shard, _REMEDY) as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in _TENSORS}
     steps, *latents = found["latents"]
     expected = dict.fromkeys(("latents", "velocity", "velocity_null"), (steps, *latents)) | {"clean": tuple(latents)}
     expected |= dict.fromkeys(("sigmas", "timesteps"), (steps,)) | sizes

@@ -9,7 +9,7 @@ from typing import Any
 from fpsgen.errors import NUMERIC, FpsgenError
 from fpsgen.files import write_text
 from fpsgen.logs import append_line
-from fpsgen.report.training import page, read_log
+from fpsgen.report.training import page, read_log, validation_videos
 
 LOG, PAGE, BOARD = "log.jsonl", "page.html", "tensorboard"
 WINDOW = 20  # losses of a profile in a mean
@@ -52,9 +52,8 @@ class Log:
 
     def show(self, name: str) -> Path:
         """Write the page."""
-        return write_text(
-            page(self._rows, name, sorted(self.folder.glob("step-*.mp4"))), self.folder / PAGE, overwrite=True
-        )
+        html = page(self._rows, name, validation_videos(self.folder))
+        return write_text(html, self.folder / PAGE, overwrite=True)
 
     def close(self) -> None:
         if self._board is not None:

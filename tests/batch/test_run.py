@@ -278,7 +278,11 @@ def test_a_ledger_names_no_file_outside_its_folder(batch, tmp_path, elsewhere):
     assert batch(write("a cat")) == 0
     path, ledger = batch.paths[0], Path("outputs") / NAME
     path.rename("cat.mp4")
-    ledger.write_text(ledger.read_text().replace(path.name, elsewhere.format(folder=Path.cwd())))
+    entries = [json.loads(line) for line in ledger.read_text().splitlines()]
+    for entry in entries:
+        assert entry["path"] == path.name
+        entry["path"] = elsewhere.format(folder=Path.cwd())
+    ledger.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     assert batch() == 0 and batch.begun() == ["a cat"] * 2 and is_whole(batch.paths[0])
 
 

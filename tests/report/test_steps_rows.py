@@ -20,12 +20,12 @@ def test_steps_are_summed_up_by_profile():
 
 
 def test_a_waterfall_shows_what_each_part_is_worth():
-    plain = {"stage": "tile order", "denoise_s": {"median": 8.0}, "attention_s": None, "vae_s": None, "error": None}
+    plain = {"stage": "tile order", "denoise_s": {"median": 8.0}, "vae_s": None, "error": None}
     fast = {"stage": "attention", "denoise_s": {"median": 2.0}, "attention_s": {"median": 0.5}, "vae_s": 1.25}
     rows = [
-        plain | {"faster_denoise": 1.0, "faster_total": 1.0},
+        plain | {"attention_s": {"median": 4.0}, "faster_denoise": 1.0, "faster_total": 1.0},
         fast | {"faster_denoise": 4.0, "faster_total": 3.1, "error": {"cosine": 0.99, "snr_db": 21.5}},
     ]
     first, second = (line.split()[-6:] for line in waterfall.table(rows)[1:])
-    assert first == ["8.00", "-", "-", "1.00x", "1.00x", "-"]
+    assert first == ["8.00", "4.00", "-", "1.00x", "1.00x", "-"]
     assert second == ["2.00", "0.50", "1.25", "4.00x", "3.10x", "21.5"]
