@@ -163,11 +163,11 @@ class AttentionPlan:
         object.__setattr__(self, "dense", set(self.windows) == {tiling.unit_grid} and not method.online)
 
     @classmethod
-    def of(cls, profile: Profile, grid: Size3, impl: str = "auto", prefix: int = 0, suffix: int = 0) -> AttentionPlan:
+    def of(cls, profile: Profile, grid: Size3, impl: str = "auto") -> AttentionPlan:
         """The plan of a profile on a grid."""
         tile, block, window, _ = profile.resolve(grid)
         settings = (profile.granularity, profile.method, impl, profile.smooth_k)
-        return cls(grid, tile, window, *settings, block, prefix, suffix, profile.options)
+        return cls(grid, tile, window, *settings, block, options=profile.options)
 
     @property
     def fields(self) -> tuple:
