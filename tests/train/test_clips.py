@@ -61,8 +61,9 @@ def test_noise_levels_are_logit_normal_under_the_shift():
     assert (share(0.0, 5.0), share(1.0, 5.0)) == (0.0, 1.0)
     parts = sorted(share(float(sigma), 5.0) * 40 for sigma in draw_sigmas(40, 5.0))  # one of each 40th part
     assert all(number - 0.01 <= part <= number + 1.01 for number, part in enumerate(parts))
-    within = draw_sigmas(100, 3.0, 0.9, 1.0)
-    assert float(within.min()) >= 0.9 and float(within.max()) <= 1.0
+    for low, high in ((0.9, 1.0), (0.9995, 1.0), (0.0, 0.0005)):  # the last two lie beyond nearly all levels
+        within = draw_sigmas(100, 3.0, low, high)
+        assert float(within.min()) >= low - 1e-7 and float(within.max()) <= high + 1e-7
 
 
 def test_a_step_sees_rows_that_belong_together(clips):
