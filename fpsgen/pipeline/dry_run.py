@@ -11,6 +11,7 @@ from fpsgen.attention.methods import find_method
 from fpsgen.attention.presets import preset
 from fpsgen.attention.profile import Profile
 from fpsgen.attention.schedule import AS_SCHEDULED, Schedule
+from fpsgen.attention.windows import Size3
 from fpsgen.models.catalog.folder import SCHEDULE
 from fpsgen.models.catalog.machine import this_machine
 from fpsgen.models.patch.schedule_choice import read_schedule
@@ -35,7 +36,7 @@ class Outlook:
     schedule: Schedule
     why: str
     profiles: list[ProfileSteps]
-    grid: tuple[int, int, int]
+    grid: Size3
     estimate: Estimate
 
     @property
@@ -159,7 +160,7 @@ def planned_schedule(request: GenerateRequest) -> tuple[Schedule, str]:
     return (schedule.with_method(method) if method else schedule), why
 
 
-def profile_steps(schedule: Schedule, request: GenerateRequest, grid: tuple[int, int, int]) -> list[ProfileSteps]:
+def profile_steps(schedule: Schedule, request: GenerateRequest, grid: Size3) -> list[ProfileSteps]:
     """Steps and density by profile, in the order in which they run."""
     scheduler, train_timesteps = scheduler_of(request.model)
     sigmas = step_sigmas(request.sampling.steps, request.sampling.shift, scheduler, train_timesteps)
@@ -169,5 +170,5 @@ def profile_steps(schedule: Schedule, request: GenerateRequest, grid: tuple[int,
     return [ProfileSteps(name, p.method, counts[name], _density(p, grid)) for name, p in profiles.items()]
 
 
-def _density(profile: Profile, grid: tuple[int, int, int]) -> float | None:
+def _density(profile: Profile, grid: Size3) -> float | None:
     return None if find_method(profile.method).online else round(profile.resolve(grid)[3], 4)
