@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -23,8 +24,6 @@ from fpsgen.report.lines import amount, duration
 from fpsgen.settings.table import SETTINGS
 from fpsgen.text import show
 
-_ALWAYS = {"noise": ("CPU generator", "always: a seed means the same everywhere")}
-
 
 @dataclass(frozen=True)
 class Outlook:
@@ -41,7 +40,7 @@ class Outlook:
 
     @property
     def tokens(self) -> int:
-        return self.grid[0] * self.grid[1] * self.grid[2]
+        return math.prod(self.grid)
 
     def as_json(self) -> dict[str, Any]:
         request = self.plan.request
@@ -88,10 +87,8 @@ class Outlook:
         if self.schedule.dense_layers:
             rows.append(("dense layers", ", ".join(map(str, self.schedule.dense_layers)), "schedule"))
         rows.append(("tokens", f"{' x '.join(map(str, self.grid))} = {self.tokens}", "size and frames"))
-        rows += [
-            ("vae dtype", vae_dtype(request), "fp32 on a CPU and with --exact"),
-            *((n, *f) for n, f in _ALWAYS.items()),
-        ]
+        rows.append(("vae dtype", vae_dtype(request), "fp32 on a CPU and with --exact"))
+        rows.append(("noise", "CPU generator", "always: a seed means the same everywhere"))
         return rows + _estimate_rows(self.estimate)
 
 
@@ -118,8 +115,7 @@ def foresee(planned: Plan) -> Outlook:
     video = request.video
     grid = request.model.geometry.token_grid(video.width, video.height, video.frames)
     profiles = profile_steps(schedule, request, grid)
-    tokens = grid[0] * grid[1] * grid[2]
-    return Outlook(planned, schedule, why, profiles, grid, estimate(request, tokens, profiles, schedule))
+    return Outlook(planned, schedule, why, profiles, grid, estimate(request, math.prod(grid), profiles, schedule))
 
 
 def _described(profile: ProfileSteps) -> str:
