@@ -18,7 +18,6 @@ from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.text import clean_text, nearest, show
 
 _ODD_ESCAPE = re.compile(r"\\[uU](0{4,8}|(0{4})?[dD][89a-fA-F])")  # NUL or half of a surrogate pair
-_MOST_KEYS = 1000  # of a mapping
 REQUIRED = object()  # the default of a field that has to be there
 
 
@@ -97,11 +96,11 @@ def many(item: Field, low: int = 0, high: int = 1000, default: Any = REQUIRED) -
     return Field(check, f"a list of {count} values, each {item.wanted}", default)
 
 
-def mapping(item: Field, default: Any = REQUIRED) -> Field:
+def mapping(item: Field, limit: int = 1000, default: Any = REQUIRED) -> Field:
     """A table of any keys whose values are of one kind."""
 
     def check(value: Any) -> dict[str, Any]:
-        _require(isinstance(value, dict) and len(value) <= _MOST_KEYS, value)
+        _require(isinstance(value, dict) and len(value) <= limit, value)
         return {clean_text(key): item.check(entry) for key, entry in value.items()}
 
     return Field(check, f"a table of values, each {item.wanted}", default)
