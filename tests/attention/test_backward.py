@@ -37,13 +37,11 @@ def test_only_a_plan_s_own_lists_are_transposed_once():
     pytest.importorskip("triton", reason="triton is not installed")
     plan = AttentionPlan((4, 6, 10), (2, 3, 5), (1, 1, 1), method="sta")
     index, count = plan.lists("cpu")
-    assert (
-        backward._query_blocks(plan, plan.lists("cpu")) is backward._query_blocks(plan, plan.lists("cpu")) is not None
-    )
+    own = backward._query_blocks(plan, plan.lists("cpu"))
+    assert own is not None and own is backward._query_blocks(plan, plan.lists("cpu"))
     assert backward._query_blocks(plan, BlockLists(index.clone(), count)) is None
 
 
-SERVED = "served_by(g, len(groups), heads)"
 MISTAKES = {
     "sums assigned, not added, where lists overlap": ("head] += some", "head] = some.to(total.dtype)"),
     "the first head's list for all": (
