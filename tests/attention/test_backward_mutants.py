@@ -18,16 +18,16 @@ from .interpreter import interpreted, kernel_modules
 from .mutant import load, taken
 
 KERNELS = {
-    "wrong sign of delta": ("(product - shift[:, None])", "(product + shift[:, None])"),
-    "wrong sign of delta for keys": ("(product - shift[None, :])", "(product + shift[None, :])"),
+    "wrong sign of delta": ("(dp - delta_i[:, None])", "(dp + delta_i[:, None])"),
+    "wrong sign of delta for keys": ("(dp - delta_i[None, :])", "(dp + delta_i[None, :])"),
     "softmax scale missing in dQ": ("(result * softmax_scale)", "(result * 1.0)"),
     "softmax scale missing in dK": ("(acc_k * softmax_scale)", "(acc_k * 1.0)"),
     "dK scaled twice": ("acc_k = tl.dot(ds.to", "ds *= softmax_scale\n        acc_k = tl.dot(ds.to"),
     "natural exponential": ("LOG2_E: tl.constexpr = 1.4426950408889634", "LOG2_E: tl.constexpr = 1.0"),
     "keys' scale missing in scores": ("scale = factor * scale_k", "scale = factor"),
-    "keys' scale missing in dS": ("base = height - tl.log2(scale_k)", "base = height"),
-    "queries' scale missing in dP": ("product *= scale_q", "product *= 1.0"),
-    "queries' scale missing in delta": ("shift *= scale_q", "shift *= 1.0"),
+    "keys' scale missing in dS": ("base = lse_i - tl.log2(scale_k)", "base = lse_i"),
+    "queries' scale missing in dP": ("dp *= scale_q", "dp *= 1.0"),
+    "queries' scale missing in delta": ("delta_i *= scale_q", "delta_i *= 1.0"),
     "padded keys not masked": ("if MASKED:", "if False:"),
     "the last key block of a list forgotten": ("range(count * STEPS)", "range((count - 1) * STEPS)"),
     "half of every key block": (
@@ -48,14 +48,14 @@ KERNELS = {
         "(bh % num_groups).to(tl.int64) * num_blocks",
         "(bh % 1).to(tl.int64) * num_blocks",
     ),
-    "row sums of dS not taken out": ("acc - total[:, None]", "acc - 0.0 * total[:, None]"),
-    "row sums of dS added": ("acc - total[:, None]", "acc + total[:, None]"),
+    "row sums of dS not taken out": ("acc - ds_sum[:, None]", "acc - 0.0 * ds_sum[:, None]"),
+    "row sums of dS added": ("acc - ds_sum[:, None]", "acc + ds_sum[:, None]"),
     "row sums in units of the quantized keys": ("row_sum /= scale_k", "row_sum /= 1.0"),
-    "dV from dS": ("acc_v = tl.dot(p.to", "acc_v = tl.dot((p * product).to"),
+    "dV from dS": ("acc_v = tl.dot(p.to", "acc_v = tl.dot((p * dp).to"),
 }
 PREPARE = {
     "delta of the gradient alone": ("tl.sum(o * do, 1)", "tl.sum(do * do, 1)"),
-    "LSE in the wrong base": ("height * _LOG2_E", "height"),
+    "LSE in the wrong base": ("lse_i * _LOG2_E", "lse_i"),
     "rows of padding not neutral": ('mask=real, other=float("inf")', "mask=real, other=-1.0"),
     "values not quantized": ("(1.0 / scale)).to(tl.float8e4nv)", "(1.0 / scale))"),
     "values without their scale": ("(values.to(tl.float32) * scale)", "(values.to(tl.float32) * 1.0)"),

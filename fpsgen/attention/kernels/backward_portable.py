@@ -86,39 +86,39 @@ def backward_queries(
     query = q.load([token, column])  # [OWN, D]
     grad = grad_out.load([token, column])
     stat = (bh.to(tl.int64) * num_blocks + block_q) * BLOCK + part + lanes_q
-    height = tl.load(lse + stat)
-    shift = tl.load(delta + stat)
+    lse_i = tl.load(lse + stat)
+    delta_i = tl.load(delta + stat)
     factor = softmax_scale * LOG2_E
     if FP8:
         factor *= tl.load(q_scale + bh * num_blocks + block_q)
 
     acc = tl.zeros([OWN, D], tl.float32)
-    total = tl.zeros([OWN], tl.float32)  # row sums of dS
+    ds_sum = tl.zeros([OWN], tl.float32)  # row sums of dS
     for i in range(count * STEPS):
         block_k = tl.load(keys + i // STEPS)
         offset = (i % STEPS) * STEP
         row = batch * tokens + tl.load(block_start + block_k) + offset
         key = k.load([row, column])  # [STEP, D]
         value = v.load([row, column])
-        score = tl.dot(query, key.T)
-        product = tl.dot(grad, value.T)  # dP
+        qk = tl.dot(query, key.T)
+        dp = tl.dot(grad, value.T)
         scale = factor
-        base = height
+        base = lse_i
         if FP8:
             scale_k = tl.load(k_scale + bh * num_blocks + block_k)
             scale = factor * scale_k
-            base = height - tl.log2(scale_k)  # so dS comes out times the scale of the keys
-        p = tl.exp2(score * scale - base[:, None])
+            base = lse_i - tl.log2(scale_k)  # so dS comes out times the scale of the keys
+        p = tl.exp2(qk * scale - base[:, None])
         if MASKED:
             p = tl.where(lanes_k[None, :] < tl.load(block_len + block_k) - offset, p, 0.0)
-        ds = (p * (product - shift[:, None])).to(key.dtype)
+        ds = (p * (dp - delta_i[:, None])).to(key.dtype)
         row_sum = tl.sum(ds.to(tl.float32), 1)
         if FP8:
             row_sum /= scale_k
-        total += row_sum
+        ds_sum += row_sum
         acc = tl.dot(ds, key, acc)
 
-    result = acc - total[:, None] * tl.load(k_mean + bh * D + channels)[None, :]
+    result = acc - ds_sum[:, None] * tl.load(k_mean + bh * D + channels)[None, :]
     offsets = ((token + lanes_q).to(tl.int64) * heads + head)[:, None] * D + channels[None, :]
     tl.store(dq + offsets, (result * softmax_scale).to(dq.dtype.element_ty), mask=(lanes_q < rows_left)[:, None])
 
@@ -182,20 +182,20 @@ def backward_keys(
         row = batch * tokens + tl.load(block_start + block_q) + offset
         query = q.load([row, column])  # [STEP, D]
         grad = grad_out.load([row, column])
-        height = tl.load(lse + stats + (block_q * BLOCK + offset))  # inf in rows of padding: P is 0
-        score = tl.dot(key, query.T)  # [OWN, STEP]
-        product = tl.dot(value, grad.T)
+        lse_i = tl.load(lse + stats + (block_q * BLOCK + offset))  # inf in rows of padding: P is 0
+        qk = tl.dot(key, query.T)  # [OWN, STEP]
+        dp = tl.dot(value, grad.T)
         scale = factor
         if FP8:
             scale_q = tl.load(q_scale + bh * num_blocks + block_q)
             scale = factor * scale_q
-            product *= scale_q
-        p = tl.exp2(score * scale - height[None, :])
+            dp *= scale_q
+        p = tl.exp2(qk * scale - lse_i[None, :])
         acc_v = tl.dot(p.to(grad.dtype), grad, acc_v)
-        shift = tl.load(delta + stats + (block_q * BLOCK + offset))  # here, so that fewer values live at once
+        delta_i = tl.load(delta + stats + (block_q * BLOCK + offset))  # here, so that fewer values live at once
         if FP8:
-            shift *= scale_q
-        ds = p * (product - shift[None, :])
+            delta_i *= scale_q
+        ds = p * (dp - delta_i[None, :])
         acc_k = tl.dot(ds.to(query.dtype), query, acc_k)
 
     offsets = ((token + lanes_k).to(tl.int64) * heads + head)[:, None] * D + channels[None, :]

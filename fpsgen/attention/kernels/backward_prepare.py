@@ -51,10 +51,10 @@ def backward_stats(
     offsets = line[:, None] * D + channels[None, :]
     o = tl.load(out + offsets, mask=real[:, None], other=0.0).to(tl.float32)
     do = tl.load(grad + offsets, mask=real[:, None], other=0.0).to(tl.float32)
-    height = tl.load(lse + bh.to(tl.int64) * tokens + token, mask=real, other=float("inf"))
+    lse_i = tl.load(lse + bh.to(tl.int64) * tokens + token, mask=real, other=float("inf"))
     to = (bh.to(tl.int64) * num_blocks + block) * BLOCK + rows
     tl.store(delta_out + to, tl.sum(o * do, 1))
-    tl.store(lse_out + to, height * _LOG2_E)
+    tl.store(lse_out + to, lse_i * _LOG2_E)
 
 
 @triton.jit
@@ -141,6 +141,6 @@ def prepare_backward(
         expand_fp8[grid](ready.q, ready.k, v, ready.v_scale, *made, *spans, *v.stride()[:3], *sizes)
         q, k, v = made
     q, k, v = (x.to(half).contiguous() for x in (q, k, v))
-    heights, deltas = torch.empty(2, batch, heads, blocks * block, dtype=torch.float32, device=q.device)
-    backward_stats[grid](grad, out, lse, deltas, heights, *spans, *sizes)
-    return BackwardInputs(q, k, v, grad, heights, deltas, q_scale, k_scale, k_mean)
+    lse_padded, delta_padded = torch.empty(2, batch, heads, blocks * block, dtype=torch.float32, device=q.device)
+    backward_stats[grid](grad, out, lse, delta_padded, lse_padded, *spans, *sizes)
+    return BackwardInputs(q, k, v, grad, lse_padded, delta_padded, q_scale, k_scale, k_mean)
