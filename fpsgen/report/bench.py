@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from fpsgen.attention.methods import METHODS
-from fpsgen.report.lines import columns, versions
+from fpsgen.report.lines import columns, options, versions
 from fpsgen.text import plural
 
 EQUAL_DB = 100.0  # an XPSNR of equal videos, see evaluate/ffmpeg_metrics.py
 COLUMNS = {
     "method": "Method",
     "schedule": "Schedule",
+    "options": "With",
     "step": "s / step",
     "denoise": "Denoise, s",
     "total": "Total, s",
@@ -48,6 +49,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
     return {
         "method": row["method"] + (" (baseline)" if is_baseline(row) else ""),
         "schedule": row["schedule"],
+        "options": options(row),
         "median": f"{step['median']:.3f}",
         "step": f"{step['median']:.3f} ({step['min']:.3f}-{step['max']:.3f})",
         "denoise": f"{row['stages_s']['denoise']['median']:.2f}",
@@ -163,7 +165,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     """The table for a terminal, under what was measured and where, and what the sparse rows ran."""
     shown = [cells(row) | {"method": row["method"]} for row in rows]
     body = columns([list(TERMINAL.values()), *([line[key] for key in TERMINAL] for line in shown)])
-    return [setting(rows[0]), where(rows[0]), *notes(rows), *bands(rows), *_sparse(rows), *body]
+    made_with = [f"{line['method']}: {line['options']}" for line in shown if line["options"] != "-"]
+    return [setting(rows[0]), where(rows[0]), *notes(rows), *bands(rows), *_sparse(rows), *made_with, *body]
 
 
 def _sparse(rows: list[dict[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fpsgen.attention.schedule import AS_SCHEDULED
 from fpsgen.report import charts
-from fpsgen.report.lines import columns, versions, with_figures
+from fpsgen.report.lines import columns, options, versions, with_figures
 from fpsgen.report.template import embedded, fill
 from fpsgen.text import plural
 
@@ -17,6 +17,7 @@ MEDIANS = ("psnr_db", "ssim", "vmaf", "xpsnr_db", "stlpips", "flicker", "denoise
 AXES = ("subject", "colour", "motion", "background")
 COLUMNS = {
     "variant": "",
+    "options": "With",
     "videos": "Videos",
     "density": "Density",
     "psnr_db": "PSNR, dB",
@@ -53,6 +54,7 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for name in dict.fromkeys(row["variant"] for row in rows):
         own = [row for row in rows if row["variant"] == name]
         entry: dict[str, Any] = {key: own[0][key] for key in ("variant", "method", "schedule", "linear")}
+        entry["options"] = options(own[0])
         entry |= {"videos": len(own), "density": _mean([row["density"] for row in own])}
         for key in MEDIANS:
             known = [row[key] for row in own if row[key] is not None]
@@ -75,7 +77,8 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """For a terminal: what was evaluated, a line for each variant, velocities by profile."""
     entries = summarize(rows)
     body = [list(TERMINAL.values()), *([texts[key] for key in TERMINAL] for texts in map(_cells, entries))]
-    lines = [_setting(rows), *notes(rows), *columns(body)]
+    made_with = [f"{entry['variant']}: {entry['options']}" for entry in entries if entry["options"] != "-"]
+    lines = [_setting(rows), *notes(rows), *made_with, *columns(body)]
     profiles = [
         [entry["variant"], profile, f"{error['mse']:.3g}", f"{error['snr_db']:.1f}", f"{error['cosine']:.4f}"]
         for entry in entries
@@ -153,7 +156,7 @@ def _caption(row: dict[str, Any]) -> str:
 
 def _cells(entry: dict[str, Any]) -> dict[str, str]:
     """The texts of an entry, by column; "-" where there is no figure."""
-    texts = {"variant": entry["variant"], "videos": str(entry["videos"])}
+    texts = {"variant": entry["variant"], "options": entry["options"], "videos": str(entry["videos"])}
     texts["density"] = "-" if entry["density"] is None else f"{entry['density']:.0%}"
     texts["mse"] = "-" if entry["mse"] is None else f"{entry['mse']:.3g}"
     texts["right"] = "-" if entry["shows"] is None else f"{entry['shows']['all']:.0f}%"

@@ -172,6 +172,21 @@ def test_what_leaves_keys_out_is_said_beside_the_speed_up():
     assert "| fps | early | 2 | fps | cpu | 25.0% | 3 x 5 x 8 | 1 x 3 x 3 |" in markdown(rows)
 
 
+def test_what_a_row_was_made_with_is_said_beside_the_speed_up(tmp_path):
+    """A step that is skipped, or has no guidance, is not attention's doing."""
+    baseline = row("bf16", 1.0, None, linear="bf16", cache="none", cfg_until=1.0, fused=False)
+    ours = {"linear": "fp8", "cache": "first-block", "cfg_until": 0.5, "fused": False}
+    said = "linear fp8, cache first-block, cfg-until 0.5, exact"
+    path = tmp_path / "bench.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in (baseline, row("fps", 3.0, 25.0, **ours))))
+    rows = read_rows(path)
+    assert [cells(each)["options"] for each in rows] == ["-", said]
+    assert f"fps: {said}" in table(rows) and f"| {said} |" in markdown(rows)
+    assert any(said in line for line in Read(page(rows)).table)
+    plain = [row("bf16", 1.0, None), row("fps", 3.0, 25.0, linear="bf16", cache="none", cfg_until=1.0, fused=True)]
+    assert cells(plain[1])["options"] == "-" and "With" not in Read(page(plain)).table[0]
+
+
 def test_rows_of_several_settings_are_told_apart():
     """Bars are as long as the slowest of their own setting; every chart, row and video says which setting it is of."""
     other = {"device": "other GPU", "command": "fpsgen bench --other", "steps_s": [9.0, 9.0]}
