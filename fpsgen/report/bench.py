@@ -12,7 +12,6 @@ EQUAL_DB = 100.0  # an XPSNR of equal videos, see evaluate/ffmpeg_metrics.py
 COLUMNS = {
     "method": "Method",
     "schedule": "Schedule",
-    "options": "With",
     "step": "s / step",
     "denoise": "Denoise, s",
     "total": "Total, s",
@@ -26,6 +25,7 @@ COLUMNS = {
     "xpsnr": "XPSNR, dB",
     "stlpips": "ST-LPIPS",
     "flicker": "Flicker",
+    "options": "With",
 }
 SMALL = "nano"
 TERMINAL = {
@@ -161,12 +161,19 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
     return found
 
 
+def made_with(rows: list[dict[str, Any]]) -> list[str]:
+    """What rows have beside their schedule, a line for each; with its setting where there are several."""
+    numbers = origin_numbers(rows)
+    marks = [f" ({number})" if len(set(numbers)) > 1 else "" for number in numbers]
+    found = [(f"{row['method']}{mark}", options(row)) for row, mark in zip(rows, marks, strict=True)]
+    return [f"{name}: {text}" for name, text in found if text != "-"]
+
+
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """The table for a terminal, under what was measured and where, and what the sparse rows ran."""
     shown = [cells(row) | {"method": row["method"]} for row in rows]
     body = columns([list(TERMINAL.values()), *([line[key] for key in TERMINAL] for line in shown)])
-    made_with = [f"{line['method']}: {line['options']}" for line in shown if line["options"] != "-"]
-    return [setting(rows[0]), where(rows[0]), *notes(rows), *bands(rows), *_sparse(rows), *made_with, *body]
+    return [setting(rows[0]), where(rows[0]), *notes(rows), *bands(rows), *_sparse(rows), *made_with(rows), *body]
 
 
 def _sparse(rows: list[dict[str, Any]]) -> list[str]:

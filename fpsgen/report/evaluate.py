@@ -17,7 +17,6 @@ MEDIANS = ("psnr_db", "ssim", "vmaf", "xpsnr_db", "stlpips", "flicker", "denoise
 AXES = ("subject", "colour", "motion", "background")
 COLUMNS = {
     "variant": "",
-    "options": "With",
     "videos": "Videos",
     "density": "Density",
     "psnr_db": "PSNR, dB",
@@ -29,6 +28,7 @@ COLUMNS = {
     "mse": "Velocity MSE",
     "right": "As prompted",
     "denoise_s": "Denoise, s",
+    "options": "With",
 }
 TERMINAL = {
     "variant": "",
