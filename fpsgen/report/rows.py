@@ -76,7 +76,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def _row(line: str, place: str) -> dict[str, Any]:
     row = parse_json(line, place, example=_REMEDY)
     if row.get("schema") not in SCHEMAS:
-        raise FpsgenError(f"{place} is no row of fpsgen bench", f"their schemas are {', '.join(SCHEMAS)}", BAD_INPUT)
+        fix = "give bench.jsonl, which fpsgen bench writes, or log.jsonl of fpsgen train"
+        raise FpsgenError(f"{place} is no row of fpsgen bench", fix, BAD_INPUT)
     row |= fields(row, _ROW, place, more=True, example=_REMEDY)
     if not row["stages_s"].get("denoise", {}).get("median"):
         raise FpsgenError(f"{place}: stages_s has no time of denoising", _REMEDY, BAD_INPUT)
