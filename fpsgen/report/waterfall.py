@@ -36,14 +36,15 @@ def chart(rows: Sequence[dict[str, Any]]) -> str:
     """A bar for each stage: attention, the rest of denoising, decoding. An SVG document."""
     longest = max(row["denoise_s"]["median"] + (row["vae_s"] or 0) for row in rows)
     scale = (WIDTH - LEFT - RIGHT) / longest
-    parts, kinds = [], (ATTENTION, REST, VAE)
+    decoded = any(row["vae_s"] is not None for row in rows)
+    parts, kinds = [], (ATTENTION, REST, VAE) if decoded else (ATTENTION, REST)
     for number, row in enumerate(rows):
         top, left = 8 + number * ROW, float(LEFT)
         denoise = row["denoise_s"]["median"]
         attention = row["attention_s"]["median"]
         parts.append(f'<text x="{LEFT - 8}" y="{top + 15}" text-anchor="end">{html.escape(row["stage"])}</text>')
         lengths = (attention, denoise - attention, row["vae_s"] or 0.0)
-        for seconds, (name, colour) in zip(lengths, kinds, strict=True):
+        for seconds, (name, colour) in zip(lengths, kinds, strict=decoded):
             width = max(0.0, seconds * scale)
             title = f"<title>{name}: {seconds:.2f} s</title>"
             parts.append(

@@ -29,3 +29,4 @@ def test_a_waterfall_shows_what_each_part_is_worth():
     first, second = (line.split()[-6:] for line in waterfall.table(rows)[1:])
     assert first == ["8.00", "4.00", "-", "1.00x", "1.00x", "-"]
     assert second == ["2.00", "0.50", "1.25", "4.00x", "3.10x", "21.5"]
+    assert ">VAE<" in waterfall.chart(rows) and ">VAE<" not in waterfall.chart(rows[:1])
