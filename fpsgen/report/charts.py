@@ -80,15 +80,16 @@ def lines(
 
 
 def document(body: str, names: Sequence[tuple[str, str]]) -> str:
-    """A chart as a file of its own, with a legend. names: (name, colour) of the curves."""
-    legend, x, y = [], 60, 32
+    """A chart as a file of its own, with a legend below. names: (name, colour) of the curves."""
+    legend, x, y = [], LEFT, HEIGHT + 14
     for name, colour in names:
-        width = 20 + 7 * len(name)
+        width = 20 + LETTER * len(name)
         if x + width > WIDTH:
-            x, y = 60, y + 16
+            x, y = LEFT, y + 16
         legend.append(f'<text x="{x}" y="{y}" fill="{colour}">{html.escape(name)}</text>')
         x += max(70, width)
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" style="{DOCUMENT}"'
+    body = body.replace(_view(HEIGHT), _view(y + 8), 1)
     return body.replace("<svg", opening, 1).replace("</svg>", f"{''.join(legend)}</svg>", 1) + "\n"
 
 
@@ -132,5 +133,8 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _svg(parts: list[str], label: str) -> str:
-    frame = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}">'
-    return f"{frame}{''.join(parts)}</svg>"
+    return f'<svg {_view(HEIGHT)} role="img" aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
+
+
+def _view(height: int) -> str:
+    return f'viewBox="0 0 {WIDTH} {height}"'

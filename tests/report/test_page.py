@@ -162,6 +162,18 @@ def test_charts_place_points_by_value():
     assert charts.scatter([], "x", "y") == "" and charts.lines([("a", "red", [1.0])], "x", "y") == ""
 
 
+def test_a_legend_lies_under_its_chart():
+    """With many names it would lie over the curves."""
+    names = [(f"curve number {i}", "red") for i in range(9)]
+    chart = charts.lines([(name, colour, [9.0, 9.0]) for name, colour in names], "step", "loss")
+    text = charts.document(chart, names)
+    bottom = max(float(y) for points in re.findall(r'points="([^"]+)"', text) for y in re.findall(r",([\d.]+)", points))
+    axis = max(float(y) for y in re.findall(r'class="tick" x="[\d.]+" y="([\d.]+)"', text))
+    heights = [float(y) for y in re.findall(r'y="([\d.]+)" fill="red">curve', text)]
+    shown = float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', text)[1])
+    assert len(heights) == 9 and bottom < axis < min(heights) - 9 and max(heights) < shown
+
+
 def test_text_and_markdown_name_setting_and_place():
     lines = table(ROWS)
     assert "64x48" in lines[0] and "GPU" in lines[1] and lines[-1].split()[0] == "fps" and "3.00x" in lines[-1]
