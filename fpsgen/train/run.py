@@ -13,7 +13,7 @@ import torch
 
 from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.fields import fields, real
-from fpsgen.files import make_folder, read_json, write_text
+from fpsgen.files import make_folder, read_json, used_alone, write_text
 from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.geometry import Geometry
 from fpsgen.models.wan.load import load
@@ -21,7 +21,6 @@ from fpsgen.text import show
 from fpsgen.train.clips import TrajectoryEnds, open_folder
 from fpsgen.train.config import LIVE, TrainConfig
 from fpsgen.train.data import Pairs
-from fpsgen.train.disk import used_alone
 from fpsgen.train.estimate import MeasuredCost, cost, estimate
 from fpsgen.train.events import Events, Silent
 from fpsgen.train.export import RUN, export_folder
