@@ -166,9 +166,9 @@ def parse_json(text: str, what: str, code: int = BAD_INPUT, example: str = "") -
     return _no_odd_characters(text, found, what, remedy, code)
 
 
-def parse_toml(text: str, what: str, code: int = BAD_INPUT, example: str = "") -> dict[str, Any]:
-    """A TOML table. Raises FpsgenError `code` as `parse_json`; example: a remedy that shows one."""
-    remedy = example or "mend it, or write it anew"
+def parse_toml(text: str, what: str, code: int = BAD_INPUT) -> dict[str, Any]:
+    """A TOML table. Raises FpsgenError `code` as `parse_json`."""
+    remedy = "mend it, or write it anew"
     try:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

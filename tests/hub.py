@@ -26,6 +26,7 @@ class Hub:
 
     cut: bytes after which one transfer breaks off. spoil: it arrives with a wrong byte. etag: this header instead.
     file_status: (HTTP status, hub's code) instead of it. more: it is longer than listed. whole: ranges are ignored.
+    from_start: answered as a range, but from the first byte on.
     hang: it is never answered; API for the listing. pace: bytes a second, for all. status: by repository.
     listing: changes the listing before it is sent, as object or as bytes.
     """
@@ -38,6 +39,7 @@ class Hub:
         self.file_status: dict[str, tuple[int, str]] = {}
         self.more: set[str] = set()
         self.whole: set[str] = set()
+        self.from_start: set[str] = set()
         self.hang: set[str] = set()
         self.pace = 0.0
         self.status: dict[str, int] = {}
@@ -116,7 +118,7 @@ def serving(hub: Hub):
             status, start = 200, 0
             asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
             if asked and rest not in hub.whole:
-                status, start = 206, int(asked[1])
+                status, start = 206, 0 if rest in hub.from_start else int(asked[1])
                 if start >= len(data):
                     return self.answer(416, b"", {"Content-Range": f"bytes */{len(data)}"}, body)
                 headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"

@@ -20,7 +20,7 @@ SPEC = {
     "prompt": text(20),
     "kind": choice(("a", "b"), default="a"),
     "sizes": many(whole(16, 64), 2, 2, default=(16, 16)),
-    "versions": mapping(text(10), default=None),
+    "versions": mapping(text(10), 2, default=None),
     "model": {"name": text(10), "toml": raw(100, default="")},
 }
 GOOD = {"steps": 3, "prompt": " a  cat ", "model": {"name": "nano"}}
@@ -50,7 +50,7 @@ def test_values_come_checked_and_completed():
         *[("prompt", value) for value in ("", " ", "\ufeff", "x" * 21, 5, ["a"], "a\x1b", "a\0", "\ud800")],
         *[("kind", value) for value in ("c", ["a"], {"a": 1}, 1)],
         *[("sizes", value) for value in ([16], [16, 16, 16], [16, True], "16", [16, "16"], {"a": 1})],
-        *[("versions", value) for value in ([], {"a": 1}, {"a\x1b": "b"}, "x")],
+        *[("versions", value) for value in ([], {"a": 1}, {"a\x1b": "b"}, "x", dict.fromkeys("abc", "x"))],
         *[("model", value) for value in ("nano", {}, {"name": 1}, None, {"name": "a", "toml": 1})],
     ],
 )

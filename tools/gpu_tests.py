@@ -1,7 +1,7 @@
 """Run every test that needs a GPU and write what came of it to figures/gpu-tests.json, or say whether it still holds.
 
 python -m tools.gpu_tests [pytest options]     on a machine with a CUDA device; exits as pytest does
-python -m tools.gpu_tests --check              exits 0; warns on stderr if attention kernels changed since the row
+python -m tools.gpu_tests --check              exits 0; warns on stderr if kernels changed since the row
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW = ROOT / "figures" / "gpu-tests.json"
-KERNELS = "fpsgen/attention/kernels"
+KERNELS = ("fpsgen/attention/kernels", "fpsgen/fused")
 
 
 class Counter:
@@ -58,7 +58,7 @@ def stale(row: Path = ROW) -> str:
     commit = json.loads(row.read_text(encoding="utf-8"))["commit"]
     if not git("cat-file", "-t", commit):
         return f"{row.name} is of commit {commit[:7]}, which this clone does not have"
-    changed = git("diff", "--name-only", commit, "--", KERNELS).splitlines()
+    changed = git("diff", "--name-only", commit, "--", *KERNELS).splitlines()
     return f"{row.name} is of commit {commit[:7]}; since then changed: {', '.join(changed)}" if changed else ""
 
 

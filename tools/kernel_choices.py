@@ -1,7 +1,7 @@
 """What three choices of the FP8 path are worth in error and time, as figures/choices.json:
 
-- P.V moved into fp32 registers after every 128 keys (HopperConfig.promote), or left in the tensor core's sums;
-- consumers that alternate at the tensor core (ping-pong, HopperConfig.pingpong), or do not;
+- P.V moved into fp32 registers after every 128 keys (Sm90Config.promote), or left in the tensor core's sums;
+- consumers that alternate at the tensor core (ping-pong, Sm90Config.pingpong), or do not;
 - keys quantized without their mean (AttentionPlan.smooth_k), or as they are, where channels have a bias.
 
 `python -m tools.kernel_choices` prints the file. Relative L2 errors are against fp64 softmax, of keys over the inputs

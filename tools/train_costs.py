@@ -33,7 +33,6 @@ from fpsgen.train.data import Batch
 from fpsgen.train.loop import Trainer
 from fpsgen.train.objective import Objective
 from fpsgen.train.parallel import Processes
-from fpsgen.train.run import token_grid
 from tools.speed_tables import SHARES
 
 COLUMNS = {  # what docs/training.md shows of a row
@@ -117,7 +116,8 @@ def measure(case: Case, device: torch.device, steps: int, dense: bool, folder: P
         lora_rank=case.lora_rank,
         dense_every=0,
     )
-    trainer = Trainer(transformer, config, folder, token_grid(config, spec.geometry), Processes(0, 1, device))
+    grid = spec.geometry.token_grid(case.width, case.height, case.frames)
+    trainer = Trainer(transformer, config, folder, grid, Processes(0, 1, device))
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)

@@ -13,6 +13,8 @@ import torch
 from fpsgen.attention.plan import AttentionPlan, BlockLists, block_lists, plan_of
 from fpsgen.attention.tiles import TileLists, with_dense_rows
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 def select_lists(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> BlockLists:
     """Lists of one call of a plan's method: fixed ones are built once, online ones chosen from q, k and v.
@@ -40,8 +42,8 @@ def given_lists(index: torch.Tensor, count: torch.Tensor, plan: AttentionPlan, b
 
     index: integers [G, M, K] or [B or 1, H, M, K], each list's units first, what follows them is not read. count:
     integers, the same without K. M query tiles and U units are those of plan.tiling; units are numbered in tile order,
-    one tile after the other. Raises ValueError for other shapes, and on a CPU for numbers out of range; on a GPU they
-    are not looked at, since that would wait for it.
+    one tile after the other. Raises ValueError for other shapes, and on a CPU for numbers out of range or twice in a
+    list; on a GPU they are not looked at, since that would wait for it.
     """
     groups, tiles = {1, heads, batch * heads}, plan.tiling.num_tiles
     good = (
@@ -49,7 +51,8 @@ def given_lists(index: torch.Tensor, count: torch.Tensor, plan: AttentionPlan, b
         and isinstance(count, torch.Tensor)
         and index.dim() in (3, 4)
         and index.shape[:-1] == count.shape
-        and not (index.is_floating_point() or count.is_floating_point())
+        and index.dtype in _INTEGERS
+        and count.dtype in _INTEGERS
         and index.device == count.device
         and index.shape[-2] == tiles
         and (index.shape[0] in groups if index.dim() == 3 else index.shape[:2] in ((batch, heads), (1, heads), (1, 1)))
@@ -68,8 +71,27 @@ def given_lists(index: torch.Tensor, count: torch.Tensor, plan: AttentionPlan, b
         if len(wrong) or bool(((count < 0) | (count > index.shape[-1])).any()):
             what = f"names key {int(wrong[0])} of {units}" if len(wrong) else "has a count beyond its length"
             raise ValueError(f"a list in q2k_index {what}.\nGive keys from 0 to {units - 1} and counts up to K.")
+        ascending = torch.where(valid, index.long(), units).sort(-1).values
+        if bool(((ascending.diff(dim=-1) == 0) & (ascending[..., 1:] < units)).any()):
+            raise ValueError("a list in q2k_index names a key twice, which would count twice.\nName each key once.")
     lists = TileLists(torch.where(valid, index, -1).int(), count.int())
     return block_lists(plan.layout, with_dense_rows(lists, plan.layout), index.device)
+
+
+def check_lists(lists: BlockLists, plan: AttentionPlan, q: torch.Tensor) -> None:
+    """Raises ValueError for lists of key blocks that do not suit a plan and q [B, L, H, D]; their numbers are not
+    looked at.
+    """
+    index, count = lists
+    batch, _, heads, _ = q.shape
+    tiles, groups = plan.layout.num_tiles, {1, heads, batch * heads}
+    good = index.dim() == 3 and index.shape[:2] == count.shape and index.shape[0] in groups and index.shape[1] == tiles
+    if not (good and index.dtype == count.dtype == torch.int32 and index.device == count.device == q.device):
+        kinds = " and ".join(f"{x.dtype} {tuple(x.shape)} on {x.device}" for x in lists)
+        raise ValueError(
+            f"lists are {kinds} for {batch} x {heads} heads and {tiles} query tiles on {q.device}.\n"
+            f"Give int32 [G, M, K] with G of 1, H or B*H and M = {tiles}, and the same without K, on q's device."
+        )
 
 
 def kept_density(lists: BlockLists, plan: AttentionPlan) -> torch.Tensor:

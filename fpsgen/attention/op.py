@@ -18,7 +18,7 @@ from torch.compiler import is_compiling
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fpsgen.attention.backward import attention_gradient
-from fpsgen.attention.lists import given_lists, kept_density, select_lists
+from fpsgen.attention.lists import check_lists, given_lists, kept_density, select_lists
 from fpsgen.attention.methods import find_method
 from fpsgen.attention.norm_rope import NormRope
 from fpsgen.attention.plan import GPU_KERNELS, AttentionPlan, BlockLists, plan_of
@@ -187,13 +187,15 @@ def attend(
 
     Returns out [B, L, H, D] in q's dtype, with return_lse also LSE fp32 [B, H, L] (natural logarithm). Differentiable
     in q, k, v; traceable by torch.compile(fullgraph=True). norm_rope: q and k are what the projections wrote; they are
-    normed and rotated first, which FP8 kernels do in the pass that quantizes. lists: keys of this call, on q's device,
-    instead of those that the plan's method chooses. fp8_out, for plans in FP8 and without a gradient: out is an
-    FP8Output, which GPU kernels store themselves. Raises ValueError for tensors that do not fit the plan's grid, for
-    fp8_out elsewhere, and UnsupportedDeviceError for FP8 on GPUs older than compute capability 8.9 and where Triton is
-    missing.
+    normed and rotated first, which FP8 kernels do in the pass that quantizes. lists: key blocks of this call, each at
+    most once in a list, instead of those that the plan's method chooses. fp8_out, for plans in FP8 and without a
+    gradient: out is an FP8Output, which GPU kernels store themselves. Raises ValueError for tensors and lists that do
+    not fit the plan, for fp8_out elsewhere, and UnsupportedDeviceError for FP8 on GPUs older than compute capability
+    8.9 and where Triton is missing.
     """
     _check(q, k, v, plan)
+    if lists is not None:
+        check_lists(lists, plan, q)
     trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if fp8_out and (trains or not plan.fp8):
         what = "has no gradient" if trains else f"belongs to attention in FP8, not to method {plan.method!r}"
@@ -301,7 +303,7 @@ def fps_attention(
     q2k_index, q2k_count: the caller's own keys instead of a window: for every query tile the numbers of the key blocks
     (without block: tiles) that it sees, int32 [B, H, M, K] or [G, M, K] with G of 1, H or B*H, and how many there are,
     int32 [B, H, M] or [G, M]. Tiles and blocks are numbered in tile order: tiles in raster order, blocks tile by tile.
-    On a GPU, numbers out of range are not looked at.
+    A list names each key once. On a GPU, numbers are not looked at.
 
     Returns out [B, L, H, D] in q's dtype, in the order of the input; with return_lse also LSE fp32 [B, H, L] (natural
     logarithm). Raises ValueError and UnsupportedDeviceError as attend.

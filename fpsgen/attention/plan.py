@@ -30,8 +30,7 @@ from fpsgen.attention.tiles import (
 from fpsgen.attention.windows import Size3, Window, head_windows, resolve_window, window_density
 
 GPU_KERNELS = ("triton", "hopper")
-# of Q.K and P.V
-PRECISIONS = (
+PRECISIONS = (  # of Q.K and P.V, that kernels have
     (Precision.BF16, Precision.BF16),
     (Precision.E4M3, Precision.E4M3),
     (Precision.INT8, Precision.E4M3),
@@ -163,11 +162,11 @@ class AttentionPlan:
         object.__setattr__(self, "dense", set(self.windows) == {tiling.unit_grid} and not method.online)
 
     @classmethod
-    def of(cls, profile: Profile, grid: Size3, impl: str = "auto", prefix: int = 0, suffix: int = 0) -> AttentionPlan:
+    def of(cls, profile: Profile, grid: Size3, impl: str = "auto") -> AttentionPlan:
         """The plan of a profile on a grid."""
         tile, block, window, _ = profile.resolve(grid)
         settings = (profile.granularity, profile.method, impl, profile.smooth_k)
-        return cls(grid, tile, window, *settings, block, prefix, suffix, profile.options)
+        return cls(grid, tile, window, *settings, block, options=profile.options)
 
     @property
     def fields(self) -> tuple:
@@ -236,9 +235,10 @@ class AttentionPlan:
         return float(self.option("pvthreshd")) if "pvthreshd" in self.rule.options else 0.0
 
     def kernel(self, device: torch.device | str, head_dim: int | None = None, listed: bool = False) -> str:
-        """What computes this plan on `device`: "sdpa" (dense, 16 bit), "cpu" (sparse SDPA), "reference", "triton" (the
-        portable kernel), or "hopper", its like on sm_90 at head dims of 65 to 128 and blocks of more than 64 tokens, if
-        head_dim says so; it leaves no key block out, see leaves_out. listed: the caller brings lists of keys.
+        """Name of what computes this plan on `device`: "sdpa" (dense, 16 bit), "cpu" (sparse SDPA), "reference",
+        "triton" (the portable kernel) or "hopper" (the sm_90 kernel). The last takes head dims of 65 to 128 (head_dim
+        None: not known, so "triton"), blocks of more than 64 tokens, and no threshold that leaves_out. listed: the
+        caller brings lists of keys.
         """
         if self.impl != "auto":
             return self.impl

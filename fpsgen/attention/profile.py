@@ -113,13 +113,12 @@ class Profile:
         A few ms for a grid that is new, then cached. Density is 1.0 for methods that choose their keys online.
         """
         tile, block = resolve_tile(grid, self.tile or "fit")
+        units, least = count(grid, block or tile), count(tile, block or tile)
         if self.density is not None and not self.sees_all:
             window = density_window(grid, tile, block, self.density)
         else:
-            unit = block or tile
-            window = resolve_window(count(grid, unit), self.window, count(tile, unit))
-        unit = block or tile
-        windows = head_windows(self._head_windows, count(grid, unit), count(tile, unit)) or (window,)
+            window = resolve_window(units, self.window, least)
+        windows = head_windows(self._head_windows, units, least) or (window,)
         density = sum(window_density(grid, tile, block, each) for each in windows) / len(windows)
         return tile, block, window, density
 

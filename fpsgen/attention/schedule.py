@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fpsgen.attention.methods import METHODS, find_method
 from fpsgen.attention.profile import Profile
+from fpsgen.attention.windows import Size3
 
 AS_SCHEDULED = "as scheduled"  # in place of a method or of the kind of linear layers: nobody set another one
 LINEAR_PARTS = ("attn1", "attn2", "ffn")  # self-attention, attention to the text, feed-forward
@@ -102,7 +103,7 @@ class Schedule:
         return [self.profile_at(float(sigma)) for sigma in sigmas]
 
     @property
-    def tiles(self) -> tuple[str | tuple[int, int, int], ...]:
+    def tiles(self) -> tuple[str | Size3, ...]:
         """Tiles of the profiles whose methods need tokens in tile order; one entry is one order for every step."""
         return tuple(dict.fromkeys(p.tile or "fit" for p in self.profiles if METHODS[p.method].tiled))
 

@@ -94,13 +94,13 @@ def attention_cpu(
         line, head = served_by(g, len(groups), heads)
         some_q, some_k, some_v = (x[line, :, head] for x in (q, k, v))
         for rows, keys in lists:
-            part, height = _attend(_take(some_q, rows), _take(some_k, keys), _take(some_v, keys), return_lse)
+            part, part_lse = _attend(_take(some_q, rows), _take(some_k, keys), _take(some_v, keys), return_lse)
             if isinstance(rows, slice):
                 out[line, rows, head] = part
             else:
                 out[line, :, head].index_copy_(1, rows, part.to(dtype))
-            if lse is not None and height is not None:
-                lse[line, head, rows] = height
+            if lse is not None and part_lse is not None:
+                lse[line, head, rows] = part_lse
     return out, lse
 
 

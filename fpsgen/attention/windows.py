@@ -28,7 +28,8 @@ MAX_SPAN = 12.0  # the same of all sides
 TOLERANCE = 0.1  # of a density: how far the window found may be off, relatively
 DENSITIES = (0.12, 0.18, 0.25, 0.35, 0.45, 0.5)  # one block shape should have good windows for all of these
 ROW = 3  # blocks of a query tile: three warpgroups of 64 rows go over it twice
-FULL, EVEN = (0.97, 0.02), (0.85, 0.2)  # how much of the best share filled will do, weight of the grid's elongation
+# (least share filled, of the best one; weight of the elongation of the block grid), for fit_blocks as it is and `even`
+FULL, EVEN = (0.97, 0.02), (0.85, 0.2)
 
 
 def size3(value: object, name: str) -> Size3:

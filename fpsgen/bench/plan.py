@@ -7,14 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from fpsgen.attention.methods import BASELINE, OURS
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.pipeline.plan import Plan, plan
 from fpsgen.settings.gather import Settings
 from fpsgen.text import show
 
-OURS = "fps"
-BASELINE = "bf16"
 EVERY_STEP = {"cache": "none", "cfg_until": 1.0}  # settings by which no step is skipped and all have their guidance
 WARM_STEPS = {"cuda": 3, "cpu": 1}
 

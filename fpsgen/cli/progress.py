@@ -30,7 +30,7 @@ class Quiet:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def stage_start(self, name: str, note: str = "") -> None:
+    def stage_start(self, name: str) -> None:
         pass
 
     def stage_end(self, name: str, seconds: float) -> None:
@@ -69,7 +69,7 @@ class Plain(Quiet):
         self._stage = "denoise"
         self._tenth = 0
 
-    def stage_start(self, name: str, note: str = "") -> None:
+    def stage_start(self, name: str) -> None:
         self._stage, self._spent, self._before, self._tenth, self._pace = name, 0.0, None, 0, ""
 
     def stage_end(self, name: str, seconds: float) -> None:
@@ -126,9 +126,9 @@ class Drawn(Quiet):
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
-    def stage_start(self, name: str, note: str = "") -> None:
+    def stage_start(self, name: str) -> None:
         self._spent, self._before, self._pace = 0.0, None, ""
-        self._task = self._progress.add_task(name, total=None, note=self._job or note)
+        self._task = self._progress.add_task(name, total=None, note=self._job)
 
     def stage_end(self, name: str, seconds: float) -> None:
         self._progress.remove_task(self._task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from fpsgen.attention.methods import find_method
 from fpsgen.attention.presets import preset
 from fpsgen.attention.profile import Profile
 from fpsgen.attention.schedule import AS_SCHEDULED, Schedule
+from fpsgen.attention.windows import Size3
 from fpsgen.models.catalog.folder import SCHEDULE
 from fpsgen.models.catalog.machine import this_machine
 from fpsgen.models.patch.schedule_choice import read_schedule
@@ -21,8 +23,6 @@ from fpsgen.pipeline.sigmas import scheduler_of, step_sigmas
 from fpsgen.report.lines import amount, duration
 from fpsgen.settings.table import SETTINGS
 from fpsgen.text import show
-
-_ALWAYS = {"noise": ("CPU generator", "always: a seed means the same everywhere")}
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Outlook:
     schedule: Schedule
     why: str
     profiles: list[ProfileSteps]
-    grid: tuple[int, int, int]
+    grid: Size3
     estimate: Estimate
 
     @property
     def tokens(self) -> int:
-        return self.grid[0] * self.grid[1] * self.grid[2]
+        return math.prod(self.grid)
 
     def as_json(self) -> dict[str, Any]:
         request = self.plan.request
@@ -87,10 +87,8 @@ class Outlook:
         if self.schedule.dense_layers:
             rows.append(("dense layers", ", ".join(map(str, self.schedule.dense_layers)), "schedule"))
         rows.append(("tokens", f"{' x '.join(map(str, self.grid))} = {self.tokens}", "size and frames"))
-        rows += [
-            ("vae dtype", vae_dtype(request), "fp32 on a CPU and with --exact"),
-            *((n, *f) for n, f in _ALWAYS.items()),
-        ]
+        rows.append(("vae dtype", vae_dtype(request), "fp32 on a CPU and with --exact"))
+        rows.append(("noise", "CPU generator", "always: a seed means the same everywhere"))
         return rows + _estimate_rows(self.estimate)
 
 
@@ -117,8 +115,7 @@ def foresee(planned: Plan) -> Outlook:
     video = request.video
     grid = request.model.geometry.token_grid(video.width, video.height, video.frames)
     profiles = profile_steps(schedule, request, grid)
-    tokens = grid[0] * grid[1] * grid[2]
-    return Outlook(planned, schedule, why, profiles, grid, estimate(request, tokens, profiles, schedule))
+    return Outlook(planned, schedule, why, profiles, grid, estimate(request, math.prod(grid), profiles, schedule))
 
 
 def _described(profile: ProfileSteps) -> str:
@@ -159,7 +156,7 @@ def planned_schedule(request: GenerateRequest) -> tuple[Schedule, str]:
     return (schedule.with_method(method) if method else schedule), why
 
 
-def profile_steps(schedule: Schedule, request: GenerateRequest, grid: tuple[int, int, int]) -> list[ProfileSteps]:
+def profile_steps(schedule: Schedule, request: GenerateRequest, grid: Size3) -> list[ProfileSteps]:
     """Steps and density by profile, in the order in which they run."""
     scheduler, train_timesteps = scheduler_of(request.model)
     sigmas = step_sigmas(request.sampling.steps, request.sampling.shift, scheduler, train_timesteps)
@@ -169,5 +166,5 @@ def profile_steps(schedule: Schedule, request: GenerateRequest, grid: tuple[int,
     return [ProfileSteps(name, p.method, counts[name], _density(p, grid)) for name, p in profiles.items()]
 
 
-def _density(profile: Profile, grid: tuple[int, int, int]) -> float | None:
+def _density(profile: Profile, grid: Size3) -> float | None:
     return None if find_method(profile.method).online else round(profile.resolve(grid)[3], 4)

@@ -12,10 +12,9 @@ from fpsgen.attention.schedule import Schedule
 from fpsgen.models.catalog.cache import bytes_to_fetch, free_disk
 from fpsgen.models.catalog.machine import Machine, this_machine
 from fpsgen.pipeline.memory import frames_gb, refusal
-from fpsgen.pipeline.request import GenerateRequest
+from fpsgen.pipeline.request import DTYPES, GenerateRequest
 
 _DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-_DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def _denoise_seconds(
     fused passes; None where there is none, and where steps are skipped or lose their guidance.
     """
     video, guided, values = request.video, request.sampling.guidance > 1, request.values()
-    dtype = _DTYPE_NAMES.get(request.machine.dtype, "bfloat16")
+    dtype = DTYPES.get(request.machine.dtype, "bfloat16")
     linear = values["linear"] or ("fp8" if schedule.fp8_linear else "bf16")
     if values["cache"] != "none" or values["cfg_until"] < 1:
         return None

@@ -14,7 +14,7 @@ from fpsgen.signals import check_stop
 class Events(Protocol):
     """Receives the events of work while it runs. Times are in seconds."""
 
-    def stage_start(self, name: str, note: str = "") -> None: ...
+    def stage_start(self, name: str) -> None: ...
 
     def stage_end(self, name: str, seconds: float) -> None: ...
 
@@ -63,7 +63,7 @@ class Timing:
 
     @property
     def total(self) -> float:
-        """Seconds since this clock was made."""
+        """Seconds since this timer was made."""
         return time.monotonic() - self._start
 
     def as_json(self) -> dict:

@@ -21,9 +21,7 @@ from fpsgen.models.wan.random_weights import random_pipeline
 from fpsgen.pipeline.compiler import NO_COMPILER
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.memory import check_device
-from fpsgen.pipeline.request import GenerateRequest
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from fpsgen.pipeline.request import DTYPES, GenerateRequest
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def choose_device(name: str) -> torch.device:
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The transformer's dtype; the VAE is fp32 always."""
-    return default_dtype(device) if name == "auto" else _DTYPES[name]
+    return default_dtype(device) if name == "auto" else getattr(torch, DTYPES[name])
 
 
 def dtype_name(dtype: torch.dtype) -> str:

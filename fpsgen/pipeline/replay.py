@@ -19,14 +19,13 @@ from fpsgen.models.catalog.registry import models
 from fpsgen.pipeline.output import resolve_output, sidecar
 from fpsgen.pipeline.plan import check_lora, check_prompt
 from fpsgen.pipeline.recipe import RECIPE_SCHEMA, versions
-from fpsgen.pipeline.request import GenerateRequest, request_from_values
+from fpsgen.pipeline.request import DTYPES, GenerateRequest, request_from_values
 from fpsgen.pipeline.size import resolve_frames
 from fpsgen.settings.gather import Settings, refusal
 from fpsgen.settings.table import SETTINGS
 from fpsgen.text import show
 from fpsgen.video import read_recipe
 
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _MAX_SIDECAR = 16 << 20  # bytes
 _REMEDY = "name a video as fpsgen wrote it"
 _SIDE = whole(16, 8192)
@@ -77,7 +76,8 @@ def request_from(recipe: dict[str, Any], settings: Settings) -> tuple[GenerateRe
     device = settings.device if asked else "cpu" if recipe.get("device") == "cpu" else "cuda"
     own = fields(recipe, _RECIPE, "the recipe", more=True, example=_REMEDY)
     values = {name: own[name] for name in ("width", "height", "scaled_to", "max_sequence_length")}
-    own_form: dict[str, Any] = {"dtype": _DTYPES.get(str(recipe.get("dtype")), "auto")}
+    dtype = next((short for short, name in DTYPES.items() if name == recipe.get("dtype")), "auto")
+    own_form: dict[str, Any] = {"dtype": dtype}
     own_form["method"] = None if own["method"] == AS_SCHEDULED else own["method"]
     if recipe.get("linear", AS_SCHEDULED) == AS_SCHEDULED:
         own_form["linear"] = None

@@ -59,6 +59,9 @@ class Attention:
     strict: bool
 
 
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # torch's names of what --dtype takes
+
+
 @dataclass(frozen=True)
 class Machine:
     """device: "auto", "cpu", "cuda", "cuda:N". dtype: "auto", "bf16", "fp16", "fp32"."""

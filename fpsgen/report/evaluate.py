@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fpsgen.attention.methods import OURS
 from fpsgen.attention.schedule import AS_SCHEDULED
 from fpsgen.report import charts
 from fpsgen.report.lines import columns, options, versions, with_figures
@@ -138,7 +139,7 @@ def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _colour(entry: dict[str, Any]) -> str:
-    return charts.colour_of("fps" if entry["method"] == AS_SCHEDULED else entry["method"])
+    return charts.colour_of(OURS if entry["method"] == AS_SCHEDULED else entry["method"])
 
 
 def _setting(rows: Sequence[dict[str, Any]]) -> str:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fpsgen.attention.methods import OURS
 from fpsgen.report import charts
 from fpsgen.report.bench import (
     COLUMNS,
@@ -21,8 +22,6 @@ from fpsgen.report.bench import (
 )
 from fpsgen.report.lines import with_figures
 from fpsgen.report.template import embedded, fill
-
-OURS = "fps"
 
 
 def page(rows: list[dict[str, Any]]) -> str:

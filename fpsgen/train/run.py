@@ -15,7 +15,6 @@ from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.fields import fields, real
 from fpsgen.files import make_folder, read_json, used_alone, write_text
 from fpsgen.models.catalog.choice import ModelChoice
-from fpsgen.models.catalog.geometry import Geometry
 from fpsgen.models.wan.load import load
 from fpsgen.text import show
 from fpsgen.train.clips import TrajectoryEnds, open_folder
@@ -69,7 +68,8 @@ def train(
             _move(pipe, torch.device("cpu"))
         else:
             pipe.vae, pipe.text_encoder = None, None
-        trainer = Trainer(pipe.transformer, config, folder, token_grid(config, choice.geometry), shared)
+        grid = choice.geometry.token_grid(config.width, config.height, config.frames)
+        trainer = Trainer(pipe.transformer, config, folder, grid, shared)
         main = objectives[0]
         before = _before(trainer, main, folder)
         trainer.resume()
@@ -102,11 +102,6 @@ def train(
             write_text(json.dumps(report, indent=1) + "\n", folder / "report.json", overwrite=True)
         shared.wait()
     return TrainResult(model, report)
-
-
-def token_grid(config: TrainConfig, geometry: Geometry) -> tuple[int, int, int]:
-    """Tokens (T, H, W) of the run's videos."""
-    return geometry.token_grid(config.width, config.height, config.frames)
 
 
 def _move(pipe: Any, device: torch.device) -> None:

@@ -6,6 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fpsgen.attention import AttentionPlan, attend, backward
 from fpsgen.attention.norm_rope import apply_norm_rope
+from fpsgen.attention.plan import BlockLists
 
 from .cases import BY_NAME, CASES, Case
 from .gradients import check, exact, of_case, window_mask
@@ -32,7 +33,15 @@ def test_gathered_gradients_in_bf16():
     check(*gathered(backward, WIDE, False, torch.bfloat16), 8e-3, 3e-2)
 
 
-SERVED = "served_by(g, len(groups), heads)"
+def test_only_a_plan_s_own_lists_are_transposed_once():
+    pytest.importorskip("triton", reason="triton is not installed")
+    plan = AttentionPlan((4, 6, 10), (2, 3, 5), (1, 1, 1), method="sta")
+    index, count = plan.lists("cpu")
+    own = backward._query_blocks(plan, plan.lists("cpu"))
+    assert own is not None and own is backward._query_blocks(plan, plan.lists("cpu"))
+    assert backward._query_blocks(plan, BlockLists(index.clone(), count)) is None
+
+
 MISTAKES = {
     "sums assigned, not added, where lists overlap": ("head] += some", "head] = some.to(total.dtype)"),
     "the first head's list for all": (

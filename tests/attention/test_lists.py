@@ -91,6 +91,10 @@ def test_the_gradient_flows_through_a_callers_lists():
         {"q2k_index": torch.zeros(1, 7, 2, dtype=torch.int32)},
         {"q2k_index": torch.zeros(4, 8, 2, dtype=torch.int32), "q2k_count": torch.ones(4, 8, dtype=torch.int32)},
         {"q2k_index": torch.zeros(1, 8, 2)},
+        {"q2k_index": torch.zeros(1, 8, 2, dtype=torch.bool)},
+        {"q2k_index": torch.zeros(1, 8, 2, dtype=torch.uint16)},
+        {"q2k_count": torch.ones(1, 8, dtype=torch.complex64)},
+        {"q2k_index": torch.ones(1, 8, 2, dtype=torch.int32), "q2k_count": torch.full((1, 8), 2)},
         {"q2k_index": torch.full((1, 8, 2), 8, dtype=torch.int32)},
         {"q2k_index": torch.full((1, 8, 2), -1, dtype=torch.int32)},
         {"q2k_count": torch.full((1, 8), 3, dtype=torch.int32)},
@@ -107,6 +111,24 @@ def test_lists_that_do_not_fit_are_refused_in_two_lines(change):
     fps_attention(q, k, v, grid=GRID, tile=(2, 3, 5), **good)
     with pytest.raises(ValueError) as caught:
         fps_attention(q, k, v, grid=GRID, tile=(2, 3, 5), **(good | change))
+    assert str(caught.value).count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("index", "count"),
+    [
+        (torch.zeros(1, 8, 2, dtype=torch.int32), torch.ones(1, 8, dtype=torch.int32)),  # of the grid's tiles alone
+        (torch.zeros(4, 9, 2, dtype=torch.int32), torch.ones(4, 9, dtype=torch.int32)),
+        (torch.zeros(1, 9, 2, dtype=torch.int64), torch.ones(1, 9, dtype=torch.int32)),
+        (torch.zeros(1, 9, 2, dtype=torch.int32), torch.ones(9, dtype=torch.int32)),
+        (torch.zeros(1, 9, 2, dtype=torch.int32, device="meta"), torch.ones(1, 9, dtype=torch.int32)),
+    ],
+)
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_attend_refuses_lists_of_another_shape(index, count, impl):
+    plan = AttentionPlan(GRID, (2, 3, 5), impl=impl, prefix=9)
+    with pytest.raises(ValueError, match=r"^lists are .*\nGive int32 .* M = 9") as caught:
+        attend(*inputs(249), plan, lists=BlockLists(index, count))
     assert str(caught.value).count("\n") == 1
 
 

@@ -128,6 +128,7 @@ def test_methods_keep_what_they_have_a_use_for():
     assert adapted["sta"].profiles == (plain, Profile("b", "sta", density=0.2))
     assert adapted["bf16"].profiles == (Profile("a", "bf16", tile=(6, 8, 8)), Profile("b", "bf16", tile="blocks"))
     assert adapted["fps"] is schedule
+    assert all(profile.smooth_k for name in ("sage", "sparge") for profile in adapted[name].profiles)  # their own way
     assert all(s.trained and s.dense_layers == (1,) for s in adapted.values())
 
 

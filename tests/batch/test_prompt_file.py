@@ -95,6 +95,10 @@ def test_switches_behind_a_prompt(tmp_path):
     assert found == [{"strict": True, "seed": "4"}, {"metadata": False, "strict": False}]
 
 
+def test_a_quotation_mark_alone_is_a_value(tmp_path):
+    assert read(b"a cat --negative '", "p.txt", tmp_path) == [(1, "a cat", {"negative": "'"})]
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -294,9 +295,21 @@ def test_a_ledger_that_is_a_link_is_not_written_to(batch, tmp_path):
     assert (tmp_path / "other").read_text() == "kept"
 
 
-def test_jobs_with_another_lora_get_a_model_of_their_own(batch, monkeypatch):
-    import sys
+def test_what_holds_for_every_job_is_said_once(batch, monkeypatch):
+    made = sys.modules["fpsgen.pipeline.run"]
+    real = made.run
 
+    def run(request, timing, model):
+        timing.warn("nano is small")
+        timing.warn(f"prompt {request.prompt.text} is short")
+        return real(request, timing, model)
+
+    monkeypatch.setattr(made, "run", run)
+    assert batch(write("cat", "dog")) == 0, batch.err
+    assert [batch.err.count(text) for text in ("nano is small", "prompt cat is", "prompt dog is")] == [1, 1, 1]
+
+
+def test_jobs_with_another_lora_get_a_model_of_their_own(batch, monkeypatch):
     made = []
     loaded, run = sys.modules["fpsgen.pipeline.loaded_model"], sys.modules["fpsgen.pipeline.run"]
     monkeypatch.setattr(loaded, "load_model", lambda request, timing: request.values()["lora"])
@@ -315,8 +328,6 @@ def test_jobs_with_another_lora_get_a_model_of_their_own(batch, monkeypatch):
 
 
 def test_a_signal_that_a_library_swallowed_ends_the_batch_all_the_same(batch, generator, monkeypatch):
-    import sys
-
     module = sys.modules["fpsgen.pipeline.run"]
     real = module.run
 

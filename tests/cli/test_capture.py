@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusal import refuses
 from safetensors import safe_open
 
 from fpsgen.attention.methods import METHODS
+from fpsgen.errors import DISK
 from fpsgen.models.patch import attention
-from fpsgen.pipeline.capture import read_capture
+from fpsgen.pipeline.capture import Capture, read_capture
 
 SMALL = ("--res", "64x32", "--frames", "5", "--steps", "3", "--seed", "3")
 KERNEL = ("bench", "kernel", "--captured", "caught", "--density", "0.4", "--seconds", "0.01")
@@ -74,6 +76,8 @@ def test_usage(fpsgen, generate, tiny_dir):
     fpsgen.refused(2, "--heads")
     fpsgen("bench", "kernel", "--captured", "nowhere")
     fpsgen.refused(4, "nowhere", "--capture")
+    with refuses(DISK, "caught", remedy="--overwrite"):  # also where it came while the model was loaded
+        Capture(Path("caught")).start(2, 3, {})
     broken = Path("caught") / "step0000-layer00.safetensors"
     broken.write_bytes(broken.read_bytes()[:-50])
     fpsgen(*KERNEL)

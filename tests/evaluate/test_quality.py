@@ -39,6 +39,9 @@ def test_flicker_sees_what_alternates_and_not_what_fades():
     assert flicker(np.broadcast_to(level, (5, 8, 8, 3))) == pytest.approx(0, abs=1e-3)
     level = np.array([0, 10, 0, 10, 0], np.uint8)[:, None, None, None]
     assert flicker(np.broadcast_to(level, (5, 8, 8, 3))) == pytest.approx(20, abs=1e-3)
+    spots = np.zeros((5, 8, 8, 3), np.uint8)
+    spots[1::2, :4] = 10  # half of the picture alternates
+    assert flicker(spots) == pytest.approx(10, abs=1e-3)
     assert flicker(frames(2)) == 0
 
 

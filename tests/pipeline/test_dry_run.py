@@ -67,7 +67,7 @@ def test_origins_are_of_this_command_alone(outlook):
     assert not {"repeats", "heads", "compare", "yes", "lora_rank"} & set(origins)
 
 
-def rows_of(outlook, seconds: dict[str, float], density: float = 1.0) -> tuple[dict, ...]:
+def rows_of(outlook, seconds: dict[str, float], density: float = 1.0, guidance: float = 1.0) -> tuple[dict, ...]:
     """One row, as if this plan had been measured. density: factor on that of each profile."""
     request = outlook.plan.request
     video = request.video
@@ -75,7 +75,7 @@ def rows_of(outlook, seconds: dict[str, float], density: float = 1.0) -> tuple[d
         {"profile": p.name, "method": p.method, "density": p.density * density, "step_s": {"median": seconds[p.name]}}
         for p in outlook.profiles
     ]
-    common = {"model": request.model.spec.name, "device": H100, "dtype": "bfloat16", "guidance": 1.0}
+    common = {"model": request.model.spec.name, "device": H100, "dtype": "bfloat16", "guidance": guidance}
     common |= {"width": video.width, "height": video.height, "frames": video.frames, "tokens": outlook.tokens}
     common |= {"linear": "fp8" if outlook.schedule.fp8_linear else "bf16"}
     common |= {"schedule": outlook.schedule.name, "profiles": profiles, "peak_memory": {"cuda_bytes": 4.6e9}}
@@ -105,6 +105,9 @@ def test_time_comes_from_rows_of_the_same_card_size_and_schedule(outlook, monkey
         assert outlook(80.0, **asked | other).estimate.denoise_s is None
     assert outlook(80.0, name="another card", **asked).estimate.denoise_s is None
     assert outlook(None, **asked).estimate.denoise_s is None
+    rows = rows_of(measured, seconds, guidance=5.0)  # so a step ran the model twice
+    assert outlook(80.0, **asked | {"guidance": 5.0}).estimate.denoise_s == wanted
+    assert outlook(80.0, **asked).estimate.denoise_s == wanted / 2
     rows = rows_of(measured, seconds, 0.5)  # measured when the schedule's windows were smaller
     assert outlook(80.0, **asked).estimate.denoise_s is None
 

@@ -34,7 +34,7 @@ class KeptEvents(Quiet):
         self.steps: list[tuple[int, int, str]] = []
         self.warnings: list[str] = []
 
-    def stage_start(self, name: str, note: str = "") -> None:
+    def stage_start(self, name: str) -> None:
         self.stages.append(name)
 
     def step(self, index: int, total: int, seconds: float, note: str) -> None:

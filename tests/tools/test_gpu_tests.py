@@ -1,13 +1,14 @@
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from tools import gpu_tests
 
 
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
+@pytest.fixture(params=gpu_tests.KERNELS)
+def checkout(request, tmp_path, monkeypatch):
     """A repository with one kernel and a row of its first commit."""
 
     def git(*arguments):
@@ -16,7 +17,7 @@ def checkout(tmp_path, monkeypatch):
         return done.stdout.strip()
 
     monkeypatch.setattr(gpu_tests, "ROOT", tmp_path)
-    kernel = tmp_path / gpu_tests.KERNELS / "attend.py"
+    kernel = tmp_path / request.param / "attend.py"
     kernel.parent.mkdir(parents=True)
     kernel.write_text("1\n")
     git("init", "-q")
@@ -25,6 +26,12 @@ def checkout(tmp_path, monkeypatch):
     row = tmp_path / "row.json"
     row.write_text(json.dumps({"commit": git("rev-parse", "HEAD")}))
     return tmp_path, kernel, row
+
+
+def test_all_kernels_are_looked_at():
+    root = Path(__file__).resolve().parents[2]
+    found = [path for path in root.glob("fpsgen/**/*.py") if "@triton.jit" in path.read_text(encoding="utf-8")]
+    assert found and all(any(folder in path.as_posix() for folder in gpu_tests.KERNELS) for path in found)
 
 
 def test_a_row_holds_until_a_kernel_changes(checkout):

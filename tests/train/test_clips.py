@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,9 @@ def test_noise_levels_are_logit_normal_under_the_shift():
     assert (share(0.0, 5.0), share(1.0, 5.0)) == (0.0, 1.0)
     parts = sorted(share(float(sigma), 5.0) * 40 for sigma in draw_sigmas(40, 5.0))  # one of each 40th part
     assert all(number - 0.01 <= part <= number + 1.01 for number, part in enumerate(parts))
-    within = draw_sigmas(100, 3.0, 0.9, 1.0)
-    assert float(within.min()) >= 0.9 and float(within.max()) <= 1.0
+    for low, high in ((0.9, 1.0), (0.9995, 1.0), (0.0, 0.0005)):  # the last two lie beyond nearly all levels
+        within = draw_sigmas(100, 3.0, low, high)
+        assert float(within.min()) >= low - 1e-7 and float(within.max()) <= high + 1e-7
 
 
 def test_a_step_sees_rows_that_belong_together(clips):
@@ -103,6 +105,16 @@ def test_rare_profiles_are_drawn_often(clips):
     mass = 1 - share(0.9, 5.0)
     found = [clips[0].draw(step, 0, 1, 0.0).profile for step in range(600)].count("early") / 600
     assert found == pytest.approx((0.5 + mass) / 2, abs=0.06)
+
+
+def test_windows_of_one_profile_are_drawn_by_how_often_levels_fall_there(tmp_path):
+    """At shift 5, levels from 0.9 up are 27 % of all, those up to 0.5 are 5 %."""
+    names = [profile.name for profile in PLAN.profiles]
+    plan = replace(PLAN, windows=((0.0, 0.5, names[0]), (0.5, 0.9, names[1]), (0.9, 1.0, names[0])))
+    source, _ = open_folder(write_folder(tmp_path / "data"), SIZE, MODEL, plan, 5.0)
+    drawn = [batch for step in range(300) if (batch := source.draw(step, 0, 1, 0.0)).profile == names[0]]
+    low, high = share(0.5, 5.0), 1 - share(0.9, 5.0)
+    assert sum(float(batch.sigmas) < 0.5 for batch in drawn) / len(drawn) == pytest.approx(low / (low + high), abs=0.1)
 
 
 @pytest.mark.parametrize("fault", ["size", "bytes", "missing", "schema", "none", "model"])

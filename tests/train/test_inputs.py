@@ -33,7 +33,9 @@ def test_a_size_that_the_model_cannot_make_is_named(make_config, tmp_path, chang
     """The same where only pairs are made; nothing is left half done."""
     config = make_config(**change)
     (size,) = change.values()
-    for begin in (train, lambda *given: prepare_pairs(*given, Silent())):
-        with refuses(BAD_INPUT, str(size)):
-            begin(config, tmp_path / "run", torch.device("cpu"))
+    given = (config, tmp_path / "run", torch.device("cpu"))
+    with refuses(BAD_INPUT, str(size)):
+        train(*given, Silent(), Silent())
+    with refuses(BAD_INPUT, str(size)):
+        prepare_pairs(*given, Silent())
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {".lock"}

@@ -57,6 +57,14 @@ def test_a_block_is_made_once_and_every_prompt_comes_equally_often(live):
     assert all([prompt for prompt, _ in calls].count(name) == 4 for name in PROMPTS)
 
 
+def test_each_cycle_of_the_prompts_has_an_order_of_its_own():
+    made = Made()
+    pairs = LivePairs(made, "abcdefgh", Schedule.from_toml(SCHEDULE), SIGMAS)
+    drawn(pairs, range(48))  # 12 blocks of 2 trajectories: three times all prompts
+    orders = ["".join(prompt for prompt, _ in made.calls[first : first + 8]) for first in (0, 8, 16)]
+    assert all(sorted(order) == sorted("abcdefgh") for order in orders) and len(set(orders)) == 3
+
+
 def test_a_batch_is_of_one_profile_and_of_its_block(live):
     pairs, _ = live
     for step in range(40):

@@ -57,6 +57,15 @@ def test_losses_may_rise_while_attention_becomes_sparser(tmp_path):
     log.check(5 * WINDOW)
 
 
+def test_the_last_loss_of_that_time_is_no_measure_for_those_that_follow(tmp_path):
+    log = Log(tmp_path, judged_from=3)
+    log.begin(0)
+    for step in range(1, 2 * WINDOW + 4):
+        log.add(row(step, 1e6 if step <= 3 else 1.0 if step <= WINDOW + 3 else 7.0))
+    with refuses(NUMERIC):
+        log.check(2 * WINDOW + 3)
+
+
 def test_no_checkpoint_is_written_where_losses_have_risen_already(tmp_path):
     log = Log(tmp_path)
     log.begin(0)

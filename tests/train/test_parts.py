@@ -286,16 +286,21 @@ def test_what_steps_took_says_what_the_others_will(monkeypatch):
     assert estimate.cost(7200, Processes(0, 1, torch.device("cpu"))) == "2:00:00"
 
 
-def test_processes_share_the_memory(make_config, tiny_dir, monkeypatch):
-    """10,000 M weights in fp32 with gradient, two moments and average: 20 bytes each, over two processes."""
+def test_processes_share_memory_and_time(make_config, tiny_dir, monkeypatch):
+    """10,000 M weights in fp32 with gradient, two moments and average: 20 bytes each, over two processes. A sample was
+    measured to take 15 s.
+    """
     from fpsgen.models.catalog.choice import choose
     from fpsgen.train import estimate
     from fpsgen.train.parallel import Processes
 
     monkeypatch.setattr(estimate, "parameters", lambda model: 10**10)
     choice = choose(str(tiny_dir))
-    said = [dict(estimate.estimate(make_config(), choice, Processes(0, n, torch.device("cpu")))) for n in (1, 2)]
+    monkeypatch.setattr(estimate, "measured", lambda *run: {"seconds": 15.0, "peak_bytes": None})
+    config = make_config(batch=2, steps=60)
+    said = [dict(estimate.estimate(config, choice, Processes(0, n, torch.device("cpu")))) for n in (1, 2)]
     assert [text["memory"].split(" GB")[0] for text in said] == ["200.0", "100.0"]
+    assert [text["time"] for text in said] == ["30:00 (estimated)", "15:00 (estimated)"]
 
 
 @pytest.mark.parametrize("name", ["wan-1.3b", "wan-1.3b-lora", "wan-14b-lora"])

@@ -10,6 +10,7 @@ from fpsgen.attention.methods import bf16, fp8, fps, sage, sparge, sta, svg
 from fpsgen.attention.methods.base import Method, Precision, Selection
 
 METHODS: dict[str, Method] = {entry.METHOD.name: entry.METHOD for entry in (bf16, fp8, sta, sage, sparge, svg, fps)}
+OURS, BASELINE = fps.METHOD.name, bf16.METHOD.name  # what benches compare
 
 
 def find_method(name: object) -> Method:
@@ -19,4 +20,4 @@ def find_method(name: object) -> Method:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "Method", "Precision", "Selection", "find_method"]
+__all__ = ["BASELINE", "METHODS", "OURS", "Method", "Precision", "Selection", "find_method"]

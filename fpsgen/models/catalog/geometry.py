@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from fpsgen.attention.windows import Size3
+
 Size = tuple[int, int]  # width, height in pixels
 
 
@@ -17,7 +19,7 @@ class Geometry:
 
     spatial: int
     temporal: int
-    patch: tuple[int, int, int]
+    patch: Size3
     positions: int
 
     @property
@@ -25,7 +27,7 @@ class Geometry:
         """Both sides of a video must be multiples of this, in pixels."""
         return self.spatial * math.lcm(self.patch[1], self.patch[2])
 
-    def token_grid(self, width: int, height: int, frames: int) -> tuple[int, int, int]:
+    def token_grid(self, width: int, height: int, frames: int) -> Size3:
         """Tokens (T, H, W) of a video."""
         latents = (frames - 1) // self.temporal + 1, height // self.spatial, width // self.spatial
         t, h, w = (size // patch for size, patch in zip(latents, self.patch, strict=True))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fpsgen.attention.methods import METHODS
 from fpsgen.attention.presets import PRESETS, preset
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, FpsgenError
@@ -25,14 +26,14 @@ def resolve_schedule(wanted: Schedule | str | Path | None, method: str | None, o
 
     wanted: a Schedule, a preset's name, a TOML file, or None for `own` (the checkpoint's), else "safe". method: run it
     as this method, see Schedule.with_method. Warns (ScheduleWarning) where trained weights meet another schedule than
-    theirs, and where weights that were not trained for it meet one that needs training; never for bf16. Raises
-    FpsgenError BAD_INPUT for a file that cannot be read or a name that does not exist.
+    theirs, and where weights that were not trained for it meet one that needs training; never for dense attention in 16
+    bits. Raises FpsgenError BAD_INPUT for a file that cannot be read or a name that does not exist.
     """
     chosen = own if wanted is None else read_schedule(wanted)
     if chosen is None:
         chosen = PRESETS[DEFAULT]
     ran = _checked(lambda: chosen.with_method(method)) if method else chosen
-    if any(profile.method != "bf16" for profile in ran.profiles):
+    if any(METHODS[profile.method].tiled for profile in ran.profiles):
         _warn(chosen, own)
     return ran
 

@@ -231,7 +231,10 @@ def _pull_again(hub) -> Path:
     return pull(NAME, "main").folder
 
 
-@pytest.mark.parametrize("left", ["own", "hub's", "two", "three", "wrong", "too long", "whole", "no ranges"])
+FROM_START = ("too long", "no ranges", "another range")
+
+
+@pytest.mark.parametrize("left", ["own", "hub's", "two", "three", "wrong", "whole", *FROM_START])
 def test_what_an_earlier_run_left_is_taken_up(hub, left):
     data, digest = (hub.repositories[NAME] / WEIGHTS).read_bytes(), digest_of(hub, WEIGHTS)
     half = len(data) // 2
@@ -249,8 +252,11 @@ def test_what_an_earlier_run_left_is_taken_up(hub, left):
     if left == "no ranges":
         own.write_bytes(data[:half])
         hub.whole.add(WEIGHTS)
+    if left == "another range":
+        own.write_bytes(data[:half])
+        hub.from_start.add(WEIGHTS)
     pulled = pull(NAME, "main")
-    rest = {"wrong": 2 * len(data) - half, "whole": 0, "too long": len(data), "no ranges": len(data)}
+    rest = {"wrong": 2 * len(data) - half, "whole": 0} | dict.fromkeys(FROM_START, len(data))
     assert hub.sent[WEIGHTS] == rest.get(left, len(data) - half)
     assert verify_folder(pulled.folder) == [] and not [p for p in blobs() if "incomplete" in p.name]
 

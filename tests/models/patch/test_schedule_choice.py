@@ -11,7 +11,7 @@ import wan_cases as case
 from refusal import refuses
 
 from fpsgen import apply
-from fpsgen.attention import preset
+from fpsgen.attention import METHODS, Method, preset
 from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.models.patch.schedule_choice import ScheduleWarning, checkpoint_schedule, resolve_schedule
 from fpsgen.models.wan.load import load
@@ -56,6 +56,12 @@ def test_untrained_weights_with_a_schedule_that_needs_training_warn():
             with pytest.warns(ScheduleWarning, match="were not"):
                 resolve_schedule(wanted, None, own)
     quietly("paper", "bf16", None)
+
+
+def test_no_dense_method_in_16_bits_warns(monkeypatch):
+    monkeypatch.setitem(METHODS, "plain", Method("plain", "dense", "made up", "#123456"))
+    quietly("paper", "plain", None)
+    quietly("paper", "plain", OWN)
 
 
 @pytest.mark.parametrize("wanted", ["fastest", "missing.toml", "broken.toml", "gap.toml"])
