@@ -14,7 +14,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +227,12 @@ def lock(path: str | Path, busy: str, remedy: str) -> Iterator[bool]:
         yield True
     finally:
         held.release()
+
+
+def used_alone(folder: Path) -> AbstractContextManager[bool]:
+    """Within it no other run works in the folder, which exists. Raises FpsgenError LOCKED, DISK."""
+    busy = f"{show(folder)} is used by another run"
+    return lock(folder / ".lock", busy, "wait for it, or name another folder with -o")
 
 
 def _holder(path: str | Path) -> str:

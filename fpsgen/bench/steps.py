@@ -10,7 +10,7 @@ from typing import Any
 
 from fpsgen.bench.plan import BASELINE, EVERY_STEP, OURS, methods_to_run
 from fpsgen.bench.provenance import provenance
-from fpsgen.bench.rows import setting_of
+from fpsgen.bench.rows import linear_of, setting_of
 from fpsgen.bench.trajectory import recorded, step_errors
 from fpsgen.models.patch.apply import apply
 from fpsgen.models.wan.scheduler import with_shift
@@ -42,7 +42,8 @@ def run(base: GenerateRequest, compare: tuple[str, ...], timing: Timing, command
         with timing.stage(name), _method(pipe, base, name) as handle:
             for step in step_errors(pipe.transformer, handle, forwards, base.sampling.steps):
                 timing.step(step.index, base.sampling.steps, name)
-                rows.append({**facts, "method": name, "step": step.index, **_ran(step.ran), **step.error})
+                ran = {"method": name, "linear": linear_of(handle.report()), "step": step.index, **_ran(step.ran)}
+                rows.append({**facts, **ran, **step.error})
     return rows
 
 

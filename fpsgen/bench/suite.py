@@ -108,7 +108,7 @@ def run(
     dense: how the reference is made. every: velocities are compared at each `every`-th step. videos: else only that is
     done, in a fraction of the time, and rows of variants have no video. Raises FpsgenError as pipeline.run.run does.
     """
-    known = {row["key"]: row for row in read_rows(folder) if not row["video"] or Path(row["video"]).is_file()}
+    known = _known(folder)
     dense = dataclasses.replace(dense, of_teacher=True)
     keys = [[_key(models, request, variant, videos) for variant in (dense, *variants)] for request in requests]
     missing = [number for number, each in enumerate(keys) if not all(key in known for key in each)]
@@ -127,6 +127,8 @@ def run(
                 if key not in known:
                     model, wanted = (teacher, models.by_teacher(request)) if variant.of_teacher else (student, request)
                     row = {**facts, "key": key, **setting_of(request), "model": wanted.model.spec.name}
+                    values = variant.of(wanted).values()
+                    row |= {"cache": values["cache"], "cfg_until": values["cfg_until"], "fused": not values["exact"]}
                     place = (folder, number, progress) if videos or variant is dense else None
                     row |= _measure(model, wanted, variant, reference, place, every)
                     append_line(folder / ROWS, json.dumps(row))
@@ -137,6 +139,17 @@ def run(
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows that stand in a folder; a last line that was cut off does not count."""
     return [row for row in read_objects(folder / ROWS, _LIMIT) if row.get("schema") == SCHEMA]
+
+
+def _known(folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows that need not be made again, by key: their video is there, and no other row's was written over it."""
+    rows = read_rows(folder)
+    latest = {row["video"]: row["key"] for row in rows}
+    return {
+        row["key"]: row
+        for row in rows
+        if not row["video"] or (latest[row["video"]] == row["key"] and Path(row["video"]).is_file())
+    }
 
 
 def _measure(

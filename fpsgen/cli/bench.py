@@ -54,7 +54,7 @@ def bench(context: typer.Context, given: dict[str, Any]) -> None:
             from fpsgen.bench import end_to_end
         arguments = (request, settings.compare, settings.repeats, settings.random_weights, timing, command_line())
         rows = end_to_end.run(*arguments)
-    path = end_to_end.save(rows, Path(settings.bench_output), request.output.path.parent)
+        path = end_to_end.save(rows, Path(settings.bench_output), request.output.path.parent)
     from fpsgen.report.bench import table
 
     console.print_rows("bench", rows, settings, lambda: table(rows), path, warnings=timing.warnings)
@@ -131,34 +131,34 @@ def with_chart(name: str, settings: Settings, *taken: str) -> None:
     """
     with measuring(settings) as (request, timing):
         with timing.stage("import"):
-            measured = import_module(f"fpsgen.bench.{name}")
+            measured, shown = (import_module(f"fpsgen.{package}.{name}") for package in ("bench", "report"))
+            from fpsgen.bench.rows import append_rows
+            from fpsgen.files import write_text
         arguments = (request, *(getattr(settings, key) for key in taken), timing, command_line())
         rows = measured.run(*arguments)
-    from fpsgen.bench.rows import append_rows
-    from fpsgen.files import write_text
-
-    shown = import_module(f"fpsgen.report.{name}")
-    path = Path(settings.bench_output) / f"{name}.jsonl"
-    append_rows(rows, path)
-    chart = write_text(shown.chart(rows), path.with_suffix(".svg"), overwrite=True)
+        path = Path(settings.bench_output) / f"{name}.jsonl"
+        append_rows(rows, path)
+        chart = write_text(shown.chart(rows), path.with_suffix(".svg"), overwrite=True)
     command, warnings = f"bench {name}", timing.warnings
     console.print_rows(command, rows, settings, lambda: shown.table(rows), path, chart, warnings=warnings)
 
 
 @contextmanager
 def measuring(settings: Settings) -> Iterator[tuple[Any, Any]]:
-    """The request that is measured and its Timing, with progress shown meanwhile. Raises FpsgenError as plan_bench and
-    check_machine do.
+    """The request that is measured and its Timing, with progress shown meanwhile. No other bench writes into the folder
+    then. Raises FpsgenError as plan_bench, check_machine and used_alone do.
     """
     from fpsgen.bench.plan import plan_bench
     from fpsgen.cli import progress
     from fpsgen.cli.model_choice import choose_model
+    from fpsgen.files import make_folder, used_alone
     from fpsgen.pipeline.memory import check_machine
 
     planned = plan_bench(settings, choose_model)
     check_machine(planned.request)
     warnings = (*settings.warnings, *planned.notes)
-    with progress.working(settings.quiet, settings.debug, warnings) as (events, timing):
+    alone = used_alone(make_folder(settings.bench_output))
+    with alone, progress.working(settings.quiet, settings.debug, warnings) as (events, timing):
         events.note("model", f"{planned.request.model.spec.name} ({planned.request.model.reason})")
         yield planned.request, timing
 

@@ -51,6 +51,7 @@ def evaluate(given: dict[str, Any], which: Which = None, prompts: Prompts = None
     from fpsgen.cli.batch import sample_or
     from fpsgen.cli.bench import command_line
     from fpsgen.cli.model_choice import choose_model
+    from fpsgen.files import make_folder, used_alone
     from fpsgen.pipeline.memory import check_machine
 
     choice = choose_model(settings)
@@ -59,11 +60,12 @@ def evaluate(given: dict[str, Any], which: Which = None, prompts: Prompts = None
     jobs = read_batch(source, given | {"output": f"{folder}/", "overwrite": True}, True, lambda _: choice)
     requests = with_seeds([job.request for job in jobs.jobs], settings.seeds)
     check_machine(requests[0])
-    with progress.working(settings.quiet, settings.debug, jobs.warnings) as (events, timing):
+    alone = used_alone(make_folder(folder))
+    with alone, progress.working(settings.quiet, settings.debug, jobs.warnings) as (events, timing):
         events.note("model", f"{choice.spec.name} ({choice.reason})")
         events.note("evaluate", f"{plural(len(requests), 'video')} a method, into {folder}")
         rows = run(requests, teacher, settings.compare, folder, timing, command_line())
-    path = save(rows, folder)
+        path = save(rows, folder)
     from fpsgen.report.evaluate import summarize, table
 
     console.print_rows("evaluate", summarize(rows), settings, lambda: table(rows), path, warnings=timing.warnings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fpsgen.attention.methods import METHODS
-from fpsgen.report.lines import columns, versions
+from fpsgen.report.lines import columns, options, versions
 from fpsgen.text import plural
 
 EQUAL_DB = 100.0  # an XPSNR of equal videos, see evaluate/ffmpeg_metrics.py
@@ -25,6 +25,7 @@ COLUMNS = {
     "xpsnr": "XPSNR, dB",
     "stlpips": "ST-LPIPS",
     "flicker": "Flicker",
+    "options": "With",
 }
 SMALL = "nano"
 TERMINAL = {
@@ -48,6 +49,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
     return {
         "method": row["method"] + (" (baseline)" if is_baseline(row) else ""),
         "schedule": row["schedule"],
+        "options": options(row),
         "median": f"{step['median']:.3f}",
         "step": f"{step['median']:.3f} ({step['min']:.3f}-{step['max']:.3f})",
         "denoise": f"{row['stages_s']['denoise']['median']:.2f}",
@@ -159,11 +161,19 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
     return found
 
 
+def made_with(rows: list[dict[str, Any]]) -> list[str]:
+    """What rows have beside their schedule, a line for each; with its setting where there are several."""
+    numbers = origin_numbers(rows)
+    marks = [f" ({number})" if len(set(numbers)) > 1 else "" for number in numbers]
+    found = [(f"{row['method']}{mark}", options(row)) for row, mark in zip(rows, marks, strict=True)]
+    return [f"{name}: {text}" for name, text in found if text != "-"]
+
+
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """The table for a terminal, under what was measured and where, and what the sparse rows ran."""
     shown = [cells(row) | {"method": row["method"]} for row in rows]
     body = columns([list(TERMINAL.values()), *([line[key] for key in TERMINAL] for line in shown)])
-    return [setting(rows[0]), where(rows[0]), *notes(rows), *bands(rows), *_sparse(rows), *body]
+    return [setting(rows[0]), where(rows[0]), *notes(rows), *bands(rows), *_sparse(rows), *made_with(rows), *body]
 
 
 def _sparse(rows: list[dict[str, Any]]) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from fpsgen.attention.methods import METHODS
 
 OTHER_COLOUR = "#888888"
 WIDTH, HEIGHT, LEFT, BOTTOM = 460, 250, 46, 34
-NAME = 60  # what a point's name may take beside it
+LETTER = 7  # about the width of a letter
 DOCUMENT = "max-width:640px;font:13px system-ui,sans-serif;background:#fff;--line:#bbb"
 
 
@@ -34,21 +34,28 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
     x_low, x_high = _range([point.x for point in points])
     y_low, y_high = _range([point.y for point in points])
     parts = _axes(x_label, y_label, (x_low, x_high), (y_low, y_high))
-    names: list[tuple[float, float]] = []
-    for point in points:
-        x, y = _place(point.x, x_low, x_high, True), _place(point.y, y_low, y_high, False)
+    spots = [(_place(point.x, x_low, x_high, True), _place(point.y, y_low, y_high, False)) for point in points]
+    taken = [(x - 5, x + 5, y + 4) for x, y in spots]  # left, right, base line
+    for point, (x, y) in zip(points, spots, strict=True):
         name = html.escape(point.name)
         tip = f"<title>{name}</title>"
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{point.colour}">{tip}</circle>')
-        end = x > WIDTH * 0.75
-        anchor, offset = ("end", -9) if end else ("start", 9)
-        line = y + 4
-        while line > 0 and any(abs(line - other_y) < 12 and abs(x - other_x) < NAME for other_x, other_y in names):
-            line -= 12
-        if line > 0:
-            names.append((x, line))
-            parts.append(f'<text x="{x + offset:.1f}" y="{line:.1f}" text-anchor="{anchor}">{name}</text>')
+        for left, right, line, anchor in _beside(x, y, LETTER * len(point.name)):
+            if not any(abs(line - height) < 12 and left < b and a < right for a, b, height in taken):
+                taken.append((left, right, line))
+                edge = left if anchor == "start" else right
+                parts.append(f'<text x="{edge:.1f}" y="{line:.1f}" text-anchor="{anchor}">{name}</text>')
+                break
     return _svg(parts, f"{y_label} against {x_label}")
+
+
+def _beside(x: float, y: float, width: float) -> Iterator[tuple[float, float, float, str]]:
+    """Places of a name near its point, the best first: left, right, base line, anchor."""
+    for left, anchor in ((x + 9, "start"), (x - 9 - width, "end")):
+        for shift in (0, -13, 13, -26, 26):
+            line = y + 4 + shift
+            if left > LEFT and left + width < WIDTH and 24 < line < HEIGHT - BOTTOM:
+                yield left, left + width, line, anchor
 
 
 def lines(
@@ -73,15 +80,16 @@ def lines(
 
 
 def document(body: str, names: Sequence[tuple[str, str]]) -> str:
-    """A chart as a file of its own, with a legend. names: (name, colour) of the curves."""
-    legend, x, y = [], 60, 32
+    """A chart as a file of its own, with a legend below. names: (name, colour) of the curves."""
+    legend, x, y = [], LEFT, HEIGHT + 14
     for name, colour in names:
-        width = 20 + 7 * len(name)
+        width = 20 + LETTER * len(name)
         if x + width > WIDTH:
-            x, y = 60, y + 16
+            x, y = LEFT, y + 16
         legend.append(f'<text x="{x}" y="{y}" fill="{colour}">{html.escape(name)}</text>')
         x += max(70, width)
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" style="{DOCUMENT}"'
+    body = body.replace(_view(HEIGHT), _view(y + 8), 1)
     return body.replace("<svg", opening, 1).replace("</svg>", f"{''.join(legend)}</svg>", 1) + "\n"
 
 
@@ -125,5 +133,8 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _svg(parts: list[str], label: str) -> str:
-    frame = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}">'
-    return f"{frame}{''.join(parts)}</svg>"
+    return f'<svg {_view(HEIGHT)} role="img" aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
+
+
+def _view(height: int) -> str:
+    return f'viewBox="0 0 {WIDTH} {height}"'

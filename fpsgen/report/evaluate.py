@@ -10,7 +10,7 @@ from typing import Any
 from fpsgen.attention.methods import OURS
 from fpsgen.attention.schedule import AS_SCHEDULED
 from fpsgen.report import charts
-from fpsgen.report.lines import columns, versions, with_figures
+from fpsgen.report.lines import columns, options, versions, with_figures
 from fpsgen.report.template import embedded, fill
 from fpsgen.text import plural
 
@@ -29,6 +29,7 @@ COLUMNS = {
     "mse": "Velocity MSE",
     "right": "As prompted",
     "denoise_s": "Denoise, s",
+    "options": "With",
 }
 TERMINAL = {
     "variant": "",
@@ -54,6 +55,7 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for name in dict.fromkeys(row["variant"] for row in rows):
         own = [row for row in rows if row["variant"] == name]
         entry: dict[str, Any] = {key: own[0][key] for key in ("variant", "method", "schedule", "linear")}
+        entry["options"] = options(own[0])
         entry |= {"videos": len(own), "density": _mean([row["density"] for row in own])}
         for key in MEDIANS:
             known = [row[key] for row in own if row[key] is not None]
@@ -76,7 +78,8 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """For a terminal: what was evaluated, a line for each variant, velocities by profile."""
     entries = summarize(rows)
     body = [list(TERMINAL.values()), *([texts[key] for key in TERMINAL] for texts in map(_cells, entries))]
-    lines = [_setting(rows), *notes(rows), *columns(body)]
+    made_with = [f"{entry['variant']}: {entry['options']}" for entry in entries if entry["options"] != "-"]
+    lines = [_setting(rows), *notes(rows), *made_with, *columns(body)]
     profiles = [
         [entry["variant"], profile, f"{error['mse']:.3g}", f"{error['snr_db']:.1f}", f"{error['cosine']:.4f}"]
         for entry in entries
@@ -154,7 +157,7 @@ def _caption(row: dict[str, Any]) -> str:
 
 def _cells(entry: dict[str, Any]) -> dict[str, str]:
     """The texts of an entry, by column; "-" where there is no figure."""
-    texts = {"variant": entry["variant"], "videos": str(entry["videos"])}
+    texts = {"variant": entry["variant"], "options": entry["options"], "videos": str(entry["videos"])}
     texts["density"] = "-" if entry["density"] is None else f"{entry['density']:.0%}"
     texts["mse"] = "-" if entry["mse"] is None else f"{entry['mse']:.3g}"
     texts["right"] = "-" if entry["shows"] is None else f"{entry['shows']['all']:.0f}%"

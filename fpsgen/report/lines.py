@@ -38,6 +38,16 @@ def versions(row: dict[str, Any]) -> str:
     return ", ".join(f"{name} {number}" for name, number in row["versions"].items())
 
 
+def options(row: Mapping[str, Any]) -> str:
+    """What a row was made with beside its schedule, as "linear fp8, cache first-block"; "-" for nothing."""
+    cache, until = row.get("cache") or "none", row.get("cfg_until")
+    found = ["linear fp8"] if row.get("linear") == "fp8" else []
+    found += [f"cache {cache}"] if cache != "none" else []
+    found += [f"cfg-until {until:g}"] if until is not None and until < 1 else []
+    found += ["exact"] if row.get("fused") is False and row["method"] != "bf16" else []  # bf16 is always so
+    return ", ".join(found) or "-"
+
+
 def amount(size: float) -> str:
     """Bytes for a person."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size:.0f} bytes"

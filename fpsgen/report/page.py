@@ -14,6 +14,7 @@ from fpsgen.report.bench import (
     bands,
     cells,
     is_baseline,
+    made_with,
     notes,
     origin_numbers,
     origins,
@@ -32,7 +33,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     several = len(set(numbers)) > 1
     mark = {id(row): f" ({number})" if several else "" for row, number in zip(rows, numbers, strict=True)}
     texts = [cells(row) for row in rows]
-    shown = with_figures(COLUMNS, texts)
+    shown = [key for key in with_figures(COLUMNS, texts) if key != "options"]  # these are long: notes say them
     videos = [
         (row["method"] + mark[id(row)] + _peak(row), Path(row["video"]))
         for row in rows
@@ -54,7 +55,7 @@ def page(rows: list[dict[str, Any]]) -> str:
             {"text": text, "command": own[0].get("command", "")}
             for text, own in zip(origins(rows), benches, strict=True)
         ],
-        notes=notes(rows),
+        notes=[*notes(rows), *made_with(rows)],
         heads=line([COLUMNS[key] for key in shown], "Setting"),
         rows=[
             {"ours": row["method"] == OURS, "cells": line([own[key] for key in shown], n)}

@@ -59,7 +59,8 @@ _ROW: Spec = {
     "density": _figure(0, 1),
     **dict.fromkeys(("psnr_db", "vmaf", "xpsnr_db"), _figure(-1e4, 1e4)),
     **dict.fromkeys(("ssim", "flicker", "stlpips"), _figure(-1, 1e4)),
-    "bf16_backend": or_null(text(200)),
+    **dict.fromkeys(("bf16_backend", "linear", "cache"), or_null(text(200))),
+    "cfg_until": _figure(0, 1),
     "fused": or_null(switch()),
     "video": or_null(raw(4096)),
     "command": text(100_000, "", empty=True),
@@ -75,7 +76,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def _row(line: str, place: str) -> dict[str, Any]:
     row = parse_json(line, place, example=_REMEDY)
     if row.get("schema") not in SCHEMAS:
-        raise FpsgenError(f"{place} is no row of fpsgen bench", f"their schemas are {', '.join(SCHEMAS)}", BAD_INPUT)
+        fix = "give bench.jsonl, which fpsgen bench writes, or log.jsonl of fpsgen train"
+        raise FpsgenError(f"{place} is no row of fpsgen bench", fix, BAD_INPUT)
     row |= fields(row, _ROW, place, more=True, example=_REMEDY)
     if not row["stages_s"].get("denoise", {}).get("median"):
         raise FpsgenError(f"{place}: stages_s has no time of denoising", _REMEDY, BAD_INPUT)

@@ -11,9 +11,10 @@ from fpsgen.settings.parsers import Parser, switch
 LINE, FILE, ENVIRONMENT = "line", "file", "environment"  # a line of a prompt file, fpsgen.toml, FPSGEN_<NAME>
 ANYWHERE = (LINE, FILE, ENVIRONMENT)
 
-# Commands: that make videos, that plan one, all that take settings.
+# Commands: that make videos, that measure them too, that plan one, all that take settings.
 MADE = ("generate", "batch")
-PLANNED = (*MADE, "bench", "bench steps", "bench waterfall", "evaluate")
+WHOLE = (*MADE, "bench", "evaluate")  # whole videos, accelerated as asked
+PLANNED = (*WHOLE, "bench steps", "bench waterfall")
 EVERY = (*PLANNED, "bench kernel", "replay", "compare", "info", "doctor", "models")
 
 

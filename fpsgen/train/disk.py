@@ -1,21 +1,13 @@
-"""A folder that is written to: used by one run alone, with room on its disk."""
+"""A folder that is written to: with room on its disk."""
 
 from __future__ import annotations
 
 import shutil
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from fpsgen.errors import DISK, FpsgenError
-from fpsgen.files import lock
 from fpsgen.report.lines import amount
 from fpsgen.text import show
-
-
-def used_alone(folder: Path) -> AbstractContextManager[bool]:
-    """Within it no other run works in the folder, which exists. Raises FpsgenError LOCKED, DISK."""
-    busy = f"{show(folder)} is used by another run"
-    return lock(folder / ".lock", busy, "wait for it, or name another folder with -o")
 
 
 def check_space(folder: Path, size: int, what: str) -> None:

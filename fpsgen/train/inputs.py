@@ -7,13 +7,24 @@ from pathlib import Path
 
 from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.files import read_json, write_text
-from fpsgen.models.catalog.choice import ModelChoice
+from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.manifest import sha256
 from fpsgen.text import show
+from fpsgen.train.config import TrainConfig
 from fpsgen.train.prep.identity import of_model
 from fpsgen.train.prep.shards import DATA
 
 INPUTS = "inputs.json"
+
+
+def choose_model(config: TrainConfig) -> ModelChoice:
+    """The run's model. Raises FpsgenError MODEL; BAD_INPUT where it cannot make videos of the run's size."""
+    choice = choose(config.model)
+    refused = choice.geometry.refuses(config.width, config.height, config.frames)
+    if refused:
+        what = f"run {show(config.name)}, model {choice.spec.name}: {refused}"
+        raise FpsgenError(what, "change width, height or frames in the run's file", BAD_INPUT)
+    return choice
 
 
 def check_inputs(folder: Path, choice: ModelChoice, data: str, write: bool = True) -> None:

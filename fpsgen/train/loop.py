@@ -32,6 +32,7 @@ from fpsgen.train.parallel import Processes
 from fpsgen.train.ramp import ramp_stage, ramped
 from fpsgen.train.weights import Weights, learning_rate
 
+LOST = 10.0  # an error of so many mean squares of the velocity: what was learnt before is gone (predicting 0 has 1)
 FEW = 4  # held-out samples of a profile that are measured at each checkpoint
 
 
@@ -82,8 +83,8 @@ class Trainer:
 
     def run(self, objectives: Sequence[Objective], events: Events, sample: Callable[[int], None] | None = None) -> None:
         """Train up to config.steps. sample: called every config.sample_every steps, with the averaged weights in the
-        unpatched transformer. Raises FpsgenError NUMERIC where a loss or gradient is not finite, or losses rise;
-        checkpoints from before stay.
+        unpatched transformer. Raises FpsgenError NUMERIC where a loss or gradient is not finite, an error is above
+        LOST, or losses rise; checkpoints from before stay.
         """
         config = self.config
         self.transformer.train()
@@ -100,11 +101,19 @@ class Trainer:
                 self.log.add(row)
             events.step(self.step - 1, config.steps, f"loss {row['loss']:.4g}, {row['profile']}")
             if to_save:
-                self.log.check(self.step)
+                self._check(row["held_out"])
                 self.save()
             if sample and config.sample_every and self.step % config.sample_every == 0 and not ended:
                 self._show(sample)
         self.transformer.eval()
+
+    def _check(self, held_out: dict[str, float]) -> None:
+        """Before a checkpoint. Raises FpsgenError NUMERIC where it would keep weights that are lost."""
+        self.log.check(self.step)
+        for profile, error in held_out.items():
+            if not error <= LOST:
+                what = f"step {self.step}: the held-out error of profile {profile} is {error:.3g} mean squares"
+                raise FpsgenError(what, "lower lr and use another folder; the last checkpoint is kept", NUMERIC)
 
     def save(self) -> None:
         """Raises FpsgenError DISK. Every process must call it."""
@@ -144,7 +153,7 @@ class Trainer:
     def _one(self, objectives: Sequence[Objective]) -> dict[str, Any]:
         config, step = self.config, self.step
         self._patch(step)
-        parts = {}
+        parts, lost = {}, False
         for objective in objectives:
             batch = objective.train.draw(step, config.seed, config.batch, config.null_share)
             batch = rows(batch, self.processes.rank * self._count, self._count)
@@ -152,6 +161,8 @@ class Trainer:
             dense = {"dense_loss": self._dense_loss(batch)} if with_dense else {}
             self._patch(step)
             loss = self._backward(batch, objective.weight)
+            power = float(self.processes.mean(batch.velocity.float().square().mean().to(self.device)))
+            lost |= loss > LOST * power
             seen = self._handle.latest_step() if self._handle else None
             parts[objective.name] = {
                 "loss": loss,
@@ -162,7 +173,7 @@ class Trainer:
             }
         total = sum(objective.weight * parts[objective.name]["loss"] for objective in objectives)
         norm = self.weights.clip()
-        if not (math.isfinite(total) and math.isfinite(norm)):
+        if lost or not (math.isfinite(total) and math.isfinite(norm)):
             self.weights.forget_gradients()
             what = f"step {step}: the loss is {total}, the gradient's norm {norm}"
             raise FpsgenError(what, "lower lr; the last checkpoint is kept", NUMERIC)

@@ -13,18 +13,17 @@ import torch
 
 from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.fields import fields, real
-from fpsgen.files import make_folder, read_json, write_text
-from fpsgen.models.catalog.choice import ModelChoice, choose
+from fpsgen.files import make_folder, read_json, used_alone, write_text
+from fpsgen.models.catalog.choice import ModelChoice
 from fpsgen.models.wan.load import load
 from fpsgen.text import show
 from fpsgen.train.clips import TrajectoryEnds, open_folder
 from fpsgen.train.config import LIVE, TrainConfig
 from fpsgen.train.data import Pairs
-from fpsgen.train.disk import used_alone
 from fpsgen.train.estimate import MeasuredCost, cost, estimate
 from fpsgen.train.events import Events, Silent
 from fpsgen.train.export import RUN, export_folder
-from fpsgen.train.inputs import check_inputs
+from fpsgen.train.inputs import check_inputs, choose_model
 from fpsgen.train.loop import Trainer
 from fpsgen.train.objective import DISTILL, FLOW, Objective, Source
 from fpsgen.train.parallel import Processes, processes
@@ -58,7 +57,7 @@ def train(
     """
     make_folder(folder)
     with processes(device) as shared, used_alone(folder) if shared.first else nullcontext():
-        choice = choose(config.model)
+        choice = choose_model(config)
         assert choice.folder is not None
         for name, text in estimate(config, choice, shared):
             note(name, text)

@@ -18,16 +18,15 @@ import torch
 from safetensors.torch import save_file
 
 from fpsgen.errors import BAD_INPUT, NUMERIC, FpsgenError
-from fpsgen.files import atomic, make_folder, read_json, sweep, write_text, writing_tensors
-from fpsgen.models.catalog.choice import choose
+from fpsgen.files import atomic, make_folder, read_json, sweep, used_alone, write_text, writing_tensors
 from fpsgen.models.wan.load import load
 from fpsgen.models.wan.scheduler import with_shift
 from fpsgen.signals import check_stop
 from fpsgen.text import plural, show
 from fpsgen.train.config import TrainConfig
-from fpsgen.train.disk import check_space, used_alone
+from fpsgen.train.disk import check_space
 from fpsgen.train.events import Events
-from fpsgen.train.inputs import check_inputs
+from fpsgen.train.inputs import check_inputs, choose_model
 from fpsgen.train.live import LivePairs, trajectory_seed
 
 IDENTITY = "teacher.json"
@@ -75,7 +74,7 @@ def prepare_pairs(
     """
     make_folder(folder)
     with used_alone(folder):
-        choice = choose(config.model)
+        choice = choose_model(config)
         check_inputs(folder, choice, config.data)
         pipe = load(choice, device=device)
         return make_pairs(pipe, config, choice.spec.max_sequence_length, folder / "pairs", events, together)

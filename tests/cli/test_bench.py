@@ -14,6 +14,7 @@ from fpsgen.attention.methods import METHODS
 from fpsgen.bench import kernel as kernel_bench
 from fpsgen.bench.plan import methods_to_run
 from fpsgen.evaluate.metrics import psnr
+from fpsgen.files import make_folder, used_alone
 from fpsgen.pipeline import run as generate
 from fpsgen.video import read_frames, read_recipe
 
@@ -112,6 +113,15 @@ def test_usage(fpsgen, tiny_dir):
     ):
         fpsgen("bench", *arguments)
         fpsgen.refused(2, *words)
+
+
+@pytest.mark.parametrize("command", [("bench",), ("bench", "steps"), ("bench", "waterfall"), ("evaluate",)])
+def test_two_runs_do_not_write_into_one_folder(fpsgen, tiny_dir, command):
+    """Videos and charts of one would replace those of the other."""
+    with used_alone(make_folder("out")):
+        fpsgen(*command, "-m", tiny_dir, "-o", "out", "--steps", "1")
+        fpsgen.refused(11, "out")
+    assert [path.name for path in Path("out").iterdir()] == [".lock"]
 
 
 def test_kernel_rows(fpsgen, monkeypatch):

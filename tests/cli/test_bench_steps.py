@@ -34,11 +34,12 @@ def test_rows_chart_and_table(fpsgen, tiny_dir):
     assert "fps" in "\n".join(table(rows)) and "fp8" in chart(rows)
 
 
-@pytest.mark.parametrize("more", [(), ("--schedule", "paper", "--cfg-until", "0.5")], ids=["plain", "paper"])
+@pytest.mark.parametrize("more", [(), ("--schedule", "paper")], ids=["plain", "paper"])
 def test_inputs_are_those_of_the_dense_trajectory(fpsgen, tiny_dir, monkeypatch, more):
     """Errors would add up if each method went on from its own latents: bf16 against itself, rounded as diffusers does,
     must be exact, whatever the schedule says of linear layers, and at each step's own noise level.
     """
+    monkeypatch.setenv("FPSGEN_CFG_UNTIL", "0.5")  # would leave the last steps a forward less
     apply = steps.apply
     monkeypatch.setattr(steps, "apply", lambda *given, **options: apply(*given, **options | {"exact": True}))
     monkeypatch.setattr(steps, "methods_to_run", lambda compare: ["bf16", "sta"])
@@ -57,3 +58,17 @@ def test_attention_is_computed_as_asked(fpsgen, tiny_dir, monkeypatch):
     options = ("--res", "32x32", "--frames", "5", "--steps", "2", "--schedule", "paper", "--compare", "sta")
     assert fpsgen("bench", "steps", "-m", tiny_dir, *options, "--method-impl", "reference", "-q") == 0, fpsgen.err
     assert [set(handle.report()["kernels"]) for handle in ran] == [{"reference"}] * 2
+
+
+@pytest.mark.parametrize("option", [("--cache", "first-block"), ("--cfg-until", "0.5"), ("--exact",)])
+def test_options_that_would_change_nothing_are_refused(fpsgen, option):
+    """Steps are measured one by one, in diffusers' rounding."""
+    fpsgen("bench", "steps", *option)
+    fpsgen.refused(2, option[0])
+
+
+def test_a_row_names_its_linear_layers(fpsgen, tiny_dir):
+    options = ("--res", "32x32", "--frames", "5", "--steps", "1", "--compare", "bf16", "--json")
+    for linear in ("bf16", "fp8"):
+        assert fpsgen("bench", "steps", "-m", tiny_dir, *options, "--linear", linear) == 0, fpsgen.err
+        assert [row["linear"] for row in fpsgen.json["results"]] == [linear]

@@ -31,6 +31,15 @@ def test_rows_add_up_and_name_their_errors(fpsgen, tiny_dir):
     assert "x" in table(rows)[1] and max(map(len, table(rows))) <= 80 and "dB" in chart(rows)
 
 
+@pytest.mark.parametrize(
+    "option", [("--cache", "first-block"), ("--cfg-until", "0.5"), ("--exact",), ("--linear", "fp8")]
+)
+def test_options_that_would_change_nothing_are_refused(fpsgen, option):
+    """The stages say what a forward runs with."""
+    fpsgen("bench", "waterfall", *option)
+    fpsgen.refused(2, option[0])
+
+
 def test_random_weights_have_no_error(fpsgen):
     options = ("--random-weights", "-m", "nano", "--res", "32x32", "--frames", "5", "--steps", "1", "--json")
     assert fpsgen("bench", "waterfall", *options) == 0, fpsgen.err

@@ -80,6 +80,26 @@ def test_a_suite_that_was_stopped_goes_on(fpsgen, evaluate, monkeypatch):
     assert len(made) == 4
 
 
+def test_a_row_whose_video_was_written_over_does_not_count(fpsgen, evaluate):
+    """Other settings write the same files: their pictures are not those that the row's figures are of."""
+    first = evaluate()
+    evaluate("--guidance", "2")
+    again = evaluate()
+    assert len(again) == len({row["key"] for row in first}) * 3
+    for row in again[-4:]:
+        assert read_recipe(row["video"])["guidance"] == row["guidance"] == first[0]["guidance"]
+
+
+def test_a_row_says_what_it_was_made_with(fpsgen, evaluate):
+    rows = evaluate("--cache", "first-block", "--cfg-until", "0.5", "--linear", "fp8", "--exact")
+    said = [(row["linear"], row["cache"], row["cfg_until"], row["fused"]) for row in rows[:2]]
+    assert said == [("bf16", "none", 1.0, False), ("fp8", "first-block", 0.5, False)]
+    assert [line for line in fpsgen.lines if "cache" in line] == [
+        "fps: linear fp8, cache first-block, cfg-until 0.5, exact"
+    ]
+    assert "first-block" in Path(fpsgen.lines[-1]).read_text().split("<tbody>")[1]
+
+
 def test_another_model_can_be_the_reference(fpsgen, evaluate, tmp_path):
     teacher = build_tiny_pipeline(tmp_path / "teacher", seed=1)
     rows = evaluate("--compare", "bf16", "--teacher", str(teacher))

@@ -151,10 +151,27 @@ def test_charts_place_points_by_value():
     names = charts.scatter([charts.Point(name, 1, 10 + i / 9, "red") for i, name in enumerate("abc")], "x", "y")
     heights = sorted(float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="(?:start|end)">[abc]<', names))
     assert len(heights) == 3 and all(b - a > 11 for a, b in pairwise(heights))
+    places = {"a long name (1)": (1, 10), "b": (1.25, 10), "c": (2, 20)}
+    near = charts.scatter([charts.Point(name, *place, "red") for name, place in places.items()], "x", "y")
+    _, (x, y), _ = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', near)
+    left, base = re.search(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="start">a long', near).groups()
+    assert float(left) < float(x) < float(left) + 90 and abs(float(base) - 4 - float(y)) > 8  # not over another's point
     crowd = charts.scatter([charts.Point(f"n{i}", 1, 10, "red") for i in range(300)], "x", "y")
     heights = [float(y) for y in re.findall(r'y="(-?[\d.]+)" text-anchor="(?:start|end)">n', crowd)]
     assert 5 < len(heights) < 30 and min(heights) > 0 and crowd.count("<title>n") == 300  # what finds no room has a tip
     assert charts.scatter([], "x", "y") == "" and charts.lines([("a", "red", [1.0])], "x", "y") == ""
+
+
+def test_a_legend_lies_under_its_chart():
+    """With many names it would lie over the curves."""
+    names = [(f"curve number {i}", "red") for i in range(9)]
+    chart = charts.lines([(name, colour, [9.0, 9.0]) for name, colour in names], "step", "loss")
+    text = charts.document(chart, names)
+    bottom = max(float(y) for points in re.findall(r'points="([^"]+)"', text) for y in re.findall(r",([\d.]+)", points))
+    axis = max(float(y) for y in re.findall(r'class="tick" x="[\d.]+" y="([\d.]+)"', text))
+    heights = [float(y) for y in re.findall(r'y="([\d.]+)" fill="red">curve', text)]
+    shown = float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', text)[1])
+    assert len(heights) == 9 and bottom < axis < min(heights) - 9 and max(heights) < shown
 
 
 def test_text_and_markdown_name_setting_and_place():
@@ -170,6 +187,21 @@ def test_what_leaves_keys_out_is_said_beside_the_speed_up():
     said = [line for line in table(rows) if "tile" in line]
     assert said == ["paper, early: 2 steps, density 25.0%, tile 3 x 5 x 8, window 1 x 3 x 3"]
     assert "| fps | early | 2 | fps | cpu | 25.0% | 3 x 5 x 8 | 1 x 3 x 3 |" in markdown(rows)
+
+
+def test_what_a_row_was_made_with_is_said_beside_the_speed_up(tmp_path):
+    """A step that is skipped, or has no guidance, is not attention's doing."""
+    baseline = row("bf16", 1.0, None, linear="bf16", cache="none", cfg_until=1.0, fused=False)
+    ours = {"linear": "fp8", "cache": "first-block", "cfg_until": 0.5, "fused": False}
+    said = "linear fp8, cache first-block, cfg-until 0.5, exact"
+    path = tmp_path / "bench.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in (baseline, row("fps", 3.0, 25.0, **ours))))
+    rows = read_rows(path)
+    assert [cells(each)["options"] for each in rows] == ["-", said]
+    assert f"fps: {said}" in table(rows) and f"| {said} |" in markdown(rows)
+    assert f"fps: {said}." in page(rows)
+    plain = [row("bf16", 1.0, None), row("fps", 3.0, 25.0, linear="bf16", cache="none", cfg_until=1.0, fused=True)]
+    assert cells(plain[1])["options"] == "-" and "fps: " not in page(plain)
 
 
 def test_rows_of_several_settings_are_told_apart():

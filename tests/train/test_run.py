@@ -189,6 +189,33 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(make_co
     assert step == 2 and all(bool(x.isfinite().all()) for x in tensors["weights"].values())
 
 
+def test_weights_that_are_lost_in_the_first_steps_end_the_run(make_config, tmp_path, monkeypatch):
+    """There are no losses from before yet that a loss could be compared with."""
+    true = loop.velocity_error
+    calls = []
+
+    def lost(*given):
+        calls.append(torch.is_grad_enabled())
+        return true(*given) + 40 * (torch.is_grad_enabled() and sum(calls) > 3)
+
+    monkeypatch.setattr(loop, "velocity_error", lost)
+    with refuses(NUMERIC, "step"):
+        run(make_config(held_out=0), tmp_path)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-0000002"]
+
+
+def test_no_checkpoint_of_weights_that_are_lost(make_config, tmp_path, monkeypatch):
+    true = loop.velocity_error
+
+    def lost(transformer, handle, batch, dtype=None):  # but for the samples that are trained on
+        return true(transformer, handle, batch, dtype) + 40 * (not torch.is_grad_enabled())
+
+    monkeypatch.setattr(loop, "velocity_error", lost)
+    with refuses(NUMERIC, "held-out"):
+        run(make_config(), tmp_path)
+    assert not list(tmp_path.glob("step-*"))
+
+
 def test_flow_and_lora(make_config, tmp_path):
     result = run(make_config(steps=4, flow=0.5, lora_rank=4, checkpointing=False), tmp_path)
     names = load_file(tmp_path / "step-0000004" / "weights.safetensors")

@@ -9,7 +9,7 @@ from fpsgen.attention.methods.bf16 import BACKENDS
 from fpsgen.attention.schedule import AS_SCHEDULED
 from fpsgen.settings import parsers as parse
 from fpsgen.settings.parsers import method_names
-from fpsgen.settings.setting import ANYWHERE, MADE, decides_video, on_off
+from fpsgen.settings.setting import ANYWHERE, MADE, WHOLE, decides_video, on_off
 
 LINEARS = ("bf16", "fp8")
 CACHES = ("none", "first-block", "magcache", "taylorseer")  # those of models/patch/step_cache.py
@@ -63,6 +63,7 @@ ENTRIES = (
         example="fp8",
         metavar="NAME",
         unset=AS_SCHEDULED,
+        commands=(*WHOLE, "bench steps"),
     ),
     _decides(
         "cache",
@@ -71,6 +72,7 @@ ENTRIES = (
         example="first-block",
         metavar="NAME",
         default="none",
+        commands=WHOLE,
         mistaken_for=("step-cache", "teacache"),
     ),
     _decides(
@@ -81,6 +83,7 @@ ENTRIES = (
         metavar="F",
         default=1.0,
         unset="1: all steps",
+        commands=WHOLE,
         mistaken_for=("guidance-until", "cfg-end"),
     ),
     _decides(
@@ -89,6 +92,7 @@ ENTRIES = (
         "Round as diffusers does: nothing fused, VAE in fp32.",
         example="true",
         default=False,
+        commands=WHOLE,
     ),
     _decides(
         "compile",

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from fpsgen.errors import BAD_INPUT, FpsgenError
-from fpsgen.files import make_folder, read_json
+from fpsgen.files import make_folder, read_json, used_alone
 from fpsgen.models.catalog.choice import ModelChoice
 from fpsgen.models.wan.load import load
 from fpsgen.text import plural, show
-from fpsgen.train.disk import check_space, used_alone
+from fpsgen.train.disk import check_space
 from fpsgen.train.events import Events
 from fpsgen.train.prep.encode import Encoder
 from fpsgen.train.prep.identity import check_identity, of_model, of_sources
