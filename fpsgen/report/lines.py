@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fpsgen.attention.methods import BASELINE
 from fpsgen.text import plural
 
 
@@ -44,7 +45,7 @@ def options(row: Mapping[str, Any]) -> str:
     found = ["linear fp8"] if row.get("linear") == "fp8" else []
     found += [f"cache {cache}"] if cache != "none" else []
     found += [f"cfg-until {until:g}"] if until is not None and until < 1 else []
-    found += ["exact"] if row.get("fused") is False and row["method"] != "bf16" else []  # bf16 is always so
+    found += ["exact"] if row.get("fused") is False and row["method"] != BASELINE else []  # always so
     return ", ".join(found) or "-"
 
 
