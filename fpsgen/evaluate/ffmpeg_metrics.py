@@ -34,13 +34,13 @@ def vmaf(video: str | Path, reference: str | Path) -> float | None:
 
 
 def xpsnr(video: str | Path, reference: str | Path) -> float | None:
-    """XPSNR of luma in dB (Helmrich et al. 2020) over the whole video; EQUAL_DB where both are equal. ffmpeg before 7.1
-    has no such filter: None. Raises as vmaf.
+    """XPSNR of luma in dB (Helmrich et al. 2020) over the whole video; EQUAL_DB where both are equal, below 0
+    where they have nothing in common. ffmpeg before 7.1 has no such filter: None. Raises as vmaf.
     """
     if "xpsnr" not in _filters():
         return None
     text = _compare(video, reference, "xpsnr=stats_file=-")
-    found = re.findall(r"XPSNR average.*?y: *([\d.]+|inf)", text)
+    found = re.findall(r"XPSNR average.*?y: *(-?[\d.]+|inf)", text)
     return round(min(float(found[-1]), EQUAL_DB), 2) if found else None
 
 

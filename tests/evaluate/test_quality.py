@@ -96,6 +96,15 @@ def test_vbench_finds_videos_by_prompt_and_number(tmp_path):
         assert (folder / name).read_bytes()[0] in [n for n, row in enumerate(rows) if row["prompt"] == prompt]
 
 
+@pytest.mark.parametrize(("said", "shown"), [("-3.0591", -3.06), ("31.25", 31.25), ("inf", ffmpeg_metrics.EQUAL_DB)])
+def test_xpsnr_of_videos_with_nothing_in_common_is_negative(monkeypatch, said, shown):
+    """Its errors are weighted, so they can exceed the range of luma."""
+    text = f"n: 1  XPSNR y: 9.0\n\nXPSNR average, 33 frames  y: {said}  u: 12.1  v: -0.8  (minimum: -3.0)\n"
+    monkeypatch.setattr(ffmpeg_metrics, "_filters", lambda: {"xpsnr"})
+    monkeypatch.setattr(ffmpeg_metrics.ffmpeg, "run", lambda *args, **more: Done(0, text.encode(), "", False))
+    assert ffmpeg_metrics.xpsnr("a.mp4", "b.mp4") == shown
+
+
 def test_a_comparison_that_dies_without_a_word_is_no_fault_of_the_videos(monkeypatch, tmp_path):
     """As where ffmpeg's log does not fit on the disk."""
     monkeypatch.setattr(ffmpeg_metrics, "_filters", lambda: {"libvmaf"})
