@@ -39,15 +39,17 @@ def xpsnr(video: str | Path, reference: str | Path) -> float | None:
     """
     if "xpsnr" not in _filters():
         return None
-    text = _compare(video, reference, "xpsnr=stats_file=-")
+    text = _compare(
+        reference, video, "xpsnr=stats_file=-"
+    )  # libvmaf's reference is its second input, this one's its first
     found = re.findall(r"XPSNR average.*?y: *(-?[\d.]+|inf)", text)
     return round(min(float(found[-1]), EQUAL_DB), 2) if found else None
 
 
-def _compare(video: str | Path, reference: str | Path, graph: str) -> str:
-    inputs = [part for path in (video, reference) for part in ("-i", f"file:{Path(path).resolve()}")]
+def _compare(first: str | Path, second: str | Path, graph: str) -> str:
+    inputs = [part for path in (first, second) for part in ("-i", f"file:{Path(path).resolve()}")]
     done = ffmpeg.run([*inputs, "-lavfi", f"[0:v][1:v]{graph}", "-f", "null", "-"], work=SECONDS)
-    what = f"ffmpeg cannot compare {show(video)} and {show(reference)}"
+    what = f"ffmpeg cannot compare {show(first)} and {show(second)}"
     if done.code and not done.said:  # no fault of the videos
         remedy = "free space for temporary files (TMPDIR), and run it again"
         raise FpsgenError(f"{what}: it ended with code {done.code}", remedy, DISK)
