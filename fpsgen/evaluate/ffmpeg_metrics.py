@@ -39,9 +39,7 @@ def xpsnr(video: str | Path, reference: str | Path) -> float | None:
     """
     if "xpsnr" not in _filters():
         return None
-    text = _compare(
-        reference, video, "xpsnr=stats_file=-"
-    )  # libvmaf's reference is its second input, this one's its first
+    text = _compare(reference, video, "xpsnr=stats_file=-")  # the other way round than libvmaf takes them
     found = re.findall(r"XPSNR average.*?y: *(-?[\d.]+|inf)", text)
     return round(min(float(found[-1]), EQUAL_DB), 2) if found else None
 
