@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from fpsgen.pipeline.plan import plan
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.report.evaluate import summarize
 from fpsgen.settings.gather import Settings
+from tools.figures import render
 
 GRID: Size3 = (9, 10, 16)
 TILE: Size3 = (3, 10, 2)  # nano's own
@@ -176,7 +178,7 @@ class _Quiet:
     def warn(self, text: str) -> None: ...
 
 
-def main(arguments: list[str] | None = None) -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.ablations", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="+", choices=sorted(ABLATIONS), help="which tables")
     parser.add_argument("--model", default="nano")
@@ -189,7 +191,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder of the tables")
     parser.add_argument("--velocities", action="store_true", help="errors of single predictions alone, no videos")
     parser.add_argument("--tables-only", action="store_true", help="sum up the rows in --work, and make none")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """What makes the same rows again, wherever they are put."""
+    given = {name: getattr(options, name) for name in ("model", "steps", "every")}
+    shown = [f"--prompts {options.prompts} --seeds {options.seeds}"]
+    shown += [f"--{name} {shlex.quote(str(x))}" for name, x in given.items() if x != parser().get_default(name)]
+    shown += ["--velocities"] * options.velocities
+    return f"python -m tools.ablations {' '.join([*options.names, *shown])}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
     captions = [plain(scene) for scene in unseen(options.prompts)]
     asked = requests(options.model, captions, options.seeds, options.work, options.device)
     if options.steps:
@@ -197,18 +212,17 @@ def main(arguments: list[str] | None = None) -> None:
     variants = [variant for name in options.names for variant in ABLATIONS[name]().values()]
     if choose_device(options.device).type == "cuda":
         variants = [replace(each, impl="reference") if _needs_reference(each) else each for each in variants]
-    counts = f"--prompts {options.prompts} --seeds {options.seeds}" + " --velocities" * options.velocities
-    command = f"python -m tools.ablations {' '.join(options.names)} {counts}"
     models = Models(asked[0], asked[0])
     dense = replace(DENSE, exact=False)  # attention alone differs
     if options.tables_only:
         rows = read_rows(options.work)
     else:
-        timing, videos = Timing(_Quiet()), not options.velocities
+        timing, videos, command = Timing(_Quiet()), not options.velocities, command_of(options)
         rows = list(run(models, asked, variants, options.work, timing, command, options.every, dense, videos))
     options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables(options.names, rows).items():
         (options.out / f"ablation-{name}.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        print(render(table, f"ablation-{name}"))
 
 
 if __name__ == "__main__":

@@ -38,10 +38,10 @@ def run(grid: Size3, heads: int, device: torch.device, seconds: float = 0.3) -> 
     """Rows for all choices at one shape, of keys alone where the GPU is no Hopper."""
     shape = Shape("", grid, heads)
     q, k, v = shape.inputs(device)
-    facts = provenance(device) | {"tokens": q.shape[1], "heads": heads}
+    base_row = provenance(device) | {"tokens": q.shape[1], "heads": heads}
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
     rows = _launches(shape, q, k, v, seconds) if hopper else []
-    return [{**facts, **row} for row in rows + _smoothing(shape, q, k, v, seconds)]
+    return [{**base_row, **row} for row in rows + _smoothing(shape, q, k, v, seconds)]
 
 
 def _launches(shape: Shape, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seconds: float) -> list:

@@ -43,7 +43,7 @@ Call = Callable[[], object]
 
 def clock(grid: Size3, heads: int, device: torch.device, seconds: float = 0.8, rounds: int = 2) -> list[dict[str, Any]]:
     """Rows for FP8 attention without quantization (on Hopper; elsewhere the operator), and for the baselines."""
-    facts = {"schema": "fpsgen.bench.clock/1", **provenance(device), "heads": heads}
+    base_row = {"schema": "fpsgen.bench.clock/1", **provenance(device), "heads": heads}
     shape = Shape("", grid, heads)
     q, k, v = shape.inputs(device)
     dense = AttentionPlan(grid, method="fp8")
@@ -67,13 +67,14 @@ def clock(grid: Size3, heads: int, device: torch.device, seconds: float = 0.8, r
         samples[name].append({"cold": work / cold, "sustained": work / statistics.median(times), **with_smi})
     cores = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     return [
-        {**facts, "density": round(density_of(calls[name][0]), 4)} | _row(name, s, cores) for name, s in samples.items()
+        {**base_row, "density": round(density_of(calls[name][0]), 4)} | _row(name, sample, cores)
+        for name, sample in samples.items()
     ]
 
 
 def host(device: torch.device, calls: int = 200) -> list[dict[str, Any]]:
     """Rows for calls of which the CPU is the slower part: 5,760 tokens, 12 heads."""
-    facts = {"schema": "fpsgen.bench.host/1", **provenance(device)}
+    base_row = {"schema": "fpsgen.bench.host/1", **provenance(device)}
     shape = Shape("", (9, 20, 32), 12)
     inputs = shape.inputs(device)
     plans = {m: AttentionPlan(shape.grid, window=(0.5, 0.5, 0.5), method=m) for m in ("fps", "sta")}
@@ -92,7 +93,7 @@ def host(device: torch.device, calls: int = 200) -> list[dict[str, Any]]:
             begin = time.perf_counter()
             call()
             times.append((time.perf_counter() - begin) * 1e6)
-        rows.append({**facts, "what": name, "us": round(statistics.median(times), 1)})
+        rows.append({**base_row, "what": name, "us": round(statistics.median(times), 1)})
     return rows
 
 

@@ -75,7 +75,7 @@ def errors(inputs: Inputs, plan: AttentionPlan, smooth: bool, centre: bool) -> d
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
     """For each kind of data the four combinations; of captures the mean over all, and each layer's."""
-    facts = provenance(torch.device("cpu"))
+    base_row = provenance(torch.device("cpu"))
     settings = [(smooth, centre) for smooth in (False, True) for centre in (False, True)]
     found: dict[str, list[dict[tuple[bool, bool], dict[str, float]]]] = {}
 
@@ -90,7 +90,7 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
         one = read_capture(path)
         plan = AttentionPlan.of(Profile("p", "fps", density=DENSITY), one.grid)
         order = plan.tables("cpu").order
-        names = ("nano, all layers", f"nano, layer {one.facts['layer']}")
+        names = ("nano, all layers", f"nano, layer {one.metadata['layer']}")
         measure(names, (one.q[:, order], one.k[:, order], one.v[:, order]), plan)
     for name, some in found.items():
         for smooth, centre in [(True, False)] if ", layer " in name else settings:
@@ -98,7 +98,7 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
             row |= {"values": "less their mean" if centre else "as they are", "density": DENSITY, "calls": len(some)}
             for key in ("e4m3", "int8", "v"):
                 row[key] = round(statistics.mean(one[smooth, centre][key] for one in some), 3)
-            yield facts | {"schema": "fpsgen.precision/1", **row}
+            yield base_row | {"schema": "fpsgen.precision/1", **row}
 
 
 def main() -> int:

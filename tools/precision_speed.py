@@ -43,7 +43,7 @@ COLUMNS = {
 
 def rows(device: torch.device, seconds: float) -> Iterator[dict[str, Any]]:
     """A row for each grid and density. seconds: of each measurement."""
-    facts = provenance(device)
+    base_row = provenance(device)
     for name, grid in GRIDS.items():
         inputs = Shape(name, grid, HEADS).inputs(device)
         for density in DENSITIES:
@@ -55,7 +55,7 @@ def rows(device: torch.device, seconds: float) -> Iterator[dict[str, Any]]:
                 if plan.kernel(device, 128) == "hopper":
                     calls[f"attend_{qk}"] = attend_alone(plan, *inputs)
             times = alternately(calls, seconds, device)
-            row = {**facts, "what": f"{name}, {HEADS} heads", "kept": f"{plan.density:.1%}"}
+            row = {**base_row, "what": f"{name}, {HEADS} heads", "kept": f"{plan.density:.1%}"}
             for kind in ("attend", "whole"):
                 if f"{kind}_int8" in times:
                     row |= {f"{kind}_{qk}": f"{times[f'{kind}_{qk}']:.3f}" for qk in ("e4m3", "int8")}

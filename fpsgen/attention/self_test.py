@@ -35,6 +35,6 @@ def self_test(device: torch.device) -> SelfTest:
     out = torch.as_tensor(attend(q, k, v, plan))
     fq, fk, fv = (x.transpose(1, 2).double() for x in fake_quantize(q, k, v, layout, plan.granularity))
     seen = mask_from_lists(plan.tile_lists(), layout).to(device)
-    score = (fq @ fk.mT * 64**-0.5).masked_fill(~seen, float("-inf"))
-    exact = (torch.softmax(score, -1) @ fv).transpose(1, 2)
+    qk = (fq @ fk.mT * 64**-0.5).masked_fill(~seen, float("-inf"))
+    exact = (torch.softmax(qk, -1) @ fv).transpose(1, 2)
     return SelfTest(plan.kernel(device), float((out.float() - exact).norm() / exact.norm()))

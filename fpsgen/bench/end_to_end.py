@@ -60,9 +60,9 @@ def run(
                 runs[name].path = _save(runs[name], base)
             for name in names:
                 runs[name].quality = _quality(runs[name], runs[names[0]])
-    facts = {**provenance(model.device), "command": command, "random_weights": model.random}
-    facts["dtype"] = dtype_name(model.dtype)
-    return [bench_row(runs[name], runs[names[0]], base, facts) for name in names]
+    common = {**provenance(model.device), "command": command, "random_weights": model.random}
+    common["dtype"] = dtype_name(model.dtype)
+    return [bench_row(runs[name], runs[names[0]], base, common) for name in names]
 
 
 def _measure(model: LoadedModel, base: GenerateRequest, runs: Runs, events: Events) -> None:

@@ -47,8 +47,8 @@ def run(
     """
     # kernels on their own, events and graphs go by the current device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        facts = {"schema": SCHEMA, **provenance(device), "command": command}
-        yield from _rows(shapes, methods, densities, seconds, device, facts)
+        base_row = {"schema": SCHEMA, **provenance(device), "command": command}
+        yield from _rows(shapes, methods, densities, seconds, device, base_row)
 
 
 def _rows(
@@ -57,14 +57,14 @@ def _rows(
     densities: list[float],
     seconds: float,
     device: torch.device,
-    facts: dict[str, Any],
+    base_row: dict[str, Any],
 ) -> Iterator[dict[str, Any]]:
     others, missing = baselines(device)
     seen: set[Any] = set()  # inputs that baselines had: tiles mean nothing to them
     compiled: set[Size3] = set()  # grids that FlexAttention was compiled for: it takes long
     for shape in shapes:
         inputs = shape.inputs(device)
-        common = {**facts, "shape": shape.name, "tokens": inputs[0].shape[1], "heads": shape.heads}
+        common = {**base_row, "shape": shape.name, "tokens": inputs[0].shape[1], "heads": shape.heads}
         common |= {"head_dim": shape.dim, "batch": shape.batch, "tiles": shape.tile, "captured": bool(shape.source)}
         case = (shape.grid, shape.heads, shape.dim, shape.batch, shape.source)
         if case not in seen:

@@ -38,7 +38,7 @@ class Runs:
     quality: dict[str, float | None] = field(default_factory=dict)  # see evaluate.quality
 
 
-def bench_row(runs: Runs, baseline: Runs, base: GenerateRequest, facts: dict[str, Any]) -> dict[str, Any]:
+def bench_row(runs: Runs, baseline: Runs, base: GenerateRequest, common: dict[str, Any]) -> dict[str, Any]:
     """stages_s, step_s, total_s, attention_s: spread over the repeats. steps_s: median time of each step. speedup_*:
     the baseline's median over this one's. Quality: see evaluate.quality.
     """
@@ -46,7 +46,7 @@ def bench_row(runs: Runs, baseline: Runs, base: GenerateRequest, facts: dict[str
     attention = [seconds for seconds in runs.attention if seconds is not None]
     return {
         "schema": SCHEMA,
-        **facts,
+        **common,
         **setting_of(base),
         "method": runs.method,
         "linear": linear_of(runs.report),

@@ -30,7 +30,7 @@ def run(base: GenerateRequest, compare: tuple[str, ...], timing: Timing, command
     model = load_model(base, timing, False)
     pipe = model.pipe
     methods = [name for name in methods_to_run(compare) if name != BASELINE]
-    facts = {"schema": SCHEMA, **provenance(model.device), "command": command, **setting_of(base)}
+    common = {"schema": SCHEMA, **provenance(model.device), "command": command, **setting_of(base)}
     pipe.scheduler = with_shift(pipe.scheduler, base.sampling.shift)
     with apply(pipe, method=BASELINE, strict=True, linear="bf16", exact=True) as handle:
         with timing.stage("text"):
@@ -43,7 +43,7 @@ def run(base: GenerateRequest, compare: tuple[str, ...], timing: Timing, command
             for step in step_errors(pipe.transformer, handle, forwards, base.sampling.steps):
                 timing.step(step.index, base.sampling.steps, name)
                 ran = {"method": name, "linear": linear_of(handle.report()), "step": step.index, **_ran(step.ran)}
-                rows.append({**facts, **ran, **step.error})
+                rows.append({**common, **ran, **step.error})
     return rows
 
 

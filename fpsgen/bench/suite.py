@@ -120,13 +120,13 @@ def run(
             if number not in missing or student is None or teacher is None:
                 yield from (known[key] for key in each)
                 continue
-            facts = {"schema": SCHEMA, **provenance(student.device), "command": command, "every": every}
-            facts |= {"dtype": dtype_name(student.dtype), "teacher": models.teacher.model.spec.name}
+            common = {"schema": SCHEMA, **provenance(student.device), "command": command, "every": every}
+            common |= {"dtype": dtype_name(student.dtype), "teacher": models.teacher.model.spec.name}
             reference = _make(teacher, models.by_teacher(request), dense, folder, number, progress, True)
             for key, variant in zip(each, (dense, *variants), strict=True):
                 if key not in known:
                     model, wanted = (teacher, models.by_teacher(request)) if variant.of_teacher else (student, request)
-                    row = {**facts, "key": key, **setting_of(request), "model": wanted.model.spec.name}
+                    row = {**common, "key": key, **setting_of(request), "model": wanted.model.spec.name}
                     values = variant.of(wanted).values()
                     row |= {"cache": values["cache"], "cfg_until": values["cfg_until"], "fused": not values["exact"]}
                     place = (folder, number, progress) if videos or variant is dense else None

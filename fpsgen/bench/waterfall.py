@@ -95,9 +95,9 @@ def run(
                 if keep:
                     forwards = list(kept)
         errors = {stage.name: _error(model, stage, base, forwards) for stage in stages if forwards}
-    facts = {"schema": SCHEMA, **provenance(model.device), "command": command, "random_weights": random_weights}
-    facts |= {**setting_of(base), "dtype": dtype_name(model.dtype), "repeats": repeats}
-    return [{**facts, **row} for row in _rows(stages, found, errors)]
+    common = {"schema": SCHEMA, **provenance(model.device), "command": command, "random_weights": random_weights}
+    common |= {**setting_of(base), "dtype": dtype_name(model.dtype), "repeats": repeats}
+    return [{**common, **row} for row in _rows(stages, found, errors)]
 
 
 @dataclass(frozen=True)

@@ -34,20 +34,20 @@ def vmaf(video: str | Path, reference: str | Path) -> float | None:
 
 
 def xpsnr(video: str | Path, reference: str | Path) -> float | None:
-    """XPSNR of luma in dB (Helmrich et al. 2020) over the whole video; EQUAL_DB where both are equal. ffmpeg before 7.1
-    has no such filter: None. Raises as vmaf.
+    """XPSNR of luma in dB (Helmrich et al. 2020) over the whole video; EQUAL_DB where both are equal, below 0
+    where they have nothing in common. ffmpeg before 7.1 has no such filter: None. Raises as vmaf.
     """
     if "xpsnr" not in _filters():
         return None
-    text = _compare(video, reference, "xpsnr=stats_file=-")
-    found = re.findall(r"XPSNR average.*?y: *([\d.]+|inf)", text)
+    text = _compare(reference, video, "xpsnr=stats_file=-")  # the other way round than libvmaf takes them
+    found = re.findall(r"XPSNR average.*?y: *(-?[\d.]+|inf)", text)
     return round(min(float(found[-1]), EQUAL_DB), 2) if found else None
 
 
-def _compare(video: str | Path, reference: str | Path, graph: str) -> str:
-    inputs = [part for path in (video, reference) for part in ("-i", f"file:{Path(path).resolve()}")]
+def _compare(first: str | Path, second: str | Path, graph: str) -> str:
+    inputs = [part for path in (first, second) for part in ("-i", f"file:{Path(path).resolve()}")]
     done = ffmpeg.run([*inputs, "-lavfi", f"[0:v][1:v]{graph}", "-f", "null", "-"], work=SECONDS)
-    what = f"ffmpeg cannot compare {show(video)} and {show(reference)}"
+    what = f"ffmpeg cannot compare {show(first)} and {show(second)}"
     if done.code and not done.said:  # no fault of the videos
         remedy = "free space for temporary files (TMPDIR), and run it again"
         raise FpsgenError(f"{what}: it ended with code {done.code}", remedy, DISK)

@@ -36,8 +36,8 @@ class Capture:
     steps: tuple[int, ...] | None = None
     overwrite: bool = False
 
-    def start(self, layers: int, steps: int, facts: Mapping[str, Any]) -> CaptureObserver:
-        """The observer of one denoising loop. layers, steps: how many there are. facts: kept in each file.
+    def start(self, layers: int, steps: int, metadata: Mapping[str, Any]) -> CaptureObserver:
+        """The observer of one denoising loop. layers, steps: how many there are. metadata: kept in each file.
 
         Raises FpsgenError USAGE for a layer or step that there is not, DISK where files lie in the way.
         """
@@ -52,7 +52,7 @@ class Capture:
         self.check_free()
         make_folder(self.folder)
         wanted = {(step, layer) for step in chosen[1] for layer in chosen[0]}
-        return CaptureObserver(self, wanted, {name: str(value) for name, value in facts.items()})
+        return CaptureObserver(self, wanted, {name: str(value) for name, value in metadata.items()})
 
     def check_free(self) -> None:
         """Raises FpsgenError DISK where captures lie in the way."""
@@ -64,8 +64,8 @@ class Capture:
 class CaptureObserver:
     """Saves what is wanted as it comes; see models.patch.stack.Observer."""
 
-    def __init__(self, capture: Capture, wanted: set[tuple[int, int]], facts: dict[str, str]) -> None:
-        self._capture, self._wanted, self._facts = capture, wanted, facts
+    def __init__(self, capture: Capture, wanted: set[tuple[int, int]], metadata: dict[str, str]) -> None:
+        self._capture, self._wanted, self._metadata = capture, wanted, metadata
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, forward: Any) -> None:
         if (forward.index, layer) not in self._wanted:
@@ -75,11 +75,11 @@ class CaptureObserver:
         tensors = {}
         for name, x in zip(NAMES, (q, k, v), strict=True):
             tensors[name] = (x[0] if inverse is None else x[0].index_select(0, inverse)).detach().cpu().contiguous()
-        facts = {"schema": SCHEMA, "grid": ",".join(map(str, forward.grid)), "step": str(forward.index)}
-        facts |= {"layer": str(layer), "sigma": f"{forward.sigma:.6f}", "profile": forward.profile.name}
+        metadata = {"schema": SCHEMA, "grid": ",".join(map(str, forward.grid)), "step": str(forward.index)}
+        metadata |= {"layer": str(layer), "sigma": f"{forward.sigma:.6f}", "profile": forward.profile.name}
         path = self._capture.folder / f"step{forward.index:04d}-layer{layer:02d}.safetensors"
         with atomic(path, self._capture.overwrite) as part, writing_tensors():
-            save_file(tensors, part, self._facts | facts)
+            save_file(tensors, part, self._metadata | metadata)
 
     def check_complete(self) -> None:
         """Raises FpsgenError ENVIRONMENT where something wanted never came."""
@@ -91,17 +91,17 @@ class CaptureObserver:
 
 @dataclass(frozen=True)
 class Captured:
-    """One file. q, k, v: [1, L, H, D], raster order, on the CPU. facts: its metadata."""
+    """One file. q, k, v: [1, L, H, D], raster order, on the CPU. metadata: its metadata."""
 
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
     grid: Size3
-    facts: dict[str, str]
+    metadata: dict[str, str]
 
     @property
     def name(self) -> str:
-        return f"{self.facts.get('model', 'captured')}, step {self.facts['step']}, layer {self.facts['layer']}"
+        return f"{self.metadata.get('model', 'captured')}, step {self.metadata['step']}, layer {self.metadata['layer']}"
 
 
 def captured_files(folder: Path) -> list[Path]:
@@ -113,17 +113,17 @@ def read_capture(path: Path) -> Captured:
     """Raises FpsgenError BAD_INPUT for what is no whole capture."""
     try:
         with open_tensors(path) as file:
-            facts = dict(file.metadata() or {})
+            metadata = dict(file.metadata() or {})
             tensors = [file.get_tensor(name) for name in NAMES]
-        grid = tuple(int(side) for side in facts["grid"].split(","))
+        grid = tuple(int(side) for side in metadata["grid"].split(","))
         shape = tensors[0].shape
         whole = len(grid) == 3 and min(grid) > 0 and grid[0] * grid[1] * grid[2] == shape[0]
-        if not (whole and len(shape) == 3 and all(x.shape == shape for x in tensors) and "step" in facts):
+        if not (whole and len(shape) == 3 and all(x.shape == shape for x in tensors) and "step" in metadata):
             raise ValueError("its tensors do not fit its grid")
-        step, layer = int(facts["step"]), int(facts["layer"])
+        step, layer = int(metadata["step"]), int(metadata["layer"])
     except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
         what = f"{show(path)} is no capture: {show(error, 120)}"
         raise FpsgenError(what, "make one with fpsgen generate --capture FOLDER", BAD_INPUT) from error
-    facts |= {"step": str(step), "layer": str(layer)}
+    metadata |= {"step": str(step), "layer": str(layer)}
     q, k, v = (x[None] for x in tensors)
-    return Captured(q, k, v, (grid[0], grid[1], grid[2]), facts)
+    return Captured(q, k, v, (grid[0], grid[1], grid[2]), metadata)

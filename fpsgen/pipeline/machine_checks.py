@@ -100,9 +100,11 @@ def gpu(wanted: str) -> list[Check]:
         return [Check("GPU", FAIL if lack else INFO, "none that torch can use; nano runs on the CPU", remedy)]
     checks.append(Check("driver", INFO, driver_version() or "unknown"))
     for index in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(index)
-        fp8 = (facts.major, facts.minor) >= (8, 9)
-        name = f"{facts.name}, {facts.total_memory / 1e9:.0f} GB, compute capability {facts.major}.{facts.minor}"
+        properties = torch.cuda.get_device_properties(index)
+        capability = (properties.major, properties.minor)
+        fp8 = capability >= (8, 9)
+        memory = f"{properties.total_memory / 1e9:.0f} GB"
+        name = f"{properties.name}, {memory}, compute capability {'.'.join(map(str, capability))}"
         remedy = "" if fp8 else "run with --method sta or bf16: FP8 needs compute capability 8.9"
         status = OK if fp8 else WARN
         if float(torch.ones(256, device=f"cuda:{index}").sum()) != 256:

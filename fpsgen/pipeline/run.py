@@ -155,7 +155,9 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
                 embeds = _random_embeds(model, request) if model.random else encode(pipe, request, timing)
             observer = None
             if capture is not None:
-                observer = capture.start(len(pipe.transformer.blocks), request.sampling.steps, _capture_facts(request))
+                observer = capture.start(
+                    len(pipe.transformer.blocks), request.sampling.steps, _capture_metadata(request)
+                )
             with timing.stage("denoise"), handle.timer() as timer, handle.observing(observer):
                 latents = denoise(pipe, handle, request, embeds, timing)
                 attention_s = timer.seconds()
@@ -300,7 +302,7 @@ def handle_note(handle: Any) -> str:
     return f"{step['profile']} ({step['method']}{density})"
 
 
-def _capture_facts(request: GenerateRequest) -> dict[str, Any]:
+def _capture_metadata(request: GenerateRequest) -> dict[str, Any]:
     return {"model": request.model.spec.name, "prompt": request.prompt.text, "seed": request.sampling.seed}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fpsgen.attention.methods import METHODS
 from fpsgen.report.lines import columns, options, versions
-from fpsgen.text import plural
+from fpsgen.text import plural, show
 
 EQUAL_DB = 100.0  # an XPSNR of equal videos, see evaluate/ffmpeg_metrics.py
 COLUMNS = {
@@ -114,11 +114,11 @@ def is_baseline(row: dict[str, Any]) -> bool:
 
 
 def setting(row: dict[str, Any]) -> str:
-    """What was measured, on one line."""
-    weights = ", random weights" if row["random_weights"] else ""
+    """What was measured, on one line. Random weights have a random prompt."""
+    model = f"{row['model']}, " + ("random weights" if row["random_weights"] else f'"{show(row["prompt"])}"')
     size = f"{row['width']}x{row['height']}, {plural(row['frames'], 'frame')}, {row['tokens']} tokens"
     steps = plural(row["steps"], "step")
-    return f"{row['model']}{weights}, {size}, {steps}, guidance {row['guidance']:g}, seed {row['seed']}"
+    return f"{model}, {size}, {steps}, guidance {row['guidance']:g}, seed {row['seed']}"
 
 
 def where(row: dict[str, Any]) -> str:

@@ -28,6 +28,13 @@ COLUMNS = {
     "prep": "quantization, ms",
     "with_norm_rope": "with norm, RoPE",
 }
+EXPLAINED = {  # columns of the text
+    "TFLOP/s": "TFLOP/s: of kept pairs of real tokens",
+    "error": "error: to fp64 over the same keys",
+    "to dense": "to dense: error to fp64 over all keys",
+    "attend": "attend: TFLOP/s without quantization",
+    "host": "host: microseconds that the CPU takes for a call",
+}
 
 
 def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -45,9 +52,7 @@ def line(row: dict[str, Any]) -> str:
 def lines(rows: list[dict[str, Any]]) -> list[str]:
     """The rows as text, a block for each shape, with the columns that have a figure there. 80 columns hold it."""
     shown = [f"{rows[0]['device']}, commit {rows[0]['commit'] or 'unknown'}"]
-    shown.append("TFLOP/s of kept pairs of real tokens; attend: TFLOP/s without quantization")
-    shown.append("error: to fp64 over the same keys; to dense: to fp64 over all keys")
-    shown.append("host: microseconds that the CPU takes for a call")
+    blocks = []
     for name in dict.fromkeys(map(_group, rows)):
         block = [["", "density", "ms", "p10-p90", "TFLOP/s", "error", "to dense", "attend", "host"]]
         for row in rows:
@@ -63,8 +68,10 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
             dense = f"{row['error_to_dense']:.1e}" if row["captured"] else ""  # of random data it says nothing
             rest = [f"{row['relative_error']:.1e}", dense, _number(row, "attend_tflops", 0), host]
             block.append([row["method"], *figures, *rest])
-        shown += [f"{name}:", *columns(_filled(block))]
-    return shown
+        blocks.append((name, _filled(block)))
+    heads = {head for _, block in blocks for head in block[0]}
+    shown += [text for head, text in EXPLAINED.items() if head in heads]
+    return [*shown, *(text for name, block in blocks for text in (f"{name}:", *columns(block)))]
 
 
 def _filled(block: list[list[str]]) -> list[list[str]]:

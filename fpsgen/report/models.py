@@ -37,7 +37,7 @@ def described(choice: Any, bytes_on_disk: int, bytes_to_fetch: int, lack: str) -
     makes = f"sides in multiples of {geometry.side} up to {geometry.positions * geometry.side}"
     if spec.trained_sizes:
         makes = f"{_sizes(spec.trained_sizes)}; other sizes are scaled from these"
-    facts = [
+    entries = [
         ("name", spec.name),
         ("what", spec.description),
         ("licence", spec.licence),
@@ -54,12 +54,12 @@ def described(choice: Any, bytes_on_disk: int, bytes_to_fetch: int, lack: str) -
     ]
     if choice.pipeline is not None:
         instead = ", in whose place UniPCMultistepScheduler is used" if choice.replaced_scheduler else ""
-        facts.append(("scheduler", f"{choice.pipeline.scheduler}{instead}"))
+        entries.append(("scheduler", f"{choice.pipeline.scheduler}{instead}"))
     if words := choice.vocabulary:
         kinds = {"draws": words.subjects, "colours": words.colours, "motions": words.motions}
-        facts += [(kind, ", ".join(names)) for kind, names in (kinds | {"places": words.backgrounds}).items()]
-    facts.append(("negative", spec.negative_prompt or "(empty)"))
-    return [f"{label:<10}  {show(text, 2000)}" for label, text in facts]
+        entries += [(kind, ", ".join(names)) for kind, names in (kinds | {"places": words.backgrounds}).items()]
+    entries.append(("negative", spec.negative_prompt or "(empty)"))
+    return [f"{label:<10}  {show(text, 2000)}" for label, text in entries]
 
 
 def _defaults(spec: Any) -> str:

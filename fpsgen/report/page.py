@@ -29,7 +29,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 
     Raises FpsgenError BAD_INPUT where a row names a file that is no video: what it holds would go out with the page.
     """
-    first, numbers = rows[0], origin_numbers(rows)
+    numbers = origin_numbers(rows)
     several = len(set(numbers)) > 1
     mark = {id(row): f" ({number})" if several else "" for row, number in zip(rows, numbers, strict=True)}
     texts = [cells(row) for row in rows]
@@ -50,7 +50,6 @@ def page(rows: list[dict[str, Any]]) -> str:
     return fill(
         "page.html",
         title=" / ".join(dict.fromkeys(row["method"] for row in rows)),
-        prompt=first["prompt"],
         origins=[
             {"text": text, "command": own[0].get("command", "")}
             for text, own in zip(origins(rows), benches, strict=True)

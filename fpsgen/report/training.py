@@ -62,7 +62,7 @@ def page(rows: Sequence[Row], name: str, videos: Sequence[Path] = ()) -> str:
     return fill(
         "training.html",
         name=name,
-        facts=_facts(rows),
+        summary=_summary(rows),
         table=table(rows),
         charts=[{"title": title, "svg": svg, "keys": keys} for title, (svg, keys) in drawn if svg],
         videos=[{"name": path.stem, "data": embedded(path)} for path in videos if os.path.isfile(path)],
@@ -87,7 +87,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     return columns(shown)
 
 
-def _facts(rows: Sequence[Row]) -> str:
+def _summary(rows: Sequence[Row]) -> str:
     seconds = sum(row.get("seconds", 0.0) for row in rows)
     samples = sum(row["samples"] for row in rows)
     if not rows or not seconds:

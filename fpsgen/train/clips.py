@@ -19,7 +19,7 @@ from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.fields import Field, choice, fields, many, text, whole
 from fpsgen.files import read_json
 from fpsgen.models.catalog.manifest import sha256
-from fpsgen.models.catalog.stamp import facts_of, is_stamped, write_stamp
+from fpsgen.models.catalog.stamp import file_stats, is_stamped, write_stamp
 from fpsgen.text import show
 from fpsgen.train.data import Batch, read_shard
 from fpsgen.train.objective import Source
@@ -128,7 +128,7 @@ def open_folder(
             BAD_INPUT,
         )
     places = []
-    before = facts_of(folder, [folder / name for name in (DATA, *(entry["name"] for entry in row["shards"]))])
+    before = file_stats(folder, [folder / name for name in (DATA, *(entry["name"] for entry in row["shards"]))])
     checked = is_stamped(folder, before)
     for entry in row["shards"]:
         path = folder / entry["name"]

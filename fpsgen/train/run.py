@@ -52,7 +52,7 @@ def train(
     """Everything in `folder`: run.json, pairs/, step-*/, log.jsonl, page.html, report.json, model/. A run that was
     stopped goes on where it was. torchrun's processes share one run.
 
-    prepared, stepped: get prompts and steps that are done. note: gets facts in one line, by name. sample: makes
+    prepared, stepped: get prompts and steps that are done. note: gets figures in one line, by name. sample: makes
     a validation video: (pipe, model, path, whether this process writes it). Raises FpsgenError.
     """
     make_folder(folder)

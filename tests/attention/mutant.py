@@ -77,10 +77,10 @@ def _execute(name: str, path: Path) -> ModuleType:
 
 
 def load(module: ModuleType, folder: Path, *changes: tuple[str, str]) -> ModuleType:
-    """The module with the first of each (old, new) text replaced; a file of its own, since Triton reads functions from
-    theirs.
+    """The module with the first of each (old, new) text replaced, in the form that ast.unparse gives it: how the module
+    is formatted does not matter. A file of its own, since Triton reads functions from theirs.
     """
-    source = Path(module.__file__ or "").read_text(encoding="utf-8")
+    source = ast.unparse(ast.parse(Path(module.__file__ or "").read_text(encoding="utf-8")))
     for old, new in changes:
         assert old in source, f"nothing to replace: {old}"
         source = source.replace(old, new, 1)

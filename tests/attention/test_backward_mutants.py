@@ -31,11 +31,11 @@ KERNELS = {
     "padded keys not masked": ("if MASKED:", "if False:"),
     "the last key block of a list forgotten": ("range(count * STEPS)", "range((count - 1) * STEPS)"),
     "half of every key block": (
-        "offset = (i % STEPS) * STEP\n        row = batch * tokens + tl.load(block_start + block_k)",
+        "offset = i % STEPS * STEP\n        row = batch * tokens + tl.load(block_start + block_k)",
         "offset = 0\n        row = batch * tokens + tl.load(block_start + block_k)",
     ),
     "half of every query block": (
-        "offset = (i % STEPS) * STEP\n        row = batch * tokens + tl.load(block_start + block_q)",
+        "offset = i % STEPS * STEP\n        row = batch * tokens + tl.load(block_start + block_q)",
         "offset = 0\n        row = batch * tokens + tl.load(block_start + block_q)",
     ),
     "first batch for all": (
@@ -56,7 +56,7 @@ KERNELS = {
 PREPARE = {
     "delta of the gradient alone": ("tl.sum(o * do, 1)", "tl.sum(do * do, 1)"),
     "LSE in the wrong base": ("lse_i * _LOG2_E", "lse_i"),
-    "rows of padding not neutral": ('mask=real, other=float("inf")', "mask=real, other=-1.0"),
+    "rows of padding not neutral": ("mask=real, other=float('inf')", "mask=real, other=-1.0"),
     "values not quantized": ("(1.0 / scale)).to(tl.float8e4nv)", "(1.0 / scale))"),
     "values without their scale": ("(values.to(tl.float32) * scale)", "(values.to(tl.float32) * 1.0)"),
     "mean of the first token's keys": ("k.mean(1, dtype=torch.float32)", "k[:, 0].float()"),

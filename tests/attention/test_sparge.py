@@ -143,10 +143,10 @@ def test_a_threshold_that_counts_is_said_by_the_kernels_name(monkeypatch, thresh
 MISTAKES = {
     "blocks that are not alike are no longer seen": ("mask | ~alike_k", "mask | False"),
     "queries that are not alike no longer see all": ("| ~alike_q)", ")"),
-    "unlike blocks take part in the softmax": ("score.masked_fill(~alike_k, -torch.inf)", "score"),
+    "unlike blocks take part in the softmax": ("qk.masked_fill(~alike_k, -torch.inf)", "qk"),
     "one more than the mass": ("sum(-1, keepdim=True).clamp(min=1)", "sum(-1, keepdim=True) + 1"),
     "least first": ("descending=True", "descending=False"),
-    "no scale": (" * q.shape[-1] ** -0.5", ""),
+    "no scale": (" * q.shape[-1] ** (-0.5)", ""),
     "keys as they are": ("if plan.smooth_k", "if False"),
     "lengths in place of directions": ("direction.square().sum(-1)", "direction.norm(dim=-1)"),
     "padding counts": ("real / layout.block_len[:, None]", "real / layout.block"),

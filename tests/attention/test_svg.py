@@ -159,8 +159,8 @@ def test_it_is_traced_whole():
 
 MISTAKES = {
     "the worse of the two": (".argmin(0)", ".argmax(0)"),
-    "weights not made up again": (".float() / total)", ".float())"),
-    "no scale": (" * q.shape[-1] ** -0.5", ""),
+    "weights not made up again": (".float() / row_sum)", ".float())"),
+    "no scale": (" * q.shape[-1] ** (-0.5)", ""),
     "the first frame forgotten": ("mask[:, :, tiling.unit_order() < rows * columns] = True", "pass"),
     "both spatial": ("nearest(spatial), nearest(temporal)", "nearest(spatial), nearest(spatial)"),
     "a mean over heads": (".mean((2, 3))", ".mean((1, 2, 3))[:, None].expand(-1, q.shape[2])"),

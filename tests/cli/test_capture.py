@@ -52,9 +52,9 @@ def test_the_same_inputs_whatever_order_the_tokens_lie_in(fpsgen, generate):
     for name in ("q", "k", "v"):
         assert torch.allclose(getattr(first[0], name), getattr(first[1], name), atol=1e-5), name
     with safe_open(Path("bf16") / names[2], framework="pt") as file:
-        facts = file.metadata()
-    assert (facts["step"], facts["layer"], facts["prompt"], facts["seed"]) == ("1", "0", "a cat", "3")
-    assert 0 < float(facts["sigma"]) < 1
+        metadata = file.metadata()
+    assert (metadata["step"], metadata["layer"], metadata["prompt"], metadata["seed"]) == ("1", "0", "a cat", "3")
+    assert 0 < float(metadata["sigma"]) < 1
 
 
 def test_chosen_layers_and_steps(fpsgen, generate):

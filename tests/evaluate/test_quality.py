@@ -96,6 +96,39 @@ def test_vbench_finds_videos_by_prompt_and_number(tmp_path):
         assert (folder / name).read_bytes()[0] in [n for n, row in enumerate(rows) if row["prompt"] == prompt]
 
 
+def test_the_reference_decides_where_an_error_shows(tmp_path):
+    """XPSNR weighs an error more where the reference is flat: noise on a flat half is worse than its absence."""
+    if ffmpeg_metrics.xpsnr(*[_y4m(tmp_path / "x.y4m", np.zeros((2, 64, 64), np.uint8))] * 2) is None:
+        pytest.skip("ffmpeg has no XPSNR")
+    random = np.random.default_rng(0)
+    flat = np.full((2, 256, 256), 128, np.uint8)
+    flat[:, :, 128:] += random.integers(-60, 60, (256, 128)).astype(np.uint8)
+    noisy = flat.copy()
+    noisy[:, :, :128] += random.integers(-30, 30, (256, 128)).astype(np.uint8)
+    reference, video = _y4m(tmp_path / "a.y4m", flat), _y4m(tmp_path / "b.y4m", noisy)
+    assert ffmpeg_metrics.xpsnr(video, reference) < ffmpeg_metrics.xpsnr(reference, video) - 5
+
+
+def _y4m(path: Path, luma: np.ndarray) -> Path:
+    """A grey video without compression. luma: uint8 [F, H, W]."""
+    frames, height, width = luma.shape
+    grey = bytes([128]) * (height * width // 2)
+    path.write_bytes(
+        f"YUV4MPEG2 W{width} H{height} F16:1 C420jpeg\n".encode()
+        + b"".join(b"FRAME\n" + luma[i].tobytes() + grey for i in range(frames))
+    )
+    return path
+
+
+@pytest.mark.parametrize(("said", "shown"), [("-3.0591", -3.06), ("31.25", 31.25), ("inf", ffmpeg_metrics.EQUAL_DB)])
+def test_xpsnr_of_videos_with_nothing_in_common_is_negative(monkeypatch, said, shown):
+    """Its errors are weighted, so they can exceed the range of luma."""
+    text = f"n: 1  XPSNR y: 9.0\n\nXPSNR average, 33 frames  y: {said}  u: 12.1  v: -0.8  (minimum: -3.0)\n"
+    monkeypatch.setattr(ffmpeg_metrics, "_filters", lambda: {"xpsnr"})
+    monkeypatch.setattr(ffmpeg_metrics.ffmpeg, "run", lambda *args, **more: Done(0, text.encode(), "", False))
+    assert ffmpeg_metrics.xpsnr("a.mp4", "b.mp4") == shown
+
+
 def test_a_comparison_that_dies_without_a_word_is_no_fault_of_the_videos(monkeypatch, tmp_path):
     """As where ffmpeg's log does not fit on the disk."""
     monkeypatch.setattr(ffmpeg_metrics, "_filters", lambda: {"libvmaf"})

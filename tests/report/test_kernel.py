@@ -2,6 +2,7 @@ import json
 import runpy
 import sys
 
+from fpsgen.report.kernel import lines as text_lines
 from tools.figures import render
 
 COMMON = {"shape": "480p", "heads": 12, "batch": 2, "tiles": [6, 8, 8], "commit": "c", "device": "d", "versions": {}}
@@ -31,3 +32,14 @@ def test_rows_of_the_bench_become_a_table(tmp_path, monkeypatch, capsys):
     assert lines[2] == f"{name} sdpa-cudnn | peer | 11.8% | 1.131 | 1.10-1.15 | 687 | 1.2e-02 |  |  |  |  |"
     assert lines[3] == f"{name} fps | hopper | 11.8% | 1.131 | 1.10-1.15 | 687 | 1.2e-02 | 782 |  |  |  |"
     assert made["rows"][1]["attend_tflops"] == 782.4
+
+
+def test_only_columns_that_are_shown_are_explained():
+    """On a CPU quantization is not timed apart, nor what the host takes."""
+    row = COMMON | {"method": "fps", "peer": False, "kernel": "cpu", "density": 0.1, "median_ms": 1.0, "p10_ms": 1.0}
+    row |= {"p90_ms": 1.0, "tflops": 1.0, "relative_error": 0.1, "host_us": None, "captured": False}
+    explained = {"attend": "attend:", "host": "host:", "to dense": "to dense:"}
+    for more in ({}, {"host_us": 9.0, "attend_tflops": 5.0}, {"captured": True, "error_to_dense": 0.2}):
+        text = "\n".join(text_lines([row | more]))
+        head = next(line for line in text.splitlines() if "p10-p90" in line)
+        assert {name: name in head for name in explained} == {name: mark in text for name, mark in explained.items()}

@@ -181,6 +181,17 @@ def test_text_and_markdown_name_setting_and_place():
     assert text.count("\n1. ") == 1 and "\n2. " in text and "other GPU" in text
 
 
+def test_each_setting_names_its_prompt():
+    """Quality is that of one prompt. Random weights have a random one."""
+    rows = [*ROWS, row("bf16", 1.0, None, prompt="a dog"), row("fps", 2.0, 20.0, prompt="a dog")]
+    text = markdown(rows)
+    first, second = (line for line in text.splitlines() if line[:2] in ("1.", "2."))
+    assert "cat" in first and "dog" not in first and "dog" in second
+    items = page(rows).split("<ol>")[1].split("</ol>")[0].split("</li>")
+    assert "cat" in items[0] and "dog" in items[1] and "cat" in table(ROWS)[0]
+    assert "cat" not in "\n".join(table([row("bf16", 1.0, None, random_weights=True)]))
+
+
 def test_what_leaves_keys_out_is_said_beside_the_speed_up():
     dense = PROFILE | {"profile": "late", "density": 1.0}
     rows = [ROWS[0], row("fps", 3.0, 25.0, profiles=[PROFILE, dense])]

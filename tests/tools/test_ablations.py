@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 
@@ -50,10 +51,21 @@ def test_a_table_counts_videos_that_every_variant_has(tmp_path):
     assert fp8["paper"] == "21.00" and "| fp8: FP8 alone |" in render(table, "ablation-joint")
 
 
-def test_rows_that_stand_are_summed_up_again(tmp_path):
+def test_the_command_of_a_row_repeats_it():
+    given = ["joint", "tile", "--prompts", "2", "--model", "a folder", "--steps", "8", "--every", "2", "--velocities"]
+    command = ablations.command_of(ablations.parser().parse_args(given))
+    assert shlex.split(command)[:3] == ["python", "-m", "tools.ablations"]
+    again = ablations.parser().parse_args(shlex.split(command)[3:])
+    assert again == ablations.parser().parse_args(given)
+    usual = ablations.command_of(ablations.parser().parse_args(["joint"]))
+    assert usual == "python -m tools.ablations joint --prompts 6 --seeds 1"
+
+
+def test_rows_that_stand_are_summed_up_again(tmp_path, capsys):
     names = [variant.name for variant in ABLATIONS["granularity"]().values()]
     rows = [row("dense", "a", None), *(row(name, "a", 20.0) for name in names)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
     ablations.main(["granularity", "--prompts", "1", "--work", str(tmp_path), "--out", str(tmp_path), "--tables-only"])
     made = json.loads((tmp_path / "ablation-granularity.json").read_text())
     assert len(made["rows"]) == len(names) and made["rows"][0]["psnr"] == "20.0"
+    assert "| 1 block (60 tokens) |" in capsys.readouterr().out

@@ -38,12 +38,12 @@ class _PooledMass(Selection):
             k = k - k.mean(1, keepdim=True, dtype=torch.float32)
         pooled_q, alike_q = _pooled(q, plan, least)
         pooled_k, alike_k = _pooled(k, plan, least)
-        score = torch.einsum("bqhd,bkhd->bhqk", pooled_q, pooled_k) * q.shape[-1] ** -0.5
+        qk = torch.einsum("bqhd,bkhd->bhqk", pooled_q, pooled_k) * q.shape[-1] ** -0.5
         alike_q, alike_k = alike_q.mT[..., None], alike_k.mT[:, :, None]
-        share = score.masked_fill(~alike_k, -torch.inf).softmax(-1).sort(-1, descending=True)
-        kept = (share.values.cumsum(-1) <= float(plan.option("cdfthreshd"))).sum(-1, keepdim=True).clamp(min=1)
+        p = qk.masked_fill(~alike_k, -torch.inf).softmax(-1).sort(-1, descending=True)
+        kept = (p.values.cumsum(-1) <= float(plan.option("cdfthreshd"))).sum(-1, keepdim=True).clamp(min=1)
         ranks = torch.arange(layout.num_blocks, device=q.device)
-        mask = torch.zeros_like(score, dtype=torch.bool).scatter(-1, share.indices, ranks < kept)
+        mask = torch.zeros_like(qk, dtype=torch.bool).scatter(-1, p.indices, ranks < kept)
         mask = (mask | ~alike_k | ~alike_q).flatten(0, 1)  # [B*H, N, N]
         unit = tables.block_unit if layout.num_units < layout.num_blocks else None
         tiles = mask.new_zeros(len(mask), layout.num_tiles, layout.num_blocks, dtype=torch.int32)

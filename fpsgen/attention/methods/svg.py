@@ -42,11 +42,11 @@ def mask_errors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Attenti
     import torch
 
     rows, masks = plan.constant(sampled_masks, q.device)
-    score = torch.einsum("bnhd,blhd->bhnl", q[:, rows] * q.shape[-1] ** -0.5, k).float()  # n sampled rows
-    share = score.softmax(-1).to(v.dtype)
-    kept = torch.stack((share, *(share * mask for mask in masks)), 2)  # [B, H, 3, n, L]: v is read once
-    total = kept.sum(-1, keepdim=True, dtype=torch.float32).clamp(min=1e-30)
-    exact, *out = (torch.einsum("bhmnl,blhd->bhmnd", kept, v).float() / total).unbind(2)
+    qk = torch.einsum("bnhd,blhd->bhnl", q[:, rows] * q.shape[-1] ** -0.5, k).float()  # n sampled rows
+    p = qk.softmax(-1).to(v.dtype)
+    kept = torch.stack((p, *(p * mask for mask in masks)), 2)  # [B, H, 3, n, L]: v is read once
+    row_sum = kept.sum(-1, keepdim=True, dtype=torch.float32).clamp(min=1e-30)
+    exact, *out = (torch.einsum("bhmnl,blhd->bhmnd", kept, v).float() / row_sum).unbind(2)
     return torch.stack([(each - exact).square().mean((2, 3)) for each in out])
 
 

@@ -17,28 +17,28 @@ from fpsgen.errors import FpsgenError
 from fpsgen.files import make_folder, read_json, write_text
 
 SCHEMA = "fpsgen.stamp/1"
-Facts = dict[str, list[int]]
+FileStats = dict[str, list[int]]
 
 
-def facts_of(folder: Path, paths: Iterable[Path]) -> Facts:
+def file_stats(folder: Path, paths: Iterable[Path]) -> FileStats:
     """Name -> size, time of change, time of change of its inode, inode of files below `folder`; links followed."""
     found = {}
     for path in paths:
         with suppress(OSError):
-            facts = path.stat()
+            status = path.stat()
             name = path.relative_to(folder).as_posix()
-            found[name] = [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+            found[name] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     return found
 
 
-def is_stamped(folder: Path, now: Facts) -> bool:
+def is_stamped(folder: Path, now: FileStats) -> bool:
     """Whether the files were found whole as they are now."""
     with suppress(FpsgenError):
         return read_json(_file(folder), 1 << 22, "the stamp").get("files") == now
     return False
 
 
-def write_stamp(folder: Path, before: Facts) -> None:
+def write_stamp(folder: Path, before: FileStats) -> None:
     """Keep that the files are whole. before: as they were when the check began, so that one that changed meanwhile does
     not pass. A cache that cannot be written costs time, no more.
     """

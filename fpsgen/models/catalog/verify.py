@@ -13,7 +13,7 @@ from pathlib import Path
 from fpsgen.errors import FpsgenError
 from fpsgen.models.catalog.folder import MANIFEST, broken, check_folder, folder_size, model_files, wanted
 from fpsgen.models.catalog.manifest import read_manifest
-from fpsgen.models.catalog.stamp import Facts, facts_of, is_stamped, write_stamp
+from fpsgen.models.catalog.stamp import FileStats, file_stats, is_stamped, write_stamp
 
 Progress = Callable[[str, int, int], None]
 
@@ -24,7 +24,7 @@ def verify_folder(folder: Path, progress: Progress = lambda name, done, total: N
     Every file is compared with its digest, in the manifest or in the blob's name; where there is neither, the folder
     is judged by its structure alone.
     """
-    before = _facts(folder)
+    before = _stats(folder)
     wrong = _compare(folder, progress)
     try:
         check_folder(folder)
@@ -39,7 +39,7 @@ def check_intact(folder: Path) -> None:
     """Raise FpsgenError MODEL unless every file of the folder is what its digest says. Milliseconds, unless a file
     changed since the last full check.
     """
-    before = _facts(folder)
+    before = _stats(folder)
     if is_stamped(folder, before):
         return
     wrong = _compare(folder)
@@ -51,7 +51,7 @@ def check_intact(folder: Path) -> None:
 
 def mark_intact(folder: Path) -> None:
     """Note that every file of a folder was compared with its digest just now, as it came."""
-    write_stamp(folder, _facts(folder))
+    write_stamp(folder, _stats(folder))
 
 
 def has_digests(folder: Path) -> bool:
@@ -133,5 +133,5 @@ def _malformed(path: Path) -> str:
         return f"it is no whole safetensors file ({str(error).splitlines()[0][:100]})"
 
 
-def _facts(folder: Path) -> Facts:
-    return facts_of(folder, model_files(folder))
+def _stats(folder: Path) -> FileStats:
+    return file_stats(folder, model_files(folder))
