@@ -2,11 +2,14 @@
 
 python -m tools.gpu_tests [pytest options]     on a machine with a CUDA device; exits as pytest does
 python -m tools.gpu_tests --check              exits 0; warns on stderr if kernels changed since the row
+
+Comments, docstrings and names of local variables are no part of what runs: a change of them leaves the row as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import subprocess
 import sys
@@ -58,8 +61,43 @@ def stale(row: Path = ROW) -> str:
     commit = json.loads(row.read_text(encoding="utf-8"))["commit"]
     if not git("cat-file", "-t", commit):
         return f"{row.name} is of commit {commit[:7]}, which this clone does not have"
-    changed = git("diff", "--name-only", commit, "--", *KERNELS).splitlines()
+    paths = git("diff", "--name-only", commit, "--", *KERNELS).splitlines()
+    changed = [path for path in paths if not _same(git("show", f"{commit}:{path}"), ROOT / path)]
     return f"{row.name} is of commit {commit[:7]}; since then changed: {', '.join(changed)}" if changed else ""
+
+
+def _same(before: str, path: Path) -> bool:
+    """Whether a module runs as it did. before: its text then, "" if it was not there."""
+    if path.suffix != ".py" or not path.is_file() or not before:
+        return False
+    return ast.dump(_plain(before)) == ast.dump(_plain(path.read_text(encoding="utf-8")))
+
+
+def _plain(text: str) -> ast.Module:
+    """A module without docstrings, its functions' local variables numbered in the order in which they appear."""
+    module = ast.parse(text)
+    for node in ast.walk(module):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    for node in ast.walk(module):
+        if isinstance(node, ast.FunctionDef):
+            _number_locals(node)
+    return module
+
+
+def _number_locals(function: ast.FunctionDef) -> None:
+    """Parameters keep their names, which callers give, and so do names of an outer scope. Names of a function within
+    this one are numbered with its own.
+    """
+    inside = list(ast.walk(function))
+    kept = {node.arg for node in inside if isinstance(node, ast.arg)}
+    kept |= {name for node in inside if isinstance(node, (ast.Global, ast.Nonlocal)) for name in node.names}
+    names = [node for node in inside if isinstance(node, ast.Name)]
+    own = {node.id for node in names if isinstance(node.ctx, ast.Store)} - kept
+    numbers: dict[str, str] = {}
+    for node in names:
+        if node.id in own:
+            node.id = numbers.setdefault(node.id, f"${len(numbers)}")
 
 
 def main() -> int:

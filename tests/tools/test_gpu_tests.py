@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -40,6 +41,42 @@ def test_a_row_holds_until_a_kernel_changes(checkout):
     assert gpu_tests.stale(row) == ""
     kernel.write_text("3\n")
     assert "attend.py" in gpu_tests.stale(row)
+
+
+KERNEL = '''"""Doc."""
+SCALE = 2
+
+def attend(q, k):
+    """Scores."""
+    score = q @ k  # a product
+    total = score.sum()
+    return [score / total * SCALE for part in k]
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "holds"),
+    [
+        ("score", "qk", True),
+        ("# a product", "", True),
+        ('"""Scores."""', '"""Products."""', True),
+        ("part", "line", True),
+        ("score.sum()", "score.max()", False),
+        ("score / total", "total / score", False),
+        ("q @ k", "k @ q", False),
+        ("SCALE", "score", False),
+        ("k", "key", False),
+    ],
+)
+def test_what_does_not_run_leaves_a_row_as_it_is(checkout, old, new, holds):
+    root, kernel, row = checkout
+    kernel.write_text(KERNEL)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "commit", "-qam", "two"], cwd=root, check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+    row.write_text(json.dumps({"commit": head.stdout.strip()}))
+    kernel.write_text(re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", new, KERNEL))
+    assert kernel.read_text() != KERNEL and (gpu_tests.stale(row) == "") is holds
 
 
 def test_a_row_of_no_commit_or_no_row_is_said(checkout):
