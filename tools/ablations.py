@@ -196,9 +196,9 @@ def parser() -> argparse.ArgumentParser:
 
 def command_of(options: argparse.Namespace) -> str:
     """What makes the same rows again, wherever they are put."""
-    given = {name: getattr(options, name) for name in ("model", "steps", "every")}
+    defaults, given = parser(), {name: getattr(options, name) for name in ("model", "steps", "every")}
     shown = [f"--prompts {options.prompts} --seeds {options.seeds}"]
-    shown += [f"--{name} {shlex.quote(str(x))}" for name, x in given.items() if x != parser().get_default(name)]
+    shown += [f"--{name} {shlex.quote(str(x))}" for name, x in given.items() if x != defaults.get_default(name)]
     shown += ["--velocities"] * options.velocities
     return f"python -m tools.ablations {' '.join([*options.names, *shown])}"
 

@@ -138,6 +138,12 @@ def origin_numbers(rows: list[dict[str, Any]]) -> list[int]:
     return [known[_origin(row)] for row in rows]
 
 
+def marks(rows: list[dict[str, Any]]) -> list[str]:
+    """What tells the benches of rows apart behind a name: " (1)", " (2)"; nothing where there is one bench."""
+    numbers = origin_numbers(rows)
+    return [f" ({number})" if len(set(numbers)) > 1 else "" for number in numbers]
+
+
 def _origin(row: dict[str, Any]) -> str:
     return f"{setting(row)}. {where(row)}"
 
@@ -163,9 +169,7 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
 
 def made_with(rows: list[dict[str, Any]]) -> list[str]:
     """What rows have beside their schedule, a line for each; with its setting where there are several."""
-    numbers = origin_numbers(rows)
-    marks = [f" ({number})" if len(set(numbers)) > 1 else "" for number in numbers]
-    found = [(f"{row['method']}{mark}", options(row)) for row, mark in zip(rows, marks, strict=True)]
+    found = [(f"{row['method']}{mark}", options(row)) for row, mark in zip(rows, marks(rows), strict=True)]
     return [f"{name}: {text}" for name, text in found if text != "-"]
 
 

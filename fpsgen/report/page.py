@@ -15,6 +15,7 @@ from fpsgen.report.bench import (
     cells,
     is_baseline,
     made_with,
+    marks,
     notes,
     origin_numbers,
     origins,
@@ -31,7 +32,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     """
     numbers = origin_numbers(rows)
     several = len(set(numbers)) > 1
-    mark = {id(row): f" ({number})" if several else "" for row, number in zip(rows, numbers, strict=True)}
+    mark = dict(zip(map(id, rows), marks(rows), strict=True))
     texts = [cells(row) for row in rows]
     shown = [key for key in with_figures(COLUMNS, texts) if key != "options"]  # these are long: notes say them
     videos = [

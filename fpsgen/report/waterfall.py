@@ -43,8 +43,8 @@ def chart(rows: Sequence[dict[str, Any]]) -> str:
         denoise = row["denoise_s"]["median"]
         attention = row["attention_s"]["median"]
         parts.append(f'<text x="{LEFT - 8}" y="{top + 15}" text-anchor="end">{html.escape(row["stage"])}</text>')
-        lengths = (attention, denoise - attention, row["vae_s"] or 0.0)
-        for seconds, (name, colour) in zip(lengths, kinds, strict=decoded):
+        lengths = [attention, denoise - attention, *[row["vae_s"] or 0.0] * decoded]
+        for seconds, (name, colour) in zip(lengths, kinds, strict=True):
             width = max(0.0, seconds * scale)
             title = f"<title>{name}: {seconds:.2f} s</title>"
             parts.append(
