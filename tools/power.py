@@ -63,7 +63,7 @@ def clock(grid: Size3, heads: int, device: torch.device, seconds: float = 0.8, r
         work = operations(density_of(plan), q) / 1e9
         time.sleep(min(0.7, seconds))
         cold = _second(call, device)
-        with_smi, times = _repeat(call, device, seconds)
+        with_smi, times = repeat(call, device, seconds)
         samples[name].append({"cold": work / cold, "sustained": work / statistics.median(times), **with_smi})
     cores = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     return [
@@ -112,7 +112,7 @@ def _second(call: Call, device: torch.device) -> float:
     return begin.elapsed_time(end)
 
 
-def _repeat(call: Call, device: torch.device, seconds: float) -> tuple[dict[str, float], list[float]]:
+def repeat(call: Call, device: torch.device, seconds: float) -> tuple[dict[str, float], list[float]]:
     """Clock in MHz and power in W where nvidia-smi tells, milliseconds of calls."""
     try:
         smi = subprocess.Popen(SMI, stdout=subprocess.PIPE, text=True)

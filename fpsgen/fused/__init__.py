@@ -1,10 +1,11 @@
 """FP8 linear layers and the element-wise passes around them, each in one reading of its rows. Torch and triton only."""
 
 from fpsgen.fused.cross_attention import cross_attention
-from fpsgen.fused.linear import FP8Weight, fold_channels, fp8_linear, quantize_weight
+from fpsgen.fused.linear import FP8Weight, fold_channels, fp8_linear, fp8_product, quantize_weight
 from fpsgen.fused.rows import (
     FP8Channels,
     FP8Rows,
+    RowProduct,
     gelu_rows,
     norm_rows,
     quantize_rows,
@@ -17,9 +18,11 @@ __all__ = [
     "FP8Channels",
     "FP8Rows",
     "FP8Weight",
+    "RowProduct",
     "cross_attention",
     "fold_channels",
     "fp8_linear",
+    "fp8_product",
     "gelu_rows",
     "norm_rows",
     "quantize_rows",

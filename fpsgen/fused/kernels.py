@@ -4,7 +4,9 @@ A program has one row: several, one after the other or read ahead, were measured
 
 A row of `size` channels is a tuple of tensors [PARTS[i], SPAN]: powers of 2 that add up to the row, so that few lanes
 idle (5,120 = (4 + 1) x 1,024). Sums run over the first axis inside a thread, then over SPAN between threads. All
-arithmetic is fp32. Scales: a row's largest magnitude over 448, the largest value of E4M3.
+arithmetic is fp32. Scales: the largest magnitude over 448, the largest value of E4M3, rounded up to a power of two; of
+a row or, with ONE_SCALE, of all rows. Matrix products are faster with one (linear.py says by how much), but no program
+sees all rows: it takes what none of them can pass.
 """
 
 from __future__ import annotations
@@ -70,26 +72,38 @@ def _store(x, row, PARTS: tl.constexpr, SPAN: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _store_fp8(x, scale, row, PARTS: tl.constexpr, SPAN: tl.constexpr, SIZE: tl.constexpr):
-    """One row in E4M3 and its scale. Rows that hold NaN or infinities come out as NaN."""
+def _amax(row, PARTS: tl.constexpr, SPAN: tl.constexpr):
+    """The largest magnitude of a row; NaN does not count."""
     peak = tl.zeros([SPAN], tl.float32)
     for i in tl.static_range(len(PARTS)):
         peak = tl.maximum(peak, tl.max(tl.abs(row[i]), 0))
-    amax = tl.maximum(tl.max(peak, 0), _FLOOR)
-    tl.store(scale, amax / _LARGEST)
-    inverse = _LARGEST / amax
-    scaled = ()
-    for i in tl.static_range(len(PARTS)):
-        scaled += (row[i] * inverse,)
-    _store(x, scaled, PARTS, SPAN, SIZE)
+    return tl.max(peak, 0)
 
 
 @triton.jit
-def _emit(out, scale, number, row, PARTS: tl.constexpr, SPAN: tl.constexpr, SIZE: tl.constexpr, FP8: tl.constexpr):
-    if FP8:
-        _store_fp8(out + number * SIZE, scale + number, row, PARTS, SPAN, SIZE)
+def _store_fp8(
+    out,
+    scale,
+    number,
+    row,
+    amax,
+    PARTS: tl.constexpr,
+    SPAN: tl.constexpr,
+    SIZE: tl.constexpr,
+    ONE_SCALE: tl.constexpr,
+):
+    """One row in E4M3, and the scale of magnitudes up to amax. Rows that hold NaN or infinities come out as NaN."""
+    bits = (tl.maximum(amax, _FLOOR) / _LARGEST).to(tl.int32, bitcast=True)
+    factor = ((bits + 0x7FFFFF) & ~0x7FFFFF).to(tl.float32, bitcast=True)  # see reference.power_of_two
+    if ONE_SCALE:
+        tl.store(scale, factor, mask=number == 0)
     else:
-        _store(out + number * SIZE, row, PARTS, SPAN, SIZE)
+        tl.store(scale + number, factor)
+    inverse = 1.0 / factor
+    scaled = ()
+    for i in tl.static_range(len(PARTS)):
+        scaled += (row[i] * inverse,)
+    _store(out + number * SIZE, scaled, PARTS, SPAN, SIZE)
 
 
 @triton.jit
@@ -106,6 +120,7 @@ def _gelu_tanh(x):
 def quantize_kernel(
     x,
     gain,
+    peaks,
     out,
     scale,
     stride,
@@ -115,9 +130,10 @@ def quantize_kernel(
     GELU: tl.constexpr,
     GAIN: tl.constexpr,
     FP8: tl.constexpr,
+    ONE_SCALE: tl.constexpr,
 ):
     """out[r] = x[r], or its GELU (tanh), times `gain` [SIZE] with GAIN, in E4M3 with scale[r], or in out's type. x rows
-    are `stride` apart.
+    are `stride` apart. ONE_SCALE: scale[0] for all, from `peaks` [SIZE], fp32, the largest magnitudes of x's channels.
     """
     number = tl.program_id(0).to(tl.int64)
     held = _load(x + number * stride, PARTS, SPAN, SIZE, "evict_first")
@@ -130,13 +146,50 @@ def quantize_kernel(
         row = ()
         for i in tl.static_range(len(PARTS)):
             row += (plain[i] * gains[i].to(tl.float32),)
-    _emit(out, scale, number, row, PARTS, SPAN, SIZE, FP8)
+    if FP8:
+        measured = row
+        if ONE_SCALE:
+            measured = _load(peaks, PARTS, SPAN, SIZE, "evict_last")
+            if GAIN:
+                plain = measured
+                measured = ()
+                for i in tl.static_range(len(PARTS)):
+                    measured += (plain[i] * gains[i].to(tl.float32),)
+        _store_fp8(out, scale, number, row, _amax(measured, PARTS, SPAN), PARTS, SPAN, SIZE, ONE_SCALE)
+    else:
+        _store(out + number * SIZE, row, PARTS, SPAN, SIZE)
+
+
+@triton.constexpr_function
+def _root(size):
+    return math.sqrt(size)
+
+
+@triton.jit
+def _stretch(factor, ONE: tl.constexpr):
+    return factor.to(tl.float32) + 1.0 if ONE else factor.to(tl.float32)
+
+
+@triton.jit
+def _norm_bound(factor, shift, PARTS: tl.constexpr, SPAN: tl.constexpr, SIZE: tl.constexpr, ONE: tl.constexpr):
+    """What LayerNorm(x) * (ONE + factor) + shift does not pass, whatever x is: one channel of SIZE can stand out of the
+    others by sqrt(SIZE) standard deviations at most.
+    """
+    bounds = ()
+    for i in tl.static_range(len(PARTS)):
+        bound = tl.abs(_stretch(factor[i], ONE)) * _root(SIZE) + tl.abs(shift[i].to(tl.float32))
+        if not _whole(PARTS, i, SPAN, SIZE):
+            bound = tl.where(_channels(PARTS, i, SPAN) < SIZE, bound, 0.0)
+        bounds += (bound,)
+    return _amax(bounds, PARTS, SPAN)
 
 
 @triton.jit
 def norm_kernel(
     x,
     y,
+    y_scale,
+    y_bias,
     gate,
     mul,
     add,
@@ -152,14 +205,19 @@ def norm_kernel(
     PARTS: tl.constexpr,
     SPAN: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    SCALED: tl.constexpr,
+    BIASED: tl.constexpr,
     GATED: tl.constexpr,
     NORM: tl.constexpr,
     ONE: tl.constexpr,
     FP8: tl.constexpr,
+    ONE_SCALE: tl.constexpr,
+    GROUPS: tl.constexpr,
 ):
     """total[r] = x[r] + gate * y[r] if RESIDUAL (gate 1 unless GATED), rounded to x's type; then, if NORM,
     out[r] = LayerNorm(total[r]) * (ONE + mul) + add in E4M3 with scale[r], or in out's type. Rows are contiguous;
-    gate, mul and add are those of number r // length, *_stride apart.
+    gate, mul and add are those of number r // length, *_stride apart. SCALED: y[r] counts times y_scale[r]; BIASED:
+    y_bias [SIZE] is added to that. ONE_SCALE: scale[0] for all rows; mul and add have GROUPS rows.
     """
     number = tl.program_id(0).to(tl.int64)
     at = number // length
@@ -167,10 +225,18 @@ def norm_kernel(
     row = ()
     if RESIDUAL:
         branch = _load(y + number * SIZE, PARTS, SPAN, SIZE, "evict_first")
+        if SCALED:
+            factor_y = tl.load(y_scale + number)
+        if BIASED:
+            bias = _load(y_bias, PARTS, SPAN, SIZE, "evict_last")
         if GATED:
             gates = _load(gate + at * gate_stride, PARTS, SPAN, SIZE, "evict_last")
         for i in tl.static_range(len(PARTS)):
             change = branch[i].to(tl.float32)
+            if SCALED:
+                change = change * factor_y
+            if BIASED:
+                change += bias[i].to(tl.float32)
             if GATED:
                 change = change * gates[i].to(tl.float32)
             values = held[i].to(tl.float32) + change
@@ -197,11 +263,20 @@ def norm_kernel(
         shift = _load(add + at * add_stride, PARTS, SPAN, SIZE, "evict_last")
         normed = ()
         for i in tl.static_range(len(PARTS)):
-            stretch = factor[i].to(tl.float32)
-            if ONE:
-                stretch += 1.0
-            normed += (centred[i] * inverse * stretch + shift[i].to(tl.float32),)
-        _emit(out, scale, number, normed, PARTS, SPAN, SIZE, FP8)
+            normed += (centred[i] * inverse * _stretch(factor[i], ONE) + shift[i].to(tl.float32),)
+        if FP8:
+            if ONE_SCALE:
+                amax = _norm_bound(factor, shift, PARTS, SPAN, SIZE, ONE)
+                if GROUPS > 1:
+                    for group in range(GROUPS):
+                        factors = _load(mul + group * mul_stride, PARTS, SPAN, SIZE, "evict_last")
+                        shifts = _load(add + group * add_stride, PARTS, SPAN, SIZE, "evict_last")
+                        amax = tl.maximum(amax, _norm_bound(factors, shifts, PARTS, SPAN, SIZE, ONE))
+            else:
+                amax = _amax(normed, PARTS, SPAN)
+            _store_fp8(out, scale, number, normed, amax, PARTS, SPAN, SIZE, ONE_SCALE)
+        else:
+            _store(out + number * SIZE, normed, PARTS, SPAN, SIZE)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fpsgen.fused import kernels
+from fpsgen.fused import kernels, reference
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,26 @@ def row_config(size: int) -> RowConfig:
 
 
 def quantize(
-    x: torch.Tensor, gelu: bool, fp8: bool, config: RowConfig | None = None, gain: torch.Tensor | None = None
+    x: torch.Tensor,
+    gelu: bool,
+    fp8: bool,
+    config: RowConfig | None = None,
+    gain: torch.Tensor | None = None,
+    peaks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x [M, K], its rows contiguous, each times gain [K], to (out [M, K], scale fp32 [M, 1]), which is empty unless
-    fp8.
+    fp8, and [1], one for all rows, with peaks fp32 [K], the largest magnitudes of x's channels.
     """
     rows, size = x.shape
     config = config or row_config(size)
-    out, scale = _outputs(x, fp8)
+    out, scale = _outputs(x, fp8, peaks is not None)
     kernels.quantize_kernel[(rows,)](
-        *(x, x if gain is None else gain, out, scale, x.stride(0)),
+        *(x, x if gain is None else gain, x if peaks is None else peaks, out, scale, x.stride(0)),
         **_row(size, config),
         GELU=gelu,
         GAIN=gain is not None,
         FP8=fp8,
+        ONE_SCALE=peaks is not None,
         num_warps=config.num_warps,
     )
     return out, scale
@@ -62,9 +68,12 @@ def norm(
     one: bool,
     fp8: bool,
     config: RowConfig | None = None,
+    y_scale: torch.Tensor | None = None,
+    y_bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x, y [B, L, K] contiguous; gate, mul, add [B or 1, K], or [B, L, K] for one a token, their rows contiguous.
-    Returns (x + gate * y, its LayerNorm * (one + mul) + add, scale [B*L, 1]): the first is empty without y, the others
+    y_scale fp32 [B, L, 1], y_bias [K]: y counts as y * y_scale + y_bias. Returns (x + gate * y, its LayerNorm *
+    (one + mul) + add, scale [1] if reference.one_scale(mul), else [B*L, 1]): the first is empty without y, the others
     without mul.
     """
     batch, length, size = x.shape
@@ -72,18 +81,22 @@ def norm(
     a_token = any(p.dim() == 3 for p in modulation)
     config = config or row_config(size)
     total = torch.empty_like(x) if y is not None else x.new_empty(0)
-    out, scale = _outputs(x.view(-1, size), fp8) if mul is not None else (x.new_empty(0), x.new_empty(0))
+    one_scale = mul is not None and reference.one_scale(mul)
+    out, scale = _outputs(x.view(-1, size), fp8, one_scale) if mul is not None else (x.new_empty(0), x.new_empty(0))
     steps = [0 if p is None or p.shape[:-1].numel() == 1 else p.stride(-2) for p in (gate, mul, add)]
     kernels.norm_kernel[(rows,)](
-        *(x, y if y is not None else x, gate if gate is not None else x),
-        *((mul, add) if mul is not None else (x, x)),
+        *(x if operand is None else operand for operand in (x, y, y_scale, y_bias, gate, mul, add)),
         *(total, out, scale, *steps, 1 if a_token else length, eps),
         **_row(size, config),
         RESIDUAL=y is not None,
+        SCALED=y_scale is not None,
+        BIASED=y_bias is not None,
         GATED=gate is not None,
         NORM=mul is not None,
         ONE=one,
         FP8=fp8,
+        ONE_SCALE=one_scale,
+        GROUPS=1 if mul is None or add is None else max(len(mul), len(add)),
         num_warps=config.num_warps,
     )
     return total, out.view(x.shape) if mul is not None else out, scale
@@ -111,6 +124,7 @@ def _row(size: int, config: RowConfig) -> dict:
     return {"SIZE": size, "PARTS": config.parts(size), "SPAN": config.span}
 
 
-def _outputs(x: torch.Tensor, fp8: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _outputs(x: torch.Tensor, fp8: bool, one_scale: bool) -> tuple[torch.Tensor, torch.Tensor]:
     out = torch.empty(x.shape, dtype=torch.float8_e4m3fn if fp8 else x.dtype, device=x.device)
-    return out, torch.empty((len(x), 1) if fp8 else (0,), dtype=torch.float32, device=x.device)
+    scales = (1,) if one_scale else (len(x), 1)
+    return out, torch.empty(scales if fp8 else (0,), dtype=torch.float32, device=x.device)

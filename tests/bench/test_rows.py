@@ -69,7 +69,7 @@ def test_a_row_says_what_linear_layers_ran_in_where_the_schedule_chose():
         "density": None,
         "kernels": {},
         "bf16_backend": "auto",
-        "components": {"linear": {"fp8_rowwise": 4}},
+        "components": {"linear": {"fp8_scaled_mm": 4}},
     }
     assert _of_variant(Variant("fps", linear=None), report)["linear"] == "fp8"
     assert _of_variant(Variant("fps", linear=None), report | {"components": {}})["linear"] == "bf16"

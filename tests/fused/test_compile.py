@@ -34,9 +34,10 @@ def check(kernel, types, constants, options):
 @pytest.mark.parametrize(("size", "gelu"), [(1536, False), (5120, False), (8960, True), (13824, True)])
 def test_quantize(size, gelu, fp8):
     types = {"x": "*bf16!", "out": "*fp8e4nv!" if fp8 else "*bf16!", "scale": "*fp32!", "stride": "i32!"}
-    types["gain"] = "*fp32!"
+    types |= dict.fromkeys(("gain", "peaks"), "*fp32!")
     for gain in (False, True):
-        check(kernels.quantize_kernel, types, *row(size, GELU=gelu, GAIN=gain, FP8=fp8))
+        constants = {"GELU": gelu, "GAIN": gain, "FP8": fp8, "ONE_SCALE": fp8 and not gelu}
+        check(kernels.quantize_kernel, types, *row(size, **constants))
 
 
 @pytest.mark.parametrize("fp8", [True, False])
@@ -60,10 +61,14 @@ def test_cross_attention(num_keys, fp8):
 @pytest.mark.parametrize(("residual", "norm"), [(True, True), (False, True), (True, False)])
 @pytest.mark.parametrize("size", (1536, 5120))
 def test_norm(size, residual, norm, fp8):
-    types = dict.fromkeys(("x", "y", "total"), "*bf16!") | dict.fromkeys(("gate", "mul", "add", "scale"), "*fp32!")
+    types = dict.fromkeys(("x", "y", "total", "y_bias"), "*bf16!")
+    types |= dict.fromkeys(("gate", "mul", "add", "scale", "y_scale"), "*fp32!")
     types |= dict.fromkeys(("gate_stride", "mul_stride", "add_stride"), "i32!") | {"length": "i32", "eps": "fp32"}
     types["out"] = "*fp8e4nv!" if fp8 else "*bf16!"
-    check(kernels.norm_kernel, types, *row(size, RESIDUAL=residual, GATED=residual, NORM=norm, ONE=True, FP8=fp8))
+    constants = {"RESIDUAL": residual, "GATED": residual, "NORM": norm, "ONE": True, "FP8": fp8}
+    for scaled, one_scale, groups in ((residual, fp8, 1), (False, False, 1), (residual, fp8, 2)):
+        more = {"SCALED": scaled, "BIASED": scaled, "ONE_SCALE": one_scale, "GROUPS": groups}
+        check(kernels.norm_kernel, types, *row(size, **constants, **more))
 
 
 @pytest.mark.parametrize("size", (1536, 5120))

@@ -12,9 +12,11 @@ from fpsgen import apply
 from fpsgen.attention.schedule import Profile, Schedule
 from fpsgen.fused import (
     FP8Channels,
+    RowProduct,
     cross_attention,
     fold_channels,
     fp8_linear,
+    fp8_product,
     gelu_rows,
     norm_rows,
     quantize_rows,
@@ -37,9 +39,9 @@ def error(a, b):
     return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
-def same(rows, wide):
+def same(rows, wide, amax=None):
     """Codes at most one step apart, few apart at all, scales alike."""
-    values, scale = reference.quantize(wide)
+    values, scale = reference.quantize(wide, amax)
     steps = (rows.values.view(torch.int8).short() - values.view(torch.int8).short()).abs()
     return steps.max() <= 1 and (steps > 0).float().mean() < 0.02 and torch.allclose(rows.scale, scale, rtol=1e-5)
 
@@ -51,11 +53,19 @@ def test_rows(size):
     gate, mul, add = (torch.randn(2, size, device="cuda") for _ in range(3))
     assert same(quantize_rows(x), x.float())
     assert same(gelu_rows(x, True), reference.gelu_tanh(x))
-    assert same(norm_rows(x, mul, add, 1e-6, True, True), reference.layer_norm(x, mul, add, 1e-6, True))
+    bound = reference.norm_bound(mul, add, True)
+    assert same(norm_rows(x, mul, add, 1e-6, True, True), reference.layer_norm(x, mul, add, 1e-6, True), bound)
     total, rows = both(x, y, gate, mul, add, 1e-6, True, True)
     assert error(total, x.float() + gate[:, None] * y.float()) < 2e-3
-    assert same(rows, reference.layer_norm(total, mul, add, 1e-6, True))
-    assert not same(rows, reference.layer_norm(total, mul.flip(0), add, 1e-6, True))
+    assert same(rows, reference.layer_norm(total, mul, add, 1e-6, True), bound)
+    assert not same(rows, reference.layer_norm(total, mul.flip(0), add, 1e-6, True), bound)
+    product = RowProduct(y, torch.rand(2, 77, 1, device="cuda") + 0.5, gate[0].bfloat16())
+    total, rows = both(x, product, gate, mul, add, 1e-6, True, True)
+    assert error(total, reference.residual(x, y, gate, product.scale, product.bias)) < 2e-3
+    assert same(rows, reference.layer_norm(total, mul, add, 1e-6, True), bound)
+    each = torch.randn(2, 77, 2, size, device="cuda").unbind(2)  # a modulation for each token: a scale for each row
+    rows = norm_rows(x, *each, 1e-6, True, True)
+    assert rows.scale.shape == (2, 77, 1) and same(rows, reference.layer_norm(x, *each, 1e-6, True))
     total, rows = both(x, y, None, mul[:1], add[:1], 1e-6, False, False)
     assert torch.equal(total, x + y)
     assert error(rows, reference.layer_norm(total, mul[:1], add[:1], 1e-6, False)) < 2e-3
@@ -87,9 +97,13 @@ def test_products(rows, inner, outer):
     x = torch.randn(rows, inner, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(outer, inner, device="cuda", dtype=torch.bfloat16) / inner**0.5
     bias = torch.randn(outer, device="cuda", dtype=torch.bfloat16)
-    given, quantized = quantize_rows(x), quantize_weight(weight)
-    exact = F.linear(given.dequantize().double(), quantized.values.double() * quantized.scale.t(), bias.double())
-    assert error(fp8_linear(given, quantized, bias), exact) < 4e-3  # bf16's rounding, and 14 bits of the sums
+    quantized = quantize_weight(weight)
+    for given in (quantize_rows(x), quantize_rows(x, peaks=x.abs().amax(0).float())):
+        exact = F.linear(given.dequantize().double(), quantized.values.double() * quantized.scale.t(), bias.double())
+        assert error(fp8_linear(given, quantized, bias), exact) < 4e-3  # bf16's rounding, and 14 bits of the sums
+    rows = quantize_rows(x * 4.0 ** torch.randint(-4, 4, (rows, 1), device="cuda"))
+    product, exact = fp8_product(rows, quantized, bias), fp8_linear(rows, quantized, bias)
+    assert error(product.values * product.scale + product.bias, exact) < 4e-3
     assert 0.02 < error(fp8_linear(x, quantized, bias), F.linear(x.float(), weight.float(), bias.float())) < 0.03
 
 
@@ -134,7 +148,7 @@ def test_blocks():
     if fp8_supported(torch.device("cuda")):
         with apply(made, case.DENSE, strict=True, linear="fp8") as handle:
             assert error(case.forward(made, narrow), wanted) < stock + 0.06
-            assert handle.report()["components"]["linear"] == {"fp8_rowwise": 8 * case.LAYERS}
+            assert handle.report()["components"]["linear"] == {"fp8_scaled_mm": 8 * case.LAYERS}
 
 
 @pytest.mark.parametrize("smooth_v", [False, True])

@@ -18,7 +18,7 @@ from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanTransformerBlock
 from torch.compiler import is_compiling
 
-from fpsgen.fused import FP8Rows, gelu_rows, norm_rows, quantize_rows, residual_norm_rows, residual_rows
+from fpsgen.fused import FP8Rows, RowProduct, gelu_rows, norm_rows, quantize_rows, residual_norm_rows, residual_rows
 from fpsgen.models.patch.attention import FpsAttnProcessor
 from fpsgen.models.patch.fusable import not_fusable
 from fpsgen.models.patch.head import install_head
@@ -96,10 +96,13 @@ class FusedBlock(WanTransformerBlock):
         y = self.attn2(rows, encoder_hidden_states, None, None, **_FP8_OUT if fused.out2 else {})
         x, rows = residual_norm_rows(x, y, None, c_scale, c_shift, self.norm3.eps, True, fused.up)
         layers: Any = self.ffn.net
-        y = layers[2](gelu_rows(layers[0].proj(rows), fused.down))
+        rows = gelu_rows(layers[0].proj(rows), fused.down)
+        y = layers[2].product(rows) if fused.down else layers[2](rows)
         return self._residual(x, y, c_gate, temb)
 
-    def _residual(self, x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+    def _residual(
+        self, x: torch.Tensor, y: torch.Tensor | RowProduct, gate: torch.Tensor, temb: torch.Tensor
+    ) -> torch.Tensor:
         """x + gate * y, with the next block's first norm where that is there to be computed."""
         after = self.fused.following
         if is_compiling() or after is None or x.is_inference() or after.scale_shift_table.device != x.device:

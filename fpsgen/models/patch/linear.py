@@ -14,7 +14,16 @@ import torch
 from torch.compiler import is_compiling
 
 from fpsgen.errors import ENVIRONMENT, USAGE, FpsgenError
-from fpsgen.fused import FP8Channels, FP8Rows, FP8Weight, fold_channels, fp8_linear, quantize_weight
+from fpsgen.fused import (
+    FP8Channels,
+    FP8Rows,
+    FP8Weight,
+    RowProduct,
+    fold_channels,
+    fp8_linear,
+    fp8_product,
+    quantize_weight,
+)
 from fpsgen.fused.linear import StraightThrough, fp8_supported
 from fpsgen.models.patch.run_record import LayerRun
 from fpsgen.models.patch.stack import Run
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
     from fpsgen.models.patch.forward_state import ForwardState
 
 LINEAR = "linear"
-KERNEL, EMULATED = "fp8_rowwise", "fp8_emulated"
+KERNEL, EMULATED = "fp8_scaled_mm", "fp8_emulated"
 
 # what is multiplied in FP8; to_k and to_v of the text are 512 rows; embeddings, modulation and the head stay as well
 PARTS = (
@@ -66,12 +75,20 @@ class FP8Linear(torch.nn.Linear):
         assert self.fp8 is not None, "compiled before the first call"
         return self.fp8
 
-    def forward(self, x: torch.Tensor | FP8Rows | FP8Channels) -> torch.Tensor:
+    def count(self) -> None:
         if self.place is not None and not is_compiling():
             self.place.run.count(LINEAR, self.place.layer, self.place.part)
+
+    def product(self, x: FP8Rows) -> RowProduct:
+        """forward of rows with a scale each, for a pass that takes scales and bias."""
+        self.count()
+        return fp8_product(x, self.quantized(), self.bias, self.weight.dtype)
+
+    def forward(self, x: torch.Tensor | FP8Rows | FP8Channels) -> torch.Tensor:
+        self.count()
         weight = self.quantized()
         if isinstance(x, FP8Channels):
-            x, weight = fold_channels(x, self.weight)
+            x, weight = fold_channels(x, self.weight, weight.peaks)
         if isinstance(x, FP8Rows):
             return fp8_linear(x, weight, self.bias, self.weight.dtype)
         if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from fpsgen import apply
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import ENVIRONMENT, USAGE, FpsgenError
-from fpsgen.fused import FP8Rows, fp8_linear, quantize_rows, quantize_weight
+from fpsgen.fused import FP8Rows, fp8_linear, fp8_product, quantize_rows, quantize_weight
 from fpsgen.models.patch import linear
 from fpsgen.models.patch.linear import (
     EMULATED,
@@ -62,6 +62,38 @@ def test_one_outlier_does_not_spoil_other_rows_and_channels():
     rest = torch.ones_like(got, dtype=torch.bool)
     rest[3], rest[:, 7] = False, False
     assert error(got[rest], wanted[rest]) < 0.04
+
+
+def test_one_scale_errs_as_many_do():
+    """Also for weights whose largest is 100 standard deviations, and for tokens of unlike size."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 1536) * torch.logspace(-1, 1, 64)[:, None]
+    weight = torch.distributions.StudentT(3.5).sample((1536, 1536))
+    assert weight.abs().max() > 60 * weight.std()
+    wanted = x.double() @ weight.double().t()
+
+    def many(a):
+        """A scale per row, the largest magnitude over 448."""
+        scale = a.abs().amax(1, keepdim=True) / 448
+        return (a / scale).to(torch.float8_e4m3fn).double() * scale.double()
+
+    rowwise = error(many(x) @ many(weight).t(), wanted)
+    quantized = quantize_weight(weight)
+    assert quantized.scale.unique().numel() == 1
+    for rows in (quantize_rows(x), quantize_rows(x, peaks=16 * x.abs().amax(0))):
+        assert error(fp8_linear(rows, quantized, None, torch.float32).double(), wanted) < 1.05 * rowwise < 0.04
+    far = quantize_rows(x, peaks=2**14 * x.abs().amax(0))  # a range that E4M3 does not have
+    assert error(fp8_linear(far, quantized, None, torch.float32).double(), wanted) > 1.5 * rowwise
+
+
+def test_a_product_leaves_scales_and_bias_to_the_next_pass():
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 5, 64) * torch.logspace(-2, 2, 5)[:, None], torch.randn(48, 64), torch.randn(48)
+    rows, quantized = quantize_rows(x), quantize_weight(weight)
+    product = fp8_product(rows, quantized, bias, torch.float32)
+    wanted = fp8_linear(rows, quantized, bias, torch.float32)
+    assert error(product.values * product.scale + product.bias, wanted) < 1e-6
+    assert error(product.values, wanted) > 0.5
 
 
 def test_gradient_is_that_of_the_linear_layer_at_its_own_weight():
