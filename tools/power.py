@@ -115,7 +115,7 @@ def _second(call: Call, device: torch.device) -> float:
 def repeat(call: Call, device: torch.device, seconds: float) -> tuple[dict[str, float], list[float]]:
     """Clock in MHz and power in W where nvidia-smi tells, milliseconds of calls."""
     try:
-        smi = subprocess.Popen(SMI, stdout=subprocess.PIPE, text=True)
+        smi = subprocess.Popen(SMI + _chosen(device), stdout=subprocess.PIPE, text=True)
     except OSError:
         smi = None
     limit = time.perf_counter() + seconds
@@ -131,6 +131,11 @@ def repeat(call: Call, device: torch.device, seconds: float) -> tuple[dict[str, 
     if not lines:
         return {}, times
     return {key: statistics.median(float(line[i]) for line in lines) for i, key in enumerate(("mhz", "watt"))}, times
+
+
+def _chosen(device: torch.device) -> list[str]:
+    """Words by which nvidia-smi looks at this GPU alone."""
+    return ["-i", f"GPU-{torch.cuda.get_device_properties(device).uuid}"] if device.type == "cuda" else []
 
 
 def _wait(device: torch.device) -> None:
