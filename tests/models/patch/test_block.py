@@ -6,8 +6,9 @@ import torch
 from diffusers.models.attention_dispatch import attention_backend
 
 from fpsgen import apply
+from fpsgen.fused import FP8Rows
 from fpsgen.models.patch import block as fused_block
-from fpsgen.models.patch import text_kv
+from fpsgen.models.patch import linear, text_kv
 from fpsgen.models.patch.block import FusedBlock, FusedPatch
 from fpsgen.models.patch.linear import LinearPatch
 from fpsgen.models.patch.text_kv import Kept
@@ -85,6 +86,24 @@ def test_fp8_rows_cost_what_fp8_costs(transformer):
     both, _ = fused(transformer, [FP8, FUSED])
     assert error(both, apart) < 1e-2 < error(both, before) < 0.06  # rows that round the other way here and there
     assert abs(error(both, before) / error(apart, before) - 1) < 0.1
+
+
+def test_products_of_fused_blocks_take_one_scale(transformer, monkeypatch):
+    """Of bf16 attention and all of a text, whose outputs are quantized by the layer behind them, tokens have their own.
+    Behind GELU the product has one, and the pass that adds the residual the tokens' own.
+    """
+    scales, real = [], linear.fp8_linear
+
+    def spied(x, *others):
+        scales.append(tuple(x.scale.shape) if isinstance(x, FP8Rows) else "tensor")
+        return real(x, *others)
+
+    products, product = [], linear.fp8_product
+    monkeypatch.setattr(linear, "fp8_linear", spied)
+    monkeypatch.setattr(linear, "fp8_product", lambda *args: products.append(product(*args)) or products[-1])
+    fused(transformer, [FP8, FUSED])
+    assert scales == [(1,), (1,), (1,), "tensor", (1,), "tensor", (1,)] * case.LAYERS
+    assert len(products) == case.LAYERS and all(len(p.scale.unique()) > 1 for p in products)
 
 
 def test_one_noise_level_a_token(transformer):
