@@ -20,6 +20,7 @@ from diffusers import AutoencoderKLWan
 
 from fpsgen.bench.provenance import provenance
 from fpsgen.models.wan.vae import decode_chunks
+from tools.density_table import SIZES
 
 COLUMNS = {
     "shape": "Shape",
@@ -30,7 +31,7 @@ COLUMNS = {
     "psnr_cell": "PSNR to fp32, dB",
     "mem": "GPU memory",
 }
-FRAMES, SIZES = 81, {"480p": (480, 832), "720p": (720, 1280)}
+FRAMES = 81
 
 
 @torch.no_grad()
@@ -41,7 +42,7 @@ def run(device: torch.device, calls: int = 4, vae: Any = None) -> list[dict[str,
     narrow = copy.deepcopy(vae).bfloat16()
     base = {"schema": "fpsgen.bench.decoder/1", **provenance(device)}
     rows = []
-    for name, (height, width) in SIZES.items():
+    for name, (width, height) in SIZES.items():
         latents = torch.randn(1, vae.config.z_dim, (FRAMES - 1) // 4 + 1, height // 8, width // 8, device=device)
 
         def stock(model: Any, latents=latents) -> torch.Tensor:

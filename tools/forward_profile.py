@@ -25,10 +25,10 @@ from fpsgen.bench.provenance import provenance
 from fpsgen.models.catalog.registry import find_spec
 from fpsgen.models.patch.apply import apply
 from fpsgen.models.wan.random_weights import random_embeds, random_pipeline
+from tools.density_table import SIZES
 from tools.power import repeat
 
 LAYERS, FRAMES = 8, 81
-SIZES = {"720p": (720, 1280), "480p": (480, 832)}
 # the first that is found in a kernel's name
 PARTS = {
     "attention": "attend_",
@@ -86,13 +86,13 @@ def traced(call: Callable[[], object]) -> list[Kernel]:
 @torch.no_grad()
 def run(model: str, res: str, device: torch.device, seconds: float = 2.0) -> dict[str, Any]:
     """columns and rows."""
-    spec, (height, width) = find_spec(model), SIZES[res]
+    spec, (width, height) = find_spec(model), SIZES[res]
     of = int(dict(spec.transformer)["num_layers"])
     pipe = random_pipeline(
         replace(spec, transformer={**spec.transformer, "num_layers": LAYERS}), device, torch.bfloat16
     )
     embeds = random_embeds(pipe, 512, device, torch.bfloat16)
-    latents = torch.randn(1, 16, (FRAMES - 1) // 4 + 1, height // 8, width // 8, device=device, dtype=torch.bfloat16)
+    latents = pipe.prepare_latents(1, 16, height, width, FRAMES, torch.bfloat16, device)
     columns, cells = {"what": f"{spec.name}, {res}: ms for each of {of} layers"}, defaultdict(dict)
     with apply(pipe, schedule="paper", strict=True) as handle:
         for name, sigma in profiles(handle.schedule):

@@ -43,7 +43,6 @@ def run(tokens: int, device: torch.device, seconds: float = 0.5, rounds: int = 3
         calls = products(tokens, outputs, inputs, device)
         for _ in range(rounds):
             for kind, call in calls.items():
-                call()
                 samples.setdefault(kind, []).append(repeat(call, device, seconds))
         for kind, found in samples.items():
             times = [statistics.median(milliseconds) for _, milliseconds in found]

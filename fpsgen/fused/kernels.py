@@ -107,6 +107,15 @@ def _store_fp8(
 
 
 @triton.jit
+def _times(row, gains, PARTS: tl.constexpr):
+    """A row of fp32, each channel times its gain."""
+    product = ()
+    for i in tl.static_range(len(PARTS)):
+        product += (row[i] * gains[i].to(tl.float32),)
+    return product
+
+
+@triton.jit
 def _gelu_tanh(x):
     """0.5 * x * (1 + tanh(u)) as x * sigmoid(2 u), which does not cancel below zero. Two special functions of the
     hardware, no division: rsqrt(1 + 2^e) squared is 1 / (1 + 2^e), also where 2^e is infinite.
@@ -142,19 +151,14 @@ def quantize_kernel(
         values = held[i].to(tl.float32)
         row += (_gelu_tanh(values) if GELU else values,)
     if GAIN:
-        gains, plain = _load(gain, PARTS, SPAN, SIZE, "evict_last"), row
-        row = ()
-        for i in tl.static_range(len(PARTS)):
-            row += (plain[i] * gains[i].to(tl.float32),)
+        gains = _load(gain, PARTS, SPAN, SIZE, "evict_last")
+        row = _times(row, gains, PARTS)
     if FP8:
         measured = row
         if ONE_SCALE:
             measured = _load(peaks, PARTS, SPAN, SIZE, "evict_last")
             if GAIN:
-                plain = measured
-                measured = ()
-                for i in tl.static_range(len(PARTS)):
-                    measured += (plain[i] * gains[i].to(tl.float32),)
+                measured = _times(measured, gains, PARTS)
         _store_fp8(out, scale, number, row, _amax(measured, PARTS, SPAN), PARTS, SPAN, SIZE, ONE_SCALE)
     else:
         _store(out + number * SIZE, row, PARTS, SPAN, SIZE)

@@ -8,7 +8,7 @@ from tools import decoder
 
 
 def test_rows_say_how_far_from_fp32_each_decoder_is(monkeypatch):
-    monkeypatch.setattr(decoder, "SIZES", {"480p": (32, 48)})
+    monkeypatch.setattr(decoder, "SIZES", {"480p": (48, 32)})
     monkeypatch.setattr(decoder, "FRAMES", 5)
     torch.manual_seed(0)
     rows = decoder.run(torch.device("cpu"), 2, AutoencoderKLWan(base_dim=8))

@@ -33,7 +33,7 @@ def test_rows_have_a_column_for_each_profile(monkeypatch):
     small = {"num_attention_heads": 2, "attention_head_dim": 64, "ffn_dim": 64, "num_layers": 40, "text_dim": 32}
     spec = find_spec("wan2.1-14b")
     monkeypatch.setattr(forward_profile, "find_spec", lambda name: replace(spec, transformer=spec.transformer | small))
-    monkeypatch.setattr(forward_profile, "SIZES", {"480p": (64, 96)})
+    monkeypatch.setattr(forward_profile, "SIZES", {"480p": (96, 64)})
     monkeypatch.setattr(forward_profile, "FRAMES", 5)
     monkeypatch.setattr(power, "SMI", ["no-such-command"])
     seen = []
