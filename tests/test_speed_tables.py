@@ -74,7 +74,7 @@ def test_rows_of_another_setting_stay(tmp_path):
     assert last["ssim"] == 0.5 and last["ssim_text"] == "0.500"  # what was measured stays a number
 
 
-def test_steps_that_compile_count_apart():
+def test_what_slow_steps_take_more_is_named():
     profiles = ["early", "early", "early", "middle", "middle", "middle", "late"]
     seconds = [8.0, 2.0, 2.0, 3.0, 3.0, 3.5, 1.0]
     report = {
@@ -86,8 +86,12 @@ def test_steps_that_compile_count_apart():
         "total_s": 28.0,
     }
     cells = whole("720p", {"recipe": {"device": "card", "versions": {}}, "report": report}, "abc")
-    assert cells["compiled"] == "6.0" and cells["loading"] == "3.0" and cells["commit"] == "abc"
+    assert cells["start"] == "6.0" and cells["loading"] == "3.0" and cells["commit"] == "abc"
     assert cells["forwards"] == "1.000 / 1.500 / 0.500" and cells["mean"] == "1.200"
+    for stage in ("import", "load"):
+        del report["stages_s"][stage]
+    again = whole("720p", {"recipe": {"device": "card", "versions": {}}, "report": report}, "abc")
+    assert again["loading"] == "" and again["denoise"] == "22.5"  # a later video of a batch
 
 
 def test_a_part_is_given_with_its_error():

@@ -93,7 +93,7 @@ def _row(choice: str, data: str, plan: AttentionPlan, error: float, ms: float) -
         "error": f"{error:.2e}",
         "ms": round(ms, 3),
     }
-    return {"schema": "fpsgen.bench.ablations/1"} | row
+    return {"schema": "fpsgen.bench.choices/1"} | row
 
 
 if __name__ == "__main__":

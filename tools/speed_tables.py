@@ -25,7 +25,7 @@ from fpsgen.report.rows import SCHEMAS
 
 SHARES = {"early": 0.2, "middle": 0.6, "late": 0.2}  # of the steps at shift 5 (schedule "paper")
 NAMES = {"nano": "nano", "wan2.1-1.3b": "Wan2.1-1.3B shape", "wan2.1-14b": "Wan2.1-14B shape"}
-SLOW = 1.3  # a step that took so many times its profile's median compiled something
+SLOW = 1.3  # a step that took so many times its profile's median also compiled, or reserved memory
 BENCH = {
     "what": "Model",
     "how": "How",
@@ -57,7 +57,7 @@ WHOLE = {
     "loading": "import and load, s",
     "text": "text, s",
     "denoise": "denoising, s",
-    "compiled": "of it compiling, s",
+    "start": "of it starting up, s",
     "forwards": "s / forward: early / middle / late",
     "mean": "mean over the schedule",
     "vae": "VAE, s",
@@ -107,8 +107,9 @@ def whole(name: str, sidecar: dict[str, Any], commit: str) -> dict[str, Any]:
     late = [s - medians[p] for s, p in zip(steps, profiles, strict=True) if s > SLOW * medians[p]]
     forwards = {p: s / 2 for p, s in medians.items()} if len(steps) > 1 else {}
     cells = {key: f"{stages[key]:.1f}" for key in ("text", "denoise", "vae", "mux")}
-    cells |= {"what": name, "loading": f"{stages['import'] + stages['load']:.1f}", "total": f"{report['total_s']:.1f}"}
-    cells |= {"compiled": f"{sum(late):.1f}" if forwards else ""} | _forwards(forwards)
+    loading = [stages[key] for key in ("import", "load") if key in stages]  # none for a later video of a batch
+    cells |= {"what": name, "loading": f"{sum(loading):.1f}" if loading else "", "total": f"{report['total_s']:.1f}"}
+    cells |= {"start": f"{sum(late):.1f}" if forwards else ""} | _forwards(forwards)
     cells["memory"] = f"{report['peak_memory']['cuda_bytes'] / 1e9:.1f} GB"
     origin = {"created": report["created"], "device": recipe["device"], "versions": recipe["versions"]}
     return origin | {"commit": commit, "stages_s": stages, "steps_s": steps} | cells
