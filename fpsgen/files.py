@@ -121,6 +121,8 @@ def make_folder(path: str | Path) -> Path:
     """Make a folder and those above it, if they are not there. Raises FpsgenError DISK."""
     try:
         os.makedirs(path, exist_ok=True)
+    except FileExistsError:
+        raise FpsgenError(f"{show(path, 300)} is not a folder", "choose another place with -o", DISK) from None
     except (OSError, ValueError) as error:
         raise cannot_write(path, error) from error
     return Path(path)
@@ -172,6 +174,8 @@ def cannot_write(path: str | Path, error: Exception) -> FpsgenError:
         remedy = "free space on the disk, or choose another folder with -o"
     elif number == errno.ENAMETOOLONG or isinstance(error, ValueError):
         remedy = "choose another name with -o"
+    elif number == errno.ENOTDIR:
+        remedy = "choose another place with -o"
     elif number == errno.ENOENT:
         remedy = _folder_removed() or "make the folder, or choose another with -o"
     return FpsgenError(f"{show(path, 300)} cannot be written: {show(why)}", remedy, DISK)

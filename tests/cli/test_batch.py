@@ -156,6 +156,29 @@ def test_files_that_are_none(fpsgen, tiny):
     fpsgen.refused(2, "folder")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "batch p.txt -m nano",
+        "evaluate nano --prompts p.txt",
+        "bench -m nano",
+        "bench steps -m nano",
+        "bench waterfall -m nano",
+        "bench kernel --shape 1x2x2 --seconds 0.01",
+        "train --preset nano-demo",
+        "train prep --preset nano-demo",
+    ],
+)
+@pytest.mark.parametrize("name", ["p.txt", "one.mp4"])
+def test_a_file_where_a_folder_should_be_is_refused_alike(fpsgen, command, name):
+    write("a cat")
+    Path("one.mp4").write_text("x")
+    if (command[:5], name) != ("batch", "one.mp4"):  # which names one video
+        fpsgen(*command.split(), "-o", name)
+        fpsgen.refused(7, f"{name} is not a folder", "another place with -o")
+        assert sorted(path.name for path in Path().iterdir()) == ["one.mp4", "p.txt"]
+
+
 def test_one_failure_stops_nobody_else(fpsgen, tiny, monkeypatch):
     from fpsgen.pipeline import run as generate
 
