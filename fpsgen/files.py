@@ -34,11 +34,12 @@ def atomic(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yields an empty temporary beside `path`, to be written by its name; it becomes `path` when the block ends.
 
     If the block raises, nothing is left. Raises FileExistsError where `path` exists and `overwrite` is not set, also
-    when it came into being meanwhile; FpsgenError DISK where it cannot be written.
+    when it came into being meanwhile; FpsgenError DISK where it is a folder or cannot be written.
     """
     path = Path(path)
     try:
-        os.lstat(path)
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            raise FpsgenError(f"{show(path, 300)} is a folder, not a file", "choose another name", DISK)
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:  # a name that no file can have is said before the work

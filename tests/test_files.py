@@ -244,3 +244,10 @@ def test_a_file_in_a_folders_place_is_named_so(tmp_path):
     refused(lambda: make_folder(tmp_path / "one.mp4"), DISK, "one.mp4 is not a folder", remedy="another place")
     error = refused(lambda: make_folder(tmp_path / "one.mp4" / "in"), DISK, "one.mp4", remedy="another place")
     assert "permissions" not in error.remedy
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_in_a_files_place_is_named_so(tmp_path, overwrite):
+    (tmp_path / "page.html").mkdir()
+    error = refused(lambda: write("x", tmp_path / "page.html", overwrite), DISK, "page.html is a folder, not a file")
+    assert "--overwrite" not in error.remedy and os.listdir(tmp_path) == ["page.html"]

@@ -74,7 +74,13 @@ def gather_lines(
     """
     environ = os.environ if environ is None else environ
     layers = [
-        _Layer({k: v for k, v in flags.items() if v is not None}, "flag", lambda entry: entry.option, _on_command_line, USAGE),
+        _Layer(
+            {k: v for k, v in flags.items() if v is not None},
+            "flag",
+            lambda entry: entry.option,
+            _on_command_line,
+            USAGE,
+        ),
         _environment(environ),
         _file_layer((folder or Path()) / CONFIG_NAME, f"./{CONFIG_NAME}"),
         _file_layer(user_config or user_config_file(environ)),
