@@ -34,7 +34,7 @@ def described(choice: Any, bytes_on_disk: int, bytes_to_fetch: int, lack: str) -
     disk = f"no; {amount(bytes_to_fetch)} to fetch" if bytes_to_fetch else "no"
     if choice.folder:
         disk = f"{choice.folder} ({amount(bytes_on_disk)})"
-    makes = f"sides in multiples of {geometry.side} up to {geometry.positions * geometry.side}"
+    makes = f"sides in multiples of {geometry.side} up to {geometry.largest}"
     if spec.trained_sizes:
         makes = f"{_sizes(spec.trained_sizes)}; other sizes are scaled from these"
     entries = [

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from fpsgen.text import clean_text
 
+MIN_SIDE, MAX_SIDE = 16, 8192  # pixels of a video
+
 
 class Parser(NamedTuple):
     """read: text to value, or ValueError. wanted: ends the sentence "... is not". names: what can be chosen, if few."""
@@ -86,7 +88,7 @@ def _res(text: str) -> str | tuple[int, int]:
     if re.fullmatch(r"\d{2,4}p", text.lower(), re.ASCII):
         return text.lower()
     size = re.fullmatch(r"(\d{1,5})[x\N{MULTIPLICATION SIGN}](\d{1,5})", text.lower(), re.ASCII)
-    if not size or not all(16 <= int(side) <= 8192 for side in size.groups()):
+    if not size or not all(MIN_SIDE <= int(side) <= MAX_SIDE for side in size.groups()):
         raise ValueError
     return int(size[1]), int(size[2])
 
@@ -146,6 +148,6 @@ def token_shape(names: tuple[str, ...]) -> Parser:
 
 
 switch = Parser(_switch, lambda: "true or false")
-resolution = Parser(_res, lambda: "480p, 720p or a size such as 832x480 (16 to 8192 pixels a side)")
+resolution = Parser(_res, lambda: f"480p, 720p or a size such as 832x480 ({MIN_SIDE} to {MAX_SIDE} pixels a side)")
 aspect = Parser(_aspect, lambda: "a ratio such as 16:9, 9:16 or 1:1 (at most 4:1)")
 device = Parser(_device, lambda: "auto, cpu, cuda or cuda:N")

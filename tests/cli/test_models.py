@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -195,6 +196,15 @@ def test_a_full_disk_is_seen_before_the_transfer(fpsgen, hub, tmp_path):
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     refused(fpsgen("models", "pull", NAME, PYTHONPATH=path), 7, "left", "HF_HOME")
     assert not files_sent(hub)
+
+
+def test_the_largest_size_that_is_shown_can_be_asked_for(fpsgen):
+    found = re.search(r"multiples of (\d+) up to (\d+)", fpsgen("models", "show", "wan2.1-1.3b").stdout)
+    assert found
+    side, largest = map(int, found.groups())
+    asked = ("generate", "a cat", "-m", "wan2.1-1.3b", "--dry-run", "--res")
+    assert fpsgen(*asked, f"{largest}x{largest}").returncode == 0
+    assert fpsgen(*asked, f"{largest + side}x{largest}").returncode == 2
 
 
 def test_a_users_own_row_whose_folder_is_not_there(fpsgen):

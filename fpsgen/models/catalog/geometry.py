@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fpsgen.attention.windows import Size3
+from fpsgen.settings.parsers import MAX_SIDE
 
 Size = tuple[int, int]  # width, height in pixels
 
@@ -26,6 +27,11 @@ class Geometry:
     def side(self) -> int:
         """Both sides of a video must be multiples of this, in pixels."""
         return self.spatial * math.lcm(self.patch[1], self.patch[2])
+
+    @property
+    def largest(self) -> int:
+        """The longest side that the model has positions for and that can be asked for, in pixels."""
+        return min(self.positions, MAX_SIDE // self.side) * self.side
 
     def token_grid(self, width: int, height: int, frames: int) -> Size3:
         """Tokens (T, H, W) of a video."""
