@@ -17,7 +17,7 @@ import typer
 from fpsgen.cli.app import app
 
 _BLOCK = re.compile(r"(<!-- commands -->\n)(.*?)(<!-- /commands -->)", re.DOTALL)
-_EVERYWHERE = ("help", "debug", "install_completion", "show_completion")
+_EVERYWHERE = ("help", "install_completion", "show_completion")
 
 
 def render() -> str:

@@ -128,4 +128,4 @@ def _explain(error: Exception, arguments: list[str]) -> FpsgenError:
     if found is not None:
         return found
     what = f"internal error: {type(error).__name__}: {show(error, 300) or 'no message'}"
-    return FpsgenError(what, "run it again with --debug, and report what it prints", errors.INTERNAL)
+    return FpsgenError(what, "run it again with FPSGEN_DEBUG=1 set, and report what it prints", errors.INTERNAL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from fpsgen.batch.prompt_file import STDIN
 from fpsgen.cli.options import argument, examples, option, takes_settings
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.settings.gather import gather
@@ -44,6 +45,8 @@ def generate(given: dict[str, Any], prompt: Prompt = None, prompts: Prompts = No
 
         make_batch(prompts, given, "generate")
         return
+    if prompt == STDIN:
+        raise FpsgenError("generate reads no prompt from standard input", "fpsgen batch - reads them there", USAGE)
     if prompt is None:
         raise FpsgenError("no prompt was given", 'for example fpsgen generate "a cat surfing"', USAGE)
     settings = gather(given)

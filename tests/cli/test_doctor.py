@@ -96,6 +96,7 @@ def test_the_reference_holds_every_command():
     top = typer.main.get_command(app)
     for name in getattr(top, "commands", {}):
         assert f"**`fpsgen {name}" in text
+    assert "`--debug`" in text  # as help has it
 
 
 def complete(words: str, shell: str = "bash") -> list[str]:

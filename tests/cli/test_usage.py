@@ -78,3 +78,8 @@ def test_help_of_train_says_where_a_run_goes_and_its_exit_codes(fpsgen, monkeypa
     monkeypatch.setenv("COLUMNS", "200")
     fpsgen("train", "--help")
     assert "[runs/NAME]" in fpsgen.out and "Exit codes" in fpsgen.out
+
+
+def test_generate_takes_no_dash_for_standard_input(fpsgen):
+    fpsgen("generate", "-", "-m", "nano", "--dry-run")
+    fpsgen.refused(2, "standard input", "fpsgen batch -")
