@@ -21,6 +21,7 @@ Size3 = tuple[int, int, int]
 Window = str | tuple[int | float | str, int | float | str, int | float | str]
 
 TILES = ("fit", "blocks", "even", "paper")
+BLOCK_TILES = ("blocks", "even")  # whose windows count blocks
 PAPER_TILE = (6, 8, 8)
 SMALL_GRID = 4096  # up to this many tokens, 64-token blocks keep enough of them to choose from
 MAX_ELONGATION = 5.0  # longest over shortest side of a tile or block, of those sides that a window may cut
@@ -54,7 +55,7 @@ def resolve_tile(grid: Size3, tile: str | Size3) -> tuple[Size3, Size3 | None]:
     clipped to the grid. Raises ValueError for anything else.
     """
     grid = size3(grid, "grid")
-    if tile in ("blocks", "even"):
+    if tile in BLOCK_TILES:
         block, whole = fit_blocks(grid, tile == "even")
         return whole, block
     if tile == "fit":

@@ -304,6 +304,9 @@ def _refuse_same_file(other: Job | None, job: Job) -> None:
     if other is not None and other is not job:
         first, second = sorted((other, job), key=lambda one: one.number)
         what = f"lines {first.number} and {second.number} both write {show(second.path)}"
+        names = [os.path.splitext(job.name)[0] for job in (first, second)]
+        if names[0] != names[1] and _normalized(names[0]) == _normalized(names[1]):
+            what += f": {show(first.path)} is that file too where upper and lower case, or forms of a letter, are one"
         raise FpsgenError(what, "give each its own output", BAD_INPUT)
 
 

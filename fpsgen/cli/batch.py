@@ -144,12 +144,17 @@ def models_of(jobs: Batch) -> str:
 def show(jobs: Batch, as_json: bool, command: str) -> None:
     """`--dry-run`: the jobs, and which of them are done."""
     from fpsgen.batch.ledger import Ledger
+    from fpsgen.pipeline.dry_run import planned_schedule
     from fpsgen.pipeline.memory import refusal
 
     ledger = Ledger(jobs.folder)
     rows = [dry_row(job, ledger) for job in jobs.jobs]
-    refusals = dict.fromkeys(refusal(job.shared) for job in jobs.jobs)
-    warnings = [*jobs.warnings, *(f"this machine cannot make it: {text}" for text in refusals if text)]
+    found = list(jobs.warnings)
+    with console.library_warnings(found.append, False):
+        for shared in {id(job.shared): job.shared for job in jobs.jobs}.values():
+            planned_schedule(shared)
+            found += [f"this machine cannot make it: {text}" for text in [refusal(shared)] if text]
+    warnings = list(dict.fromkeys(found))
     if as_json:
         console.print_json(command, [{"dry_run": True, **row} for row in rows], warnings)
         return

@@ -10,8 +10,9 @@ from fpsgen.settings.gather import Settings
 
 def show(planned: Plan, settings: Settings) -> None:
     """Print the plan on stdout, as a table or as JSON."""
-    outlook = foresee(planned)
     warnings = [*settings.warnings, *planned.notes]
+    with console.library_warnings(warnings.append, settings.debug):
+        outlook = foresee(planned)
     if settings.json:
         console.print_json("generate", [outlook.as_json()], warnings)
         return

@@ -115,6 +115,7 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
 def schedule_rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
     """The schedule in words: which profile at which noise levels."""
     from fpsgen.attention.schedule import Schedule
+    from fpsgen.attention.windows import BLOCK_TILES
 
     try:
         schedule = Schedule.from_toml(entry["toml"])
@@ -129,7 +130,8 @@ def schedule_rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
         elif profile.window == "all":
             how = "all tiles"
         else:
-            how = f"window {'x'.join('all' if side == 0 else str(side) for side in profile.window)} tiles"
+            sides = " x ".join("all" if side == 0 else str(side) for side in profile.window)
+            how = f"window {sides} {'blocks' if profile.tile in BLOCK_TILES else 'tiles'}"
         tile = profile.tile if isinstance(profile.tile, str) else "x".join(map(str, profile.tile or ()))
         rows.append((f"  sigma {low:.3g} to {high:.3g}", f"{name}: {profile.method}, {how}, tile {tile}"))
     if schedule.fp8_linear:

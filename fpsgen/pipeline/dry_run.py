@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fpsgen.attention.methods import find_method
-from fpsgen.attention.presets import preset
 from fpsgen.attention.profile import Profile
 from fpsgen.attention.schedule import AS_SCHEDULED, Schedule
 from fpsgen.attention.windows import Size3
 from fpsgen.models.catalog.folder import SCHEDULE
 from fpsgen.models.catalog.machine import this_machine
-from fpsgen.models.patch.schedule_choice import read_schedule
+from fpsgen.models.patch.schedule_choice import read_schedule, resolve_schedule
 from fpsgen.pipeline.estimate import Estimate, ProfileSteps, estimate
 from fpsgen.pipeline.plan import Plan
 from fpsgen.pipeline.request import GenerateRequest, json_ready
@@ -144,16 +143,14 @@ def _estimate_rows(found: Estimate) -> list[tuple[str, str, str]]:
 
 
 def planned_schedule(request: GenerateRequest) -> tuple[Schedule, str]:
-    """The schedule that `fpsgen.apply` will choose, and why where nobody asked for one."""
-    asked, folder, why = request.attention.schedule, request.model.folder, ""
+    """The schedule that `fpsgen.apply` will choose, and why where nobody asked for one. Warns as that does."""
+    asked, folder = request.attention.schedule, request.model.folder
+    carried = folder is not None and os.path.lexists(folder / SCHEDULE)
+    own = read_schedule(folder / SCHEDULE) if carried else None
+    schedule = resolve_schedule(asked, request.attention.method, own)
     if asked is not None:
-        schedule = read_schedule(asked)
-    elif folder is not None and os.path.lexists(folder / SCHEDULE):
-        schedule, why = Schedule.from_file(folder / SCHEDULE), "carried by the checkpoint"
-    else:
-        schedule, why = preset("safe"), "for weights that carry no schedule"
-    method = request.attention.method
-    return (schedule.with_method(method) if method else schedule), why
+        return schedule, ""
+    return schedule, "for weights that carry no schedule" if own is None else "carried by the checkpoint"
 
 
 def profile_steps(schedule: Schedule, request: GenerateRequest, grid: Size3) -> list[ProfileSteps]:

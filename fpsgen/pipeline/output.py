@@ -85,7 +85,7 @@ def resolve_output(
     if folder and not overwrite:
         path = free_name(path)
     elif not overwrite and (other := taken(path)):
-        raise taken_by(other)
+        raise taken_by(other, path)
     return path, folder or numbered
 
 
@@ -132,9 +132,10 @@ def taken(path: Path) -> Path | None:
     return next((name for name in (path, sidecar(path)) if os.path.lexists(name)), None)
 
 
-def taken_by(path: Path) -> FpsgenError:
-    """The error for a name that a file has already."""
-    return FpsgenError(f"{show(path)} exists already", "choose another name, or add --overwrite", DISK)
+def taken_by(path: Path, asked: Path | None = None) -> FpsgenError:
+    """The error for a name that a file has already. asked: the video's name, where `path` is its sidecar."""
+    beside = f", where the recipe of {show(asked)} goes" if asked not in (None, path) else ""
+    return FpsgenError(f"{show(path)} exists already{beside}", "choose another name, or add --overwrite", DISK)
 
 
 def free_name(path: Path) -> Path:

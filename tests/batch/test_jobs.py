@@ -120,7 +120,9 @@ def test_two_lines_do_not_write_one_file(one, other):
     lines = [
         {"prompt": "a", "seed": i, "output": name, "frames": 1} for i, name in enumerate((one, "other.mp4", other))
     ]
-    refused(lambda: jobs(*lines), BAD_INPUT, "lines 1 and 3 both write")
+    error = refused(lambda: jobs(*lines), BAD_INPUT, "lines 1 and 3 both write")
+    differ = (one, other) in [("x.mp4", "X.mp4"), ("é.mp4", "e\u0301.mp4"), ("d/x.mp4", "D/x.mp4")]
+    assert (f"{one} is that file too where upper and lower case" in error.message) == differ
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def test_the_folder_may_hold_fields():
     refused(lambda: jobs("a cat", output="v/{prompt}.mp4"), USAGE, "{prompt}")
     refused(lambda: jobs("a cat", output="one.mp4"), USAGE, "one.mp4")
     Path("file").touch()
-    refused(lambda: jobs("a cat", output="file"), USAGE, "file")
+    refused(lambda: jobs("a cat", output="file"), DISK, "file is not a folder")
     refused(lambda: jobs("a cat", output="file/x"), DISK, "file")
 
 

@@ -261,7 +261,7 @@ def test_dry_run_makes_nothing(fpsgen, tiny):
     assert tiny("p.txt", "--dry-run", "--json") == 0 and fpsgen.json["results"][1]["line"] == 2
 
 
-def test_dry_run_says_what_the_run_would(fpsgen, tiny):
+def test_dry_run_says_what_the_run_would(fpsgen, tiny, tiny_dir):
     file = write('{"prompt": "a cat", "output": "cat.mp4"}', '{"prompt": "a dog"}', name="p.jsonl")
     assert tiny(file) == 0
     ledger = Path("outputs/.fpsgen-batch.jsonl")
@@ -275,6 +275,8 @@ def test_dry_run_says_what_the_run_would(fpsgen, tiny):
         assert tiny(file, *more) == 7
         fpsgen.refused(7, "line 1", "cat.mp4", "--overwrite")
         assert not fpsgen.out and "goes on" not in fpsgen.err  # it never does
+    assert fpsgen("batch", file, "-m", tiny_dir, *SMALL[:-2], "--schedule", "paper", "--overwrite", "--dry-run") == 0
+    assert fpsgen.err.count("schedule 'paper' is for weights") == 1
     assert tiny(file, "--device", "cuda", "--overwrite", "--dry-run") == 0 and "no CUDA device" in fpsgen.err
 
 

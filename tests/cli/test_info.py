@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fpsgen.cli.info import schedule_rows
 from fpsgen.video import read_recipe, write_mp4
 
 SMALL = ("--res", "32x32", "--frames", "5", "--steps", "2", "--seed", "3")
@@ -44,6 +45,15 @@ def test_info_shows_recipe_and_report(fpsgen, made):
     assert fpsgen("info", made) == 0 and not any(line.startswith("took") for line in fpsgen.lines)
 
 
+def test_a_dry_run_warns_as_the_run_does(fpsgen, tiny_dir, made):
+    warned = [line for line in fpsgen.err.splitlines() if line.startswith("warning")]
+    assert any("schedule 'paper'" in line for line in warned)
+    for more in ([], ["--json"]):
+        assert fpsgen("generate", "a cat", "-m", tiny_dir, *SMALL, "--schedule", "paper", "--dry-run", *more) == 0
+        found = fpsgen.err.splitlines() if not more else [f"warning: {text}" for text in fpsgen.json["warnings"]]
+        assert found == warned
+
+
 def test_info_shows_what_was_not_the_default(fpsgen, made):
     shown = []
     for changes in ({}, {"cache": "first-block", "cfg_until": 0.5, "linear": "bf16"}):
@@ -51,6 +61,16 @@ def test_info_shows_what_was_not_the_default(fpsgen, made):
         shown.append({line.split()[0]: line.split()[-1] for line in fpsgen.lines})
     assert not {"cache", "cfg-until", "linear", "lora", "exact"} & set(shown[0])
     assert (shown[1]["cache"], shown[1]["cfg-until"], shown[1]["linear"]) == ("first-block", "0.5", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("tile", "window", "said"),
+    [('"blocks"', "[5, 5, 5]", "5 x 5 x 5 blocks"), ('"fit"', '["all", "all", 3]', "all x all x 3 tiles")],
+)
+def test_info_says_what_a_window_counts(tile, window, said):
+    profile = f'name = "p"\nmethod = "fps"\ntile = {tile}\nwindow = {window}\n'
+    toml = f'name = "s"\n[[windows]]\nlow = 0.0\nhigh = 1.0\nprofile = "p"\n[[profiles]]\n{profile}'
+    assert f"window {said}," in schedule_rows({"toml": toml})[1][1]
 
 
 def test_info_writes_a_contact_sheet(fpsgen, made):

@@ -86,6 +86,7 @@ def rows_of(outlook, seconds: dict[str, float], density: float = 1.0, guidance: 
     return (common,)
 
 
+@pytest.mark.filterwarnings("ignore:schedule:UserWarning")
 def test_time_comes_from_rows_of_the_same_card_size_and_schedule(outlook, monkeypatch):
     asked = {"model": "wan2.1-1.3b", "res": "480p", "schedule": "paper", "shift": 3.0, "steps": 8, "guidance": 1.0}
     measured = outlook(80.0, **asked)

@@ -85,7 +85,7 @@ NO_PROC = pytest.mark.skipif(os.geteuid() != 0 or not os.path.isdir("/proc/self"
         ("y" * 300 + "/a.mp4", USAGE, "200 bytes"),
         ("/dev/null", DISK, "device"),
         ("taken.mp4", DISK, "exists already"),
-        ("beside.mp4", DISK, "beside.json exists already"),
+        ("beside.mp4", DISK, "beside.json exists already, where the recipe of beside.mp4 goes"),
         ("link.mp4", DISK, "exists already"),
         ("taken.mp4/a.mp4", DISK, "is not a folder"),
         ("/proc/none/a.mp4", DISK, "/proc"),
