@@ -70,6 +70,12 @@ class FusedBlock(WanTransformerBlock):
 
     fused: Fused
 
+    def apply(self, fn: Callable[[torch.nn.Module], Any]) -> FusedBlock:
+        """See FP8Linear.apply."""
+        if isinstance(self.attn2.processor, TextAttnProcessor):
+            self.attn2.processor.forget()
+        return super().apply(fn)
+
     def forward(
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, temb: torch.Tensor, rotary_emb: Any
     ) -> torch.Tensor:

@@ -32,6 +32,10 @@ class Kept:
     def __init__(self) -> None:
         self._results: Any = WeakTensorKeyDictionary()
 
+    def forget(self) -> None:
+        """Compute anew at the next call: weights may have been written to unseen."""
+        self._results.clear()
+
     def get(self, text: torch.Tensor, compute: Callable[[], Any], *layers: torch.nn.Module) -> Any:
         """compute(), or what it gave for this tensor at the same version, also of the weights of `layers`. Layers with
         adapters are computed anew each time: merging writes to weights unseen.
@@ -60,6 +64,11 @@ class TextAttnProcessor(WanAttnProcessor):
         super().__init__()
         self._attention_backend = backend
         self.kept, self.kept_short = Kept(), Kept()  # of all rows of a text; of its own and one of padding
+
+    def forget(self) -> None:
+        """Compute keys and values anew."""
+        self.kept.forget()
+        self.kept_short.forget()
 
     def __call__(
         self,
@@ -128,6 +137,11 @@ class KeptTextProjection(PixArtAlphaTextProjection):
 
     kept: Kept
     padding: Kept
+
+    def apply(self, fn: Callable[[torch.nn.Module], Any]) -> KeptTextProjection:
+        """See FP8Linear.apply."""
+        self.kept.forget()
+        return super().apply(fn)
 
     def forward(self, caption: torch.Tensor) -> torch.Tensor:
         text = self.kept.get(caption, lambda: PixArtAlphaTextProjection.forward(self, caption), self)

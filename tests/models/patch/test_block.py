@@ -237,6 +237,25 @@ def test_the_weight_of_the_queries_norm_is_kept_with_the_keys_while_it_is_the_sa
     assert error(after, case.forward(transformer, given)) < BOUND < 1e-3 < error(after, before)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_lora_that_was_merged_and_taken_off_between_two_forwards_counts(transformer, padded):
+    """With the same text: nothing of the adapter is left to see, and the merge wrote through .data."""
+    peft = pytest.importorskip("peft")
+    given = case.inputs(2)
+    given["encoder_hidden_states"][:, 4:] *= not padded
+    with apply(transformer, case.DENSE, exact=True, patches=[FUSED]):
+        before = case.forward(transformer, given)
+        layers = ["attn2.to_k", "attn2.to_v", "text_embedder.linear_2"]
+        for layer in layers:
+            transformer.add_adapter(peft.LoraConfig(r=4, target_modules=[layer], init_lora_weights=False))
+            transformer.fuse_lora()
+            transformer.unload_lora()
+            after = case.forward(transformer, given)
+            assert error(after, before) > 1e-3, layer
+            before = after
+    assert error(before, case.forward(transformer, given)) < BOUND
+
+
 def test_keys_without_padding_are_not_taken_for_all_of_them(transformer):
     """A backend that is chosen in the middle of a prompt goes through every row of the text."""
     given = case.inputs(2)
