@@ -147,6 +147,47 @@ def test_a_norm_with_a_hook_stays_and_is_named(transformer):
     assert groups == {"fused": ([0, 2], None), "diffusers": ([1], "norms_hooked")}
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("first", ["apply", "offload"])
+def test_weights_that_are_offloaded_one_by_one(transformer, first, padded):
+    """As enable_sequential_cpu_offload does: a weight is there only while its own module is called."""
+    from accelerate import cpu_offload
+    from accelerate.hooks import remove_hook_from_submodules
+
+    given = case.inputs()
+    given["encoder_hidden_states"][:, 4:] *= not padded
+    before, (plain, _) = case.forward(transformer, given), fused(transformer, [FP8], given)
+    for patches, wanted, bound in (([FUSED], before, BOUND), ([FP8, FUSED], plain, 0.05)):
+        if first == "offload":
+            cpu_offload(transformer, torch.device("cpu"))
+        handle = apply(transformer, case.DENSE, exact=True, strict=True, patches=patches)
+        if first == "apply":
+            cpu_offload(transformer, torch.device("cpu"))
+        assert error(case.forward(transformer, given), wanted) < bound
+        components = handle.report()["components"]
+        assert components["block"] == {"diffusers": case.LAYERS}
+        assert len(patches) == 1 or components["linear"] == {linear.EMULATED: 8 * case.LAYERS}
+        handle.remove()
+        assert torch.equal(case.forward(transformer, given), before)
+        remove_hook_from_submodules(transformer)
+
+
+def test_a_hook_on_a_norm_counts_while_it_is_there(transformer):
+    """Also on that of cross-attention's queries, whose weight is kept with the keys."""
+    given = case.inputs()
+    given["encoder_hidden_states"][:, 4:] = 0
+    with apply(transformer, case.DENSE, exact=True, patches=[FUSED]) as handle:
+        before = case.forward(transformer, given)
+        for norm in (transformer.blocks[1].norm3, transformer.blocks[1].attn2.norm_q):
+            hook = norm.register_forward_hook(lambda _, args, output: 2 * output)
+            hooked = case.forward(transformer, given)
+            assert error(hooked, before) > 1e-2
+            hook.remove()
+        handle.clear_report()
+        assert torch.equal(case.forward(transformer, given), before)
+        assert handle.report()["components"]["block"] == {"fused": case.LAYERS}
+
+
 def test_gradients_take_diffusers_way(transformer):
     given = case.inputs()
     given["hidden_states"].requires_grad_(True)
