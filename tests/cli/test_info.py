@@ -112,6 +112,28 @@ def test_info_shows_any_recipe(fpsgen):
             assert fpsgen("info", "a.json") == 0, (part, odd, fpsgen.err)
 
 
+def test_info_tells_what_ran_of_all_components(fpsgen, tiny_dir):
+    options = ("--linear", "fp8", "--cache", "taylorseer", "--steps", "6", "--guidance", "1", "-o", "cat.mp4")
+    assert fpsgen("generate", "a cat", "-m", tiny_dir, *SMALL, *options) == 0
+    assert fpsgen("info", "cat.mp4") == 0
+    (shown,) = [line for line in fpsgen.lines if line.startswith("linears")]
+    assert "fp8_emulated 64 calls" in shown  # 2 layers of 8 each in 4 steps
+    assert any(line.startswith("step cache") and "4 calls" in line for line in fpsgen.lines)
+    sidecar = Path("cat.json")
+    whole = json.loads(sidecar.read_text())
+    attention = whole["report"]["attention"]
+    attention["fallbacks"] = [{"detail": "attention of layers [1] did not run in a forward"}]
+    sidecar.write_text(json.dumps(whole))
+    assert fpsgen("info", "cat.json") == 0 and "[1] did not run" in fpsgen.out
+    for odd in ODD:
+        for key in ("components", "kernels", "fallbacks", "skipped_by_cache"):
+            other = {"linear": odd} if key == "components" else odd
+            report = whole["report"] | {"attention": attention | {key: other}}
+            sidecar.write_text(json.dumps(whole | {"report": report}))
+            assert fpsgen("info", "cat.json") == 0, (key, odd, fpsgen.err)
+            assert "\x1b" not in fpsgen.out
+
+
 @pytest.mark.parametrize("method", [None, "bf16", "sta", "fp8"])
 def test_replay_gives_the_same_bytes(fpsgen, tiny_dir, method):
     options = ("--method", method) if method else ()
