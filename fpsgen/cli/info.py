@@ -84,7 +84,7 @@ def replay(file: File, given: dict[str, Any]) -> None:
 
     from fpsgen.cli.one_video import make_video
 
-    make_video(request, settings, tuple(differ), "replay", str(recipe.get("device")))
+    make_video(request, settings, tuple(differ), "replay", recipe)
 
 
 def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:

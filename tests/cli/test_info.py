@@ -158,7 +158,9 @@ def test_replay_says_what_differs(fpsgen, made, tiny_dir):
     assert recipe is not None
     other = recipe["versions"] | {"diffusers": "0.1"}
     assert fpsgen("replay", edit(made, versions=other), "-o", "b.mp4") == 0
-    assert "diffusers was 0.1" in fpsgen.err
+    assert "diffusers was 0.1" in fpsgen.err and "tiles" not in fpsgen.err and "made on" not in fpsgen.err
+    assert fpsgen("replay", edit(made, vae_tiles=True, device="a GPU"), "--device", "cpu", "-o", "t.mp4") == 0
+    assert "tiles" in fpsgen.err and "made on a GPU" in fpsgen.err
     seed = edit(made, seed=4)
     assert fpsgen("replay", seed, "-o", "c.mp4") == 0 and Path("c.mp4").read_bytes() != made.read_bytes()
     fpsgen("replay", edit(made, model={"name": "x", "source": str(tiny_dir / "gone"), "revision": "local"}))
