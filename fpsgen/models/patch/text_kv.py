@@ -89,7 +89,7 @@ class TextAttnProcessor(WanAttnProcessor):
         fusable = not_fusable(query.device) is None and not has_hooks(norm_q)
         plain = attention_mask is None and (self._attention_backend or chosen_backend()) is None
         padding = getattr(text, _PADDING, 0) if fusable and plain and kept(text) else 0
-        layers = (attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)
+        layers = (attn.norm_k, *((attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)))
         if padding:
             own = text[:, : text.shape[1] - padding + 1]
             key, value, scale = self.kept_short.get(text, lambda: _project_short(attn, own), *layers, norm_q)

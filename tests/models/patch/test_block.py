@@ -267,13 +267,16 @@ def test_padding_of_a_prompt_is_one_key_that_counts_many_times(transformer, monk
     assert error(fused(transformer, given=given)[0], case.forward(transformer, given)) < BOUND and not seen
 
 
-def test_the_weight_of_the_queries_norm_is_kept_with_the_keys_while_it_is_the_same(transformer):
+@pytest.mark.parametrize("norm", ["norm_q", "norm_k"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_weights_of_norms_are_kept_with_the_keys_while_they_are_the_same(transformer, norm, padded):
     given = case.inputs(2)
-    given["encoder_hidden_states"][:, 4:] = 0
+    given["encoder_hidden_states"][:, 4:] *= not padded
     with apply(transformer, case.DENSE, exact=True, patches=[FUSED]):
         before = case.forward(transformer, given)
         for block in transformer.blocks:
-            block.attn2.norm_q.weight.data = block.attn2.norm_q.weight.flip(0)
+            weight = getattr(block.attn2, norm).weight
+            weight.data = weight.flip(0)
         after = case.forward(transformer, given)
     assert error(after, case.forward(transformer, given)) < BOUND < 1e-3 < error(after, before)
 
