@@ -209,7 +209,7 @@ class FusedPatch:
 
 class _InstalledBlocks:
     def __init__(self, patch: FusedPatch, transformer: Any, run: Run) -> None:
-        self._patch = patch
+        self._patch, self._run = patch, run
         self._blocks: dict[int, Any] = {}  # those that were made into FusedBlock, by layer
         self._undos: list[Callable[[], None]] = []
         self._runs: dict[tuple[str | None, ...], tuple[LayerRun, ...]] = {}
@@ -224,6 +224,7 @@ class _InstalledBlocks:
         for layer, block in self._blocks.items():
             block.fused.following = self._blocks.get(layer + 1)
         self._reasons = [block.fused.reason for block in self._blocks.values()]
+        self._others = [layer for layer in range(len(blocks)) if layer not in self._blocks]
         others = [install_projection(transformer.condition_embedder.text_embedder)]
         others += [install_embedding(transformer.patch_embedding), install_head(transformer, patch.anywhere)]
         self._undos += [undo for undo in others if undo is not None]
@@ -235,6 +236,10 @@ class _InstalledBlocks:
     def layer_runs(self, forward: ForwardState) -> tuple[LayerRun, ...]:
         if not (self._patch.anywhere or forward.device.type == "cuda"):
             return ()
+        if self._others:
+            what = f"nothing is fused in blocks {self._others}, whose forward is not diffusers'"
+            self._run.deviation(BLOCK, "forward_replaced", self._others, what, in_loop=False)
+            self._others = []  # said once
         for block, reason in zip(self._blocks.values(), self._reasons, strict=True):
             block.fused.reason = reason or unfit(block)  # offloading may have put hooks on it since
         reason = not_fusable(forward.device)

@@ -4,8 +4,10 @@ import accelerated as case
 import pytest
 import torch
 from diffusers.models.attention_dispatch import attention_backend
+from refusal import refuses
 
 from fpsgen import apply
+from fpsgen.errors import NUMERIC
 from fpsgen.fused import FP8Rows
 from fpsgen.models.patch import block as fused_block
 from fpsgen.models.patch import linear, text_kv
@@ -145,6 +147,20 @@ def test_a_norm_with_a_hook_stays_and_is_named(transformer):
         g["kernel"]: (g["layers"], g["reason"]) for g in report["steps"][0]["layers"] if g["component"] == "block"
     }
     assert groups == {"fused": ([0, 2], None), "diffusers": ([1], "norms_hooked")}
+
+
+def test_a_block_with_a_forward_of_its_own_is_named(transformer):
+    plain = transformer.blocks[1].forward
+    transformer.blocks[1].forward = lambda *args, **named: plain(*args, **named)
+    before = case.forward(transformer)
+    with apply(transformer, case.DENSE, exact=True, patches=[FUSED]) as handle:
+        assert error(case.forward(transformer), before) < BOUND and error(case.forward(transformer), before) < BOUND
+        (row,) = handle.report()["fallbacks"]
+    assert (row["component"], row["layers"], row["count"]) == (fused_block.BLOCK, [1], 1)
+    with refuses(NUMERIC, "[1]"):
+        fused(transformer)
+    with apply(transformer, case.DENSE, strict=True):  # on a CPU nothing is fused anyway
+        assert torch.equal(case.forward(transformer), before)
 
 
 @pytest.mark.parametrize("padded", [False, True])
