@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def _trained(rows: Sequence[Row], kind: str) -> list[str]:
 
 
 def _chart(rows: Sequence[Row], curves: Sequence[tuple[str, list[float]]], label: str) -> str:
-    drawn = [(name, colour, values) for (name, values), colour in zip(curves, COLOURS, strict=False)]
+    drawn = [(name, colour, values) for (name, values), colour in zip(curves, cycle(COLOURS), strict=False)]
     body = charts.lines(drawn, "step", label, max((row["size"]["steps"] for row in rows), default=1))
     return charts.document(body, [(name, colour) for name, colour, _ in drawn]) if body else ""
 

@@ -48,6 +48,11 @@ def test_charts_have_a_curve_for_each_arm(tmp_path):
     assert json.loads((tmp_path / "proof.json").read_text())["seeds"][0]["arm"] == "dense"
 
 
+def test_more_arms_than_colours_are_all_drawn():
+    arms = [make_row(f"fps distilled {number}", 0, 20.0, True) for number in range(len(proof_report.COLOURS) + 1)]
+    assert proof_report.error_chart([*ROWS, *arms]).count("<polyline") == len(arms)
+
+
 def test_an_arm_with_more_steps_is_in_the_table_alone():
     longer = make_row("fps distilled, longer", 0, 21.0, True)
     longer["losses"] = [{"step": step, "profile": "a", "loss": 1 / step} for step in (4, 8)]

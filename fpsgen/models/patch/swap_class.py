@@ -34,7 +34,8 @@ def swap_class(module: torch.nn.Module, kind: type[torch.nn.Module], **attribute
 
 def has_hooks(module: torch.nn.Module) -> bool:
     """Whether anything but its class's forward runs when the module is called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+    own = type(module).forward.__get__(module)  # accelerate leaves it on the instance when it removes its hook
+    return bool(module._forward_hooks or module._forward_pre_hooks or module.__dict__.get("forward", own) != own)
 
 
 def _rewire(module: torch.nn.Module, old: type[torch.nn.Module], new: type[torch.nn.Module]) -> bool:

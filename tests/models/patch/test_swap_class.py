@@ -28,7 +28,11 @@ def test_below_a_hook_of_accelerate():
     undo()
     assert torch.equal(layer(x), wanted) and hook.calls == 2 and not hasattr(layer, "place")
     remove_hook_from_module(layer)
-    assert type(layer) is torch.nn.Linear and torch.equal(layer(x), wanted)
+    assert type(layer) is torch.nn.Linear and torch.equal(layer(x), wanted) and not has_hooks(layer)
+    undo = swap_class(layer, Doubled)
+    assert undo is not None and torch.equal(layer(x), 2 * wanted) and not has_hooks(layer)
+    undo()
+    assert torch.equal(layer(x), wanted)
 
 
 def test_an_unknown_forward_stays():
