@@ -59,6 +59,14 @@ def test_rows_table_page_and_layout(fpsgen, evaluate):
     assert set(prompts) == names and sorted(prompts.values()) == ["a cat", "a cat", "a/dog", "a/dog"]
 
 
+@pytest.mark.parametrize("option", ["--linear fp8", "--exact", "--schedule safe"])
+def test_what_a_line_sets_and_a_comparison_would_pass_over_is_refused(fpsgen, tiny_dir, option):
+    Path("two.txt").write_text(f"a cat\na dog {option}\n")
+    fpsgen("evaluate", tiny_dir, *SMALL[:-2], "--prompts", "two.txt")
+    fpsgen.refused(2, option.split()[0][2:])
+    assert not suite.read_rows(FOLDER)
+
+
 def test_a_suite_that_was_stopped_goes_on(fpsgen, evaluate, monkeypatch):
     rows = evaluate("--compare", "bf16")
     lines = (FOLDER / "rows.jsonl").read_text().splitlines(keepends=True)
