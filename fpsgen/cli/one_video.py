@@ -60,11 +60,14 @@ def _other_machine(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]
 
 
 def capture_of(settings: Settings) -> Capture | None:
-    """What --capture asks for. Raises FpsgenError USAGE for its options alone."""
+    """What --capture asks for. Raises FpsgenError USAGE for its options alone, and where a step cache is on."""
     if settings.capture is None:
         if settings.capture_layers or settings.capture_steps:
             raise FpsgenError("--capture-layers and --capture-steps need --capture", "add --capture FOLDER", USAGE)
         return None
+    if settings.cache != "none":
+        what = f"--capture saves chosen steps, and --cache {settings.cache} may skip them"
+        raise FpsgenError(what, "leave one of them out", USAGE)
     from fpsgen.pipeline.capture import Capture
 
     found = Capture(Path(settings.capture), settings.capture_layers, settings.capture_steps, settings.overwrite)
