@@ -111,8 +111,9 @@ class FusedBlock(WanTransformerBlock):
     ) -> torch.Tensor:
         """x + gate * y, with the next block's first norm where that is there to be computed."""
         after = self.fused.following
-        stays = is_compiling() or after is None or after.fused.reason or x.is_inference()
-        if stays or after.scale_shift_table.device != x.device:
+        if is_compiling() or after is None or x.is_inference():
+            return residual_rows(x, y, gate)
+        if after.fused.reason or after.scale_shift_table.device != x.device:
             return residual_rows(x, y, gate)
         after.fused.note_fp8(after)
         parts = modulation(after, temb)
