@@ -36,6 +36,15 @@ LOST = 10.0  # an error of so many mean squares of the velocity: what was learnt
 FEW = 4  # held-out samples of a profile that are measured at each checkpoint
 
 
+def samples_each(config: TrainConfig, processes: int) -> int:
+    """Samples of a batch that one process computes. Raises FpsgenError USAGE where the batch cannot be shared."""
+    each = config.batch // processes
+    if config.batch % processes or (config.micro_batch and each % config.micro_batch):
+        what = f"batch {config.batch} cannot be shared by {processes} processes"
+        raise FpsgenError(what, "change batch or micro_batch, or the number of processes", USAGE)
+    return each
+
+
 class Trainer:
     """One run in a folder. transformer: a WanTransformer3DModel, unpatched, on its device; it is patched with the run's
     schedule until close(). Its weights are trained, or, with LoRA, those of an adapter that it gets.
@@ -43,10 +52,7 @@ class Trainer:
 
     def __init__(self, transformer: Any, config: TrainConfig, folder: Path, grid: Size3, processes: Processes) -> None:
         """grid: tokens (T, H, W) of the run's videos. Raises FpsgenError USAGE where the batch cannot be shared."""
-        self._count = config.batch // processes.count  # samples of a batch that one process computes
-        if config.batch % processes.count or (config.micro_batch and self._count % config.micro_batch):
-            what = f"batch {config.batch} cannot be shared by {processes.count} processes"
-            raise FpsgenError(what, "change batch or micro_batch, or the number of processes", USAGE)
+        self._count = samples_each(config, processes.count)
         self.config, self.folder, self.transformer = config, folder, transformer
         self.grid, self.processes, self.log = grid, processes, Log(folder, config.density_ramp)
         self.device, self.dtype = transformer.device, transformer.dtype
