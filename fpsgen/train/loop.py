@@ -33,7 +33,6 @@ from fpsgen.train.ramp import ramp_stage, ramped
 from fpsgen.train.weights import Weights, learning_rate
 
 LOST = 10.0  # an error of so many mean squares of the velocity: what was learnt before is gone (predicting 0 has 1)
-FEW = 4  # held-out samples of a profile that are measured at each checkpoint
 
 
 def samples_each(config: TrainConfig, processes: int) -> int:
@@ -102,7 +101,7 @@ class Trainer:
             ended = self.step == config.steps
             to_save = self.step % config.save_every == 0 or ended
             if to_save:
-                row["held_out"] = self.error(objectives[0].held_out, FEW)
+                row["held_out"] = self.error(objectives[0].held_out)
             if self.processes.first:
                 self.log.add(row)
             events.step(self.step - 1, config.steps, f"loss {row['loss']:.4g}, {row['profile']}")

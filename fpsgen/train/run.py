@@ -16,6 +16,7 @@ from fpsgen.fields import fields, real
 from fpsgen.files import make_folder, read_json, used_alone, write_text
 from fpsgen.models.catalog.choice import ModelChoice
 from fpsgen.models.wan.load import load
+from fpsgen.report.training import BEFORE
 from fpsgen.text import show
 from fpsgen.train.clips import TrajectoryEnds, open_folder
 from fpsgen.train.config import LIVE, TrainConfig
@@ -174,7 +175,7 @@ def _pairs(
 
 def _before(trainer: Trainer, main: Objective, folder: Path) -> dict[str, float]:
     """The error without training, measured once."""
-    path = folder / "before.json"
+    path = folder / BEFORE
     if not path.exists():
         measured = trainer.error(main.held_out)
         if trainer.processes.first:
