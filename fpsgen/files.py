@@ -34,11 +34,12 @@ def atomic(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yields an empty temporary beside `path`, to be written by its name; it becomes `path` when the block ends.
 
     If the block raises, nothing is left. Raises FileExistsError where `path` exists and `overwrite` is not set, also
-    when it came into being meanwhile; FpsgenError DISK where it cannot be written.
+    when it came into being meanwhile; FpsgenError DISK where it is a folder or cannot be written.
     """
     path = Path(path)
     try:
-        os.lstat(path)
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            raise FpsgenError(f"{show(path, 300)} is a folder, not a file", "choose another name", DISK)
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:  # a name that no file can have is said before the work
@@ -121,6 +122,8 @@ def make_folder(path: str | Path) -> Path:
     """Make a folder and those above it, if they are not there. Raises FpsgenError DISK."""
     try:
         os.makedirs(path, exist_ok=True)
+    except FileExistsError:
+        raise FpsgenError(f"{show(path, 300)} is not a folder", "choose another place with -o", DISK) from None
     except (OSError, ValueError) as error:
         raise cannot_write(path, error) from error
     return Path(path)
@@ -172,6 +175,8 @@ def cannot_write(path: str | Path, error: Exception) -> FpsgenError:
         remedy = "free space on the disk, or choose another folder with -o"
     elif number == errno.ENAMETOOLONG or isinstance(error, ValueError):
         remedy = "choose another name with -o"
+    elif number == errno.ENOTDIR:
+        remedy = "choose another place with -o"
     elif number == errno.ENOENT:
         remedy = _folder_removed() or "make the folder, or choose another with -o"
     return FpsgenError(f"{show(path, 300)} cannot be written: {show(why)}", remedy, DISK)

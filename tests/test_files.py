@@ -237,3 +237,17 @@ def test_what_the_machine_refuses_is_no_fault_of_ours():
         files.system_error(OSError(number, "", "x")) for number in (errno.ENOSPC, errno.EMFILE, errno.ENAMETOOLONG)
     )
     assert not any(map(files.system_error, (FileNotFoundError(errno.ENOENT, "", "x"), OSError("odd"), ValueError("x"))))
+
+
+def test_a_file_in_a_folders_place_is_named_so(tmp_path):
+    (tmp_path / "one.mp4").write_text("x")
+    refused(lambda: make_folder(tmp_path / "one.mp4"), DISK, "one.mp4 is not a folder", remedy="another place")
+    error = refused(lambda: make_folder(tmp_path / "one.mp4" / "in"), DISK, "one.mp4", remedy="another place")
+    assert "permissions" not in error.remedy
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_in_a_files_place_is_named_so(tmp_path, overwrite):
+    (tmp_path / "page.html").mkdir()
+    error = refused(lambda: write("x", tmp_path / "page.html", overwrite), DISK, "page.html is a folder, not a file")
+    assert "--overwrite" not in error.remedy and os.listdir(tmp_path) == ["page.html"]

@@ -145,16 +145,16 @@ class Schedule:
             raise ValueError(
                 f"the schedule is not valid TOML: {error}.\nCompare it with a preset's to_toml()."
             ) from None
-        _only(data, "schedule", {"name", "profiles", "windows"}, {"trained", "dense_layers", "fp8_linear"})
+        _only(data, "the schedule", {"name", "profiles", "windows"}, {"trained", "dense_layers", "fp8_linear"})
         for key in ("profiles", "windows", "dense_layers"):
             if not isinstance(data.get(key, []), list):
                 raise ValueError(f"{key} of the schedule is {data[key]!r}.\nGive a list.")
         for row in data["profiles"]:
-            _only(row, "profile", {"name", "method"}, _OPTIONAL)
+            _only(row, "a profile of the schedule", {"name", "method"}, _OPTIONAL)
             if not isinstance(row.get("options", {}), dict):
                 raise ValueError(f"options of a profile are {row['options']!r}.\nGive a table.")
         for row in data["windows"]:
-            _only(row, "window", {"low", "high", "profile"}, set())
+            _only(row, "a window of the schedule", {"low", "high", "profile"}, set())
         return cls(
             name=data["name"],
             profiles=tuple(Profile(**row) for row in data["profiles"]),
@@ -169,7 +169,7 @@ class Schedule:
         """from_toml of a UTF-8 file; the error names the file."""
         try:
             return cls.from_toml(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
 
 
@@ -201,11 +201,11 @@ def _quote(text: str) -> str:
 
 def _only(row: object, what: str, need: set[str], may: set[str]) -> None:
     if not isinstance(row, dict):
-        raise ValueError(f"a {what} of the schedule is {row!r}.\nGive a table.")
+        raise ValueError(f"{what} is {row!r}.\nGive a table.")
     missing, unknown = need - row.keys(), row.keys() - need - may
     if missing or unknown:
         word = f"lacks {', '.join(sorted(missing))}" if missing else f"has unknown keys {', '.join(sorted(unknown))}"
-        raise ValueError(f"a {what} of the schedule {word}.\nKeys: {', '.join(sorted(need | may))}.")
+        raise ValueError(f"{what} {word}.\nKeys: {', '.join(sorted(need | may))}.")
 
 
 def flow_sigma(t: float, shift: float) -> float:

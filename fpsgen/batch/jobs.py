@@ -226,11 +226,9 @@ def _folder_and_template(output: str | None) -> tuple[Path, str | None]:
         output = place or ("/" if before.startswith("/") else ".")
     folder = Path(output)
     out.check_name(output, output)
-    if template is None and folder.suffix.lower() in out.KINDS and not folder.is_dir():
+    if template is None and folder.suffix.lower() in out.KINDS and not out.is_folder(output):
         remedy = "name a folder with -o, or use fields: -o '{slug}-{n}.mp4'"
         raise FpsgenError(f"-o {show(folder)} is one file, for many videos", remedy, USAGE)
-    if os.path.lexists(folder) and not os.path.isdir(folder):
-        raise FpsgenError(f"-o {show(folder)} is not a folder", "name another with -o", USAGE)
     out.check_writable(folder)
     return folder, template
 

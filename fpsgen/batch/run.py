@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fpsgen.batch.jobs import Batch, Job
-from fpsgen.batch.ledger import Ledger, locked
+from fpsgen.batch.ledger import Ledger, Unfinished, locked
 from fpsgen.errors import DISK, INTERNAL, FpsgenError
 from fpsgen.ffmpeg import check_ffmpeg
 from fpsgen.files import read_json, sweep, system_error
@@ -103,11 +103,10 @@ def complete(job: Job, ledger: Ledger) -> Path | None:
 
     None where there is no such file, or it is not whole. Raises FpsgenError DISK.
     """
-    found = ledger.unfinished(job)
-    shared = job.shared
-    if found is None or not is_whole(found.path, shared.video.frames, shared.video.fps):
+    found = _whole(job, ledger)
+    if found is None:
         return None
-    recipe = read_recipe(found.path) if shared.output.metadata else None
+    recipe = read_recipe(found.path) if job.shared.output.metadata else None
     if recipe is not None:
         beside = sidecar(found.path)
         if not os.path.lexists(beside):
@@ -116,6 +115,27 @@ def complete(job: Job, ledger: Ledger) -> Path | None:
             write_sidecar(found.path, recipe, None, True)
     ledger.add(job, found.path, None)
     return found.path
+
+
+def finished(job: Job, ledger: Ledger) -> Path | None:
+    """The file that `run` would skip the job for, None where it would make it. Changes nothing.
+
+    Raises FpsgenError DISK where it would refuse it: another file stands under its name.
+    """
+    if job.shared.output.overwrite:
+        return None
+    path = ledger.done(job)
+    if path is None and (found := _whole(job, ledger)):
+        path = found.path
+    if path is None:
+        _check_free(job)
+    return path
+
+
+def _whole(job: Job, ledger: Ledger) -> Unfinished | None:
+    """A whole video of the job that was not entered."""
+    found, video = ledger.unfinished(job), job.shared.video
+    return found if found is not None and is_whole(found.path, video.frames, video.fps) else None
 
 
 def _recipe_beside(path: Path) -> Any:

@@ -10,7 +10,7 @@ import typer
 
 from fpsgen.cli import console
 from fpsgen.cli.options import argument, examples, takes_settings
-from fpsgen.errors import PARTIAL
+from fpsgen.errors import PARTIAL, FpsgenError
 from fpsgen.report.lines import duration
 from fpsgen.settings.gather import gather
 from fpsgen.text import plural
@@ -69,10 +69,12 @@ def make_batch(file: str, given: dict[str, Any], command: str) -> None:
                 outcomes.append(outcome)
                 if not settings.json and outcome.path is not None:
                     print(outcome.path, flush=True)
-        except BaseException:
-            left = len(jobs.jobs) - sum(outcome.path is not None for outcome in outcomes)
-            count = plural(len(jobs.jobs), "video")
-            events.note("batch", f"stopped with {left} of {count} to go; the same command goes on")
+        except BaseException as error:
+            mended = ", once this is mended" if isinstance(error, FpsgenError) else ""
+            if shown.began or not mended:
+                left = len(jobs.jobs) - sum(outcome.path is not None for outcome in outcomes)
+                count = plural(len(jobs.jobs), "video")
+                events.note("batch", f"stopped with {left} of {count} to go; the same command goes on{mended}")
             raise
         events.note("batch", summary(outcomes, timing.total))
     if settings.json:
@@ -101,11 +103,13 @@ class ShownProgress:
 
     def __init__(self, events: Quiet) -> None:
         self._events = events
+        self.began = False  # whether any job has begun
         self._place = ""
         self._left = 0
         self._spent: list[float] = []
 
     def job_start(self, job: Job, index: int, total: int) -> Quiet:
+        self.began = True
         self._place, self._left = f"[{index}/{total}]", total - index
         self._events.job(self._place, job.prompt, self._rest(self._left + 1), self._left + 1)
         return self._events
@@ -140,13 +144,16 @@ def models_of(jobs: Batch) -> str:
 def show(jobs: Batch, as_json: bool, command: str) -> None:
     """`--dry-run`: the jobs, and which of them are done."""
     from fpsgen.batch.ledger import Ledger
+    from fpsgen.pipeline.memory import refusal
 
     ledger = Ledger(jobs.folder)
-    rows = (dry_row(job, ledger) for job in jobs.jobs)
+    rows = [dry_row(job, ledger) for job in jobs.jobs]
+    refusals = dict.fromkeys(refusal(job.shared) for job in jobs.jobs)
+    warnings = [*jobs.warnings, *(f"this machine cannot make it: {text}" for text in refusals if text)]
     if as_json:
-        console.print_json(command, [{"dry_run": True, **row} for row in rows], list(jobs.warnings))
+        console.print_json(command, [{"dry_run": True, **row} for row in rows], warnings)
         return
-    for text in jobs.warnings:
+    for text in warnings:
         console.warning(text)
     for row in rows:
         print(f"{row['line']:>4}  {row['status']:<7}  {row['size']}, {plural(row['steps'], 'step')}  {row['path']}")
@@ -154,9 +161,11 @@ def show(jobs: Batch, as_json: bool, command: str) -> None:
 
 
 def dry_row(job: Job, ledger: Ledger) -> dict[str, Any]:
-    """What a job would make, and whether that is there."""
+    """What a job would make, and whether that is there. Raises FpsgenError DISK where another file is in its place."""
+    from fpsgen.batch.run import finished
+
     shared, video = job.shared, job.shared.video
-    done = None if shared.output.overwrite else ledger.done(job)
+    done = finished(job, ledger)
     row = {"line": job.number, "status": "done" if done else "to make", "prompt": job.prompt}
     row |= {"model": shared.model.spec.name, "size": f"{video.width}x{video.height}x{video.frames}"}
     return row | {"steps": shared.sampling.steps, "seed": job.seed, "path": str(done or job.path)}

@@ -13,6 +13,7 @@ import typer
 from fpsgen.cli import console
 from fpsgen.cli.options import Command, examples, group, takes_settings
 from fpsgen.errors import USAGE, FpsgenError
+from fpsgen.files import make_folder, used_alone
 from fpsgen.settings.gather import DEFAULT, Settings, gather
 from fpsgen.settings.groups.measuring import SHAPES
 from fpsgen.settings.parsers import method_names
@@ -98,7 +99,7 @@ def kernel(given: dict[str, Any]) -> None:
         console.warning(
             "these are times of a CPU; the GPU kernels play no part, and a row of a large shape takes minutes"
         )
-    path = Path(settings.bench_output) / "kernel.jsonl"
+    path = make_folder(settings.bench_output) / "kernel.jsonl"  # before there is a row to lose
     rows = []
     arguments = (shapes, list(names), list(settings.density), settings.row_seconds, device, command_line())
     for row in each(measured.run(*arguments), device):
@@ -151,7 +152,6 @@ def measuring(settings: Settings) -> Iterator[tuple[Any, Any]]:
     from fpsgen.bench.plan import plan_bench
     from fpsgen.cli import progress
     from fpsgen.cli.model_choice import choose_model
-    from fpsgen.files import make_folder, used_alone
     from fpsgen.pipeline.memory import check_machine
 
     planned = plan_bench(settings, choose_model)

@@ -60,7 +60,7 @@ class Results(Messages):
     def _failed(self, error: OSError) -> None:
         if not isinstance(error, BrokenPipeError):
             what = f"standard output cannot be written: {error.strerror}"
-            raise FpsgenError(what, "send it elsewhere; videos that were made are there", DISK) from error
+            raise FpsgenError(what, "send it elsewhere; files that were written are there", DISK) from error
 
 
 @contextmanager

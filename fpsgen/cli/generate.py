@@ -8,6 +8,7 @@ from fpsgen.cli.options import argument, examples, option, takes_settings
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.settings.gather import gather
 from fpsgen.settings.groups.video import VIDEO
+from fpsgen.settings.table import SETTINGS
 
 EXAMPLES = examples(
     'fpsgen generate "a cat surfing"',
@@ -35,6 +36,10 @@ def generate(given: dict[str, Any], prompt: Prompt = None, prompts: Prompts = No
     if prompts is not None:
         if prompt is not None:
             raise FpsgenError("a prompt and --prompts were both given", "give one of the two", USAGE)
+        alone = next((SETTINGS[name].option for name in given if "batch" not in SETTINGS[name].commands), None)
+        if alone is not None:
+            what = f"{alone} is for one video, and --prompts makes several"
+            raise FpsgenError(what, f"leave {alone} out, or give one prompt", USAGE)
         from fpsgen.cli.batch import make_batch
 
         make_batch(prompts, given, "generate")

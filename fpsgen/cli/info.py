@@ -59,7 +59,7 @@ def write_sheet(video: Path, output: str, overwrite: bool) -> Path:
         raise FpsgenError(f"--sheet {show(output)} does not end in {PNG}", "for example --sheet frames.png", USAGE)
     if video.suffix.lower() == ".json":
         raise FpsgenError(f"{show(video)} holds no frames", "name the video itself", USAGE)
-    check_writable(path.parent)
+    check_writable(path.parent, "--sheet")
     count = sum(1 for _ in frames_of(video))
     wanted = {round(index * (count - 1) / (SHEET_FRAMES - 1)) for index in range(SHEET_FRAMES)}
     frames = [frame for index, frame in enumerate(frames_of(video)) if index in wanted]

@@ -21,12 +21,14 @@ def choose_model(settings: Settings) -> ModelChoice:
     person at a terminal is asked. What this machine cannot run is not fetched. Raises FpsgenError MODEL, NETWORK,
     DISK, ENVIRONMENT.
     """
-    from fpsgen.models.catalog.cache import missing
+    from fpsgen.models.catalog.cache import fetchable, missing
     from fpsgen.models.catalog.choice import choose
     from fpsgen.pipeline.memory import check_model, model_lack
     from fpsgen.pipeline.plan import instead_of_embedded
 
     choice = choose(settings.model, settings.res, settings.device, missing_ok=True)
+    if choice.folder is None and not fetchable(choice.spec):
+        raise missing(choice.spec.name, choice.spec)
     if settings.dry_run:
         return choice
     wanted = choice.spec if choice.folder is None else instead_of_embedded(choice)

@@ -105,7 +105,7 @@ def pull(
     Exit codes: 5 not found or not intact, 7 disk, 8 network. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE
     are heeded.
     """
-    from fpsgen.models.catalog.cache import cached, on_disk
+    from fpsgen.models.catalog.cache import cached, fetchable, missing, on_disk
 
     spec, source = known(name)
     if spec is not None and spec.embedded:
@@ -114,6 +114,8 @@ def pull(
         return
     if spec is not None and os.path.isdir(os.path.expanduser(spec.source)):
         raise FpsgenError(f"{name} is the folder {show(spec.source)}", "it needs no fetching", USAGE)
+    if spec is not None and not fetchable(spec):
+        raise missing(name, spec)
     console.quiet_libraries(console.debugging(bool(debug)))
     wanted = revision or (spec.revision if spec is not None else "main")
     if _complete(source, wanted):
@@ -175,7 +177,7 @@ def rm(
     quiet: options.Quiet = False,
 ) -> None:
     """Remove a model from the Hugging Face cache, all its revisions."""
-    from fpsgen.models.catalog.cache import RepositoryCache, missing
+    from fpsgen.models.catalog.cache import RepositoryCache, fetchable, missing
     from fpsgen.models.catalog.hub import hub_settings
 
     spec, source = known(name)
@@ -183,9 +185,9 @@ def rm(
         raise FpsgenError(f"{name} is part of fpsgen and is not removed", "pip uninstall fpsgen takes it along", USAGE)
     if spec is not None and os.path.isdir(os.path.expanduser(spec.source)):
         raise FpsgenError(f"{name} is the folder {show(spec.source)}", "remove that yourself", USAGE)
-    store = RepositoryCache(hub_settings().cache, source)
-    if not os.path.lexists(store.folder):
-        raise missing(name, spec)
+    store = RepositoryCache(hub_settings().cache, source) if spec is None or fetchable(spec) else None
+    if store is None or not os.path.lexists(store.folder):
+        raise FpsgenError(missing(name, spec).message, "nothing to do; fpsgen models list shows what is there", MODEL)
     size = store.size()
     if not (quiet and yes):
         console.note(f"{store.folder}: {amount(size)}")

@@ -31,6 +31,8 @@ def make_video(
     notes: warnings that came up before. before: the recipe of a video that is replayed.
     """
     capture = capture_of(settings)
+    if capture is not None and request.model.pipeline is not None:  # before anything is loaded
+        capture.check(request.model.pipeline.configs["transformer"]["num_layers"], request.sampling.steps)
     check_machine(request)
     with progress.working(settings.quiet, settings.debug, (*settings.warnings, *notes)) as (events, timing):
         events.note("model", f"{request.model.spec.name} ({request.model.reason})")
@@ -70,6 +72,4 @@ def capture_of(settings: Settings) -> Capture | None:
         raise FpsgenError(what, "leave one of them out", USAGE)
     from fpsgen.pipeline.capture import Capture
 
-    found = Capture(Path(settings.capture), settings.capture_layers, settings.capture_steps, settings.overwrite)
-    found.check_free()
-    return found
+    return Capture(Path(settings.capture), settings.capture_layers, settings.capture_steps, settings.overwrite)

@@ -39,7 +39,7 @@ def report(
     from fpsgen.report.training import read_log
 
     path = Path(output)
-    if os.path.lexists(path) and not overwrite:
+    if os.path.lexists(path) and not os.path.isdir(path) and not overwrite:
         raise FpsgenError(f"{output} exists already", "choose another name with -o, or add --overwrite", DISK)
     run = read_log(Path(files[0])) if len(files) == 1 else []
     if run:

@@ -83,8 +83,11 @@ def prep(
     stdout: what was kept and dropped, then the folder. Exit codes: 2 usage, 4 input, 5 model, 6 machine, 7 disk, 9 not
     finite, 11 folder in use.
     """
-    if sum(given is not None for given in (data, teacher, preset)) != 1:
-        raise FpsgenError("give DATA, --teacher or --preset", "for example fpsgen train prep clips/ -m nano", USAGE)
+    values = {"DATA": data, "--teacher": teacher, "--preset": preset}
+    sources = [name for name, value in values.items() if value is not None]
+    if len(sources) != 1:
+        what = f"{' and '.join(sources)} were given" if sources else "neither DATA nor --teacher nor --preset was given"
+        raise FpsgenError(what, "give one of them, for example fpsgen train prep clips/ -m nano", USAGE)
     flags = {"model": model, "res": res, "aspect": aspect, "frames": frames, "seconds": seconds, "fps": fps}
     if data is None:
         wrong = next((name for name, value in flags.items() if value is not None), None)

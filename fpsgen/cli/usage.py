@@ -24,9 +24,13 @@ def explain_usage(error: Any, arguments: list[str], command: str) -> FpsgenError
     line = " ".join(filter(None, ("fpsgen", command)))
     option = re.match(r"no such option: (-+[^\s]+)", message)
     if option:
-        return FpsgenError(
-            f"{line} has no option {option[1]}", meant(option[1], command, arguments) or _list(line), USAGE
-        )
+        place = error.ctx.command_path if error.ctx else line  # "fpsgen" for what stands before the command
+        guess = meant(option[1], command, arguments)
+        if place != line and _has(error.ctx.command, line.removeprefix(place).split(), option[1]):
+            guess = f"put it behind the command: {line} {option[1]}"
+        elif place != line and guess:
+            guess = f"{guess.rstrip('?')}, behind the command?"
+        return FpsgenError(f"{place} has no option {option[1]}", guess or _list(line), USAGE)
     if "no such command" in message:
         return FpsgenError(message, _for_command(arguments, guess), USAGE)
     if guess:
@@ -52,6 +56,13 @@ def meant(option: str, command: str, arguments: list[str]) -> str:
     if other in others:
         return f"did you mean {others[other]}?"
     return f"did you mean {_with_value(entry, word, arguments)}?" if entry else ""
+
+
+def _has(group: Any, names: list[str], option: str) -> bool:
+    """Whether the command of a group has the option. names: the command, and those of the groups between."""
+    for name in names:
+        group = group.commands[name]
+    return any(option in (*param.opts, *param.secondary_opts) for param in group.params)
 
 
 def _word(option: str) -> str:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from fpsgen.attention.windows import Size3
 from fpsgen.errors import BAD_INPUT, DISK, ENVIRONMENT, USAGE, FpsgenError
 from fpsgen.files import atomic, make_folder, open_tensors, writing_tensors
+from fpsgen.pipeline.output import check_writable
 from fpsgen.text import show
 
 SCHEMA = "fpsgen.capture/1"
@@ -39,7 +40,16 @@ class Capture:
     def start(self, layers: int, steps: int, metadata: Mapping[str, Any]) -> CaptureObserver:
         """The observer of one denoising loop. layers, steps: how many there are. metadata: kept in each file.
 
-        Raises FpsgenError USAGE for a layer or step that there is not, DISK where files lie in the way.
+        Raises FpsgenError as `check`.
+        """
+        chosen = self.check(layers, steps)
+        make_folder(self.folder)
+        wanted = {(step, layer) for step in chosen[1] for layer in chosen[0]}
+        return CaptureObserver(self, wanted, {name: str(value) for name, value in metadata.items()})
+
+    def check(self, layers: int, steps: int) -> tuple[frozenset[int], frozenset[int]]:
+        """The layers and steps to save, of so many. Raises FpsgenError USAGE for one that there is not, DISK where the
+        folder cannot be written or holds captures.
         """
         chosen = []
         for what, asked, count in (("layer", self.layers, layers), ("step", self.steps, steps)):
@@ -49,16 +59,11 @@ class Capture:
                     f"--capture-{what}s names {what} {beyond[0]}", f"give numbers from 0 to {count - 1}", USAGE
                 )
             chosen.append(frozenset(asked or (0, count // 2, count - 1)))
-        self.check_free()
-        make_folder(self.folder)
-        wanted = {(step, layer) for step in chosen[1] for layer in chosen[0]}
-        return CaptureObserver(self, wanted, {name: str(value) for name, value in metadata.items()})
-
-    def check_free(self) -> None:
-        """Raises FpsgenError DISK where captures lie in the way."""
+        check_writable(self.folder, "--capture")
         if not self.overwrite and captured_files(self.folder):
             what = f"{show(self.folder)} holds captures already"
-            raise FpsgenError(what, "name another folder, or add --overwrite", DISK)
+            raise FpsgenError(what, "name another folder with --capture, or add --overwrite", DISK)
+        return chosen[0], chosen[1]
 
 
 class CaptureObserver:

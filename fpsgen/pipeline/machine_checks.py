@@ -148,7 +148,7 @@ def video(wanted: str) -> list[Check]:
 
 def model_checks(wanted: str) -> list[Check]:
     """Models on this machine: structure and digests. The hub is not asked."""
-    from fpsgen.models.catalog.cache import on_disk
+    from fpsgen.models.catalog.cache import missing, on_disk
     from fpsgen.models.catalog.hub import hub_settings
     from fpsgen.models.catalog.registry import models
 
@@ -161,7 +161,7 @@ def model_checks(wanted: str) -> list[Check]:
             checks.append(_unusable(spec.name, asked, error))
             continue
         if folder is None:
-            remedy = f"fpsgen models pull {spec.name}" if asked else ""
+            remedy = missing(spec.name, spec).remedy if asked else ""
             checks.append(Check(f"model {spec.name}", FAIL if asked else INFO, "not on this machine", remedy))
         else:
             checks.append(_intact(spec.name, folder, asked))

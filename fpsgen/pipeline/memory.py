@@ -53,8 +53,11 @@ def model_lack(spec: ModelSpec, device: str, machine: Machine | None = None) -> 
 
 def refusal(request: GenerateRequest) -> str:
     """Why this machine cannot make the video, "" where it can as far as can be known."""
-    lack = model_lack(request.model.spec, request.machine.device)
-    return lack or _option_refusal(request, None) or _video_refusal(request, None)
+    try:
+        check_machine(request)
+    except FpsgenError as error:
+        return error.message
+    return ""
 
 
 def frames_gb(request: GenerateRequest) -> float:

@@ -148,12 +148,15 @@ def sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def check_writable(folder: Path) -> None:
-    """Raise FpsgenError DISK unless files can be made in `folder`, or it can be made first. Changes nothing."""
+def check_writable(folder: Path, option: str = "-o") -> None:
+    """Raise FpsgenError DISK unless files can be made in `folder`, or it can be made first. Changes nothing.
+
+    option: the one that names the folder.
+    """
     standing = absolute(folder)
     while not os.path.lexists(standing) and standing != standing.parent:
         standing = standing.parent
-    elsewhere = "choose another place with -o"
+    elsewhere = f"choose another place with {option}"
     if not os.path.isdir(standing):
         raise FpsgenError(f"{show(standing)} is not a folder", elsewhere, DISK)
     if not os.access(standing, os.W_OK | os.X_OK):

@@ -14,6 +14,7 @@ from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, NUMERIC, USAGE, FpsgenError
 from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.registry import ModelSpec, models, shipped
+from fpsgen.models.patch.schedule_choice import read_schedule
 from fpsgen.models.patch.step_cache import check_cache
 from fpsgen.pictures import picture_size
 from fpsgen.pipeline.output import resolve_output
@@ -125,14 +126,11 @@ def check_schedule(name: str | None) -> str | Schedule | None:
     path = Path(name)
     presets = ", ".join(PRESETS)
     if path.suffix == ".toml" and os.path.isfile(path):
-        try:
-            return Schedule.from_file(path)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            message = f"schedule {show(path)} cannot be used: {show(error, 200)}"
-            raise FpsgenError(message, f"mend it, or take a preset: {presets}", BAD_INPUT) from error
+        return read_schedule(path)
     if path.suffix == ".toml" or os.path.exists(path):
         what = "is not a TOML file" if os.path.exists(path) else "does not exist"
-        raise FpsgenError(f"schedule {show(path)} {what}", f"or take a preset: {presets}", BAD_INPUT)
+        remedy = f"name a TOML file that is there, or take a preset: {presets}"
+        raise FpsgenError(f"schedule {show(path)} {what}", remedy, BAD_INPUT)
     near = nearest(name, PRESETS)
     guess = f"did you mean {near}? Or " if near else ""
     raise FpsgenError(f"no schedule is named {show(name)}", f"{guess}choose from {presets}, or name a file", USAGE)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,7 +74,13 @@ def gather_lines(
     """
     environ = os.environ if environ is None else environ
     layers = [
-        _Layer({k: v for k, v in flags.items() if v is not None}, "flag", lambda entry: entry.option, USAGE),
+        _Layer(
+            {k: v for k, v in flags.items() if v is not None},
+            "flag",
+            lambda entry: entry.option,
+            _on_command_line,
+            USAGE,
+        ),
         _environment(environ),
         _file_layer((folder or Path()) / CONFIG_NAME, f"./{CONFIG_NAME}"),
         _file_layer(user_config or user_config_file(environ)),
@@ -114,12 +122,20 @@ def names_of(layer: str) -> list[str]:
     return [entry.name for entry in SETTINGS.values() if layer in entry.layers]
 
 
-def refusal(entry: Setting, value: object, label: str, code: int) -> FpsgenError:
-    """The error for a value that a setting does not take. label: the setting as it was written there."""
-    text = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else _written(value)
+def _alone(entry: Setting, value: str) -> str:
+    return value
+
+
+def refusal(
+    entry: Setting, value: object, label: str, code: int, written: Callable[[Setting, str], str] = _alone
+) -> FpsgenError:
+    """The error for a value that a setting does not take. label: the setting and where it was found. written: the
+    setting with a value as both are written there.
+    """
+    text = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else _number(value)
     said = f"{label} {show(text)!r}" if text else f"{label} (empty)"
-    remedy = f"for example {label} {nearest(text, entry.parser.names(), 0.5) or entry.example}"
-    return FpsgenError(f"{said} is not {entry.parser.wanted()}", remedy, code)
+    example = nearest(text, entry.parser.names(), 0.5) or entry.example
+    return FpsgenError(f"{said} is not {entry.parser.wanted()}", f"for example {written(entry, example)}", code)
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,7 @@ class _Layer:
     values: Mapping[str, Any]
     origin: str
     label: Callable[[Setting], str]
+    written: Callable[[Setting, str], str]
     code: int
 
     def parse(self, entry: Setting) -> Any:
@@ -134,10 +151,23 @@ class _Layer:
         try:
             return entry.read(value)
         except ValueError:
-            raise refusal(entry, value, self.label(entry), self.code) from None
+            raise refusal(entry, value, self.label(entry), self.code, self.written) from None
 
 
-def _written(value: object) -> str:
+def _on_command_line(entry: Setting, value: str) -> str:
+    return f"{entry.option} {value}"
+
+
+def _in_environment(entry: Setting, value: str) -> str:
+    return f"{entry.variable}={value}"
+
+
+def _in_toml(entry: Setting, value: str) -> str:
+    bare = re.fullmatch(r"[\d.]+|true|false|\".*\"", value)
+    return f"{entry.name} = {value if bare else json.dumps(value)}"
+
+
+def _number(value: object) -> str:
     try:
         return repr(value)
     except ValueError:  # a number of thousands of digits
@@ -148,7 +178,7 @@ def _environment(environ: Mapping[str, str]) -> _Layer:
     """The variables that are set; an empty one counts as unset."""
     entries = [SETTINGS[name] for name in names_of(ENVIRONMENT)]
     values = {entry.name: environ[entry.variable] for entry in entries if environ.get(entry.variable)}
-    return _Layer(values, "environment", lambda entry: entry.variable, USAGE)
+    return _Layer(values, "environment", lambda entry: entry.variable, _in_environment, USAGE)
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -189,14 +219,15 @@ def _checked(values: Mapping[str, Any], origin: str, layer: str) -> _Layer:
     not single.
     """
     known = names_of(layer)
+    written = _in_toml if layer == FILE else _alone  # lines are written in two ways
     for name, value in values.items():
         if name not in known:
             what = f"{origin}: {show(name)!r} is not a setting{_guess(name, known)}"
             raise FpsgenError(what, f"known are {', '.join(known)}", BAD_INPUT)
         if not isinstance(value, str | int | float | bool):
             what = f"{origin}: {name} is not a single value"
-            raise FpsgenError(what, f"for example {name} = {SETTINGS[name].example}", BAD_INPUT)
-    return _Layer(values, origin, lambda entry: f"{entry.name} in {origin}", BAD_INPUT)
+            raise FpsgenError(what, f"for example {written(SETTINGS[name], SETTINGS[name].example)}", BAD_INPUT)
+    return _Layer(values, origin, lambda entry: f"{entry.name} in {origin}", written, BAD_INPUT)
 
 
 def _guess(name: str, known: Iterable[str]) -> str:

@@ -98,6 +98,16 @@ def test_bad_toml_is_refused(text):
         Schedule.from_toml(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [('name = "x"', "the schedule lacks"), ('name = "x"\nwindows = []\nprofiles = [1]', "a profile of")],
+)
+def test_what_lacks_keys_is_named(tmp_path, text, said):
+    (tmp_path / "s.toml").write_text(text)
+    with pytest.raises(ValueError, match=f"s.toml: {said}"):
+        Schedule.from_file(tmp_path / "s.toml")
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="nowhere"):
         Schedule.from_file(tmp_path / "nowhere.toml")

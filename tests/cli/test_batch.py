@@ -156,6 +156,29 @@ def test_files_that_are_none(fpsgen, tiny):
     fpsgen.refused(2, "folder")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "batch p.txt -m nano",
+        "evaluate nano --prompts p.txt",
+        "bench -m nano",
+        "bench steps -m nano",
+        "bench waterfall -m nano",
+        "bench kernel --shape 1x2x2 --seconds 0.01",
+        "train --preset nano-demo",
+        "train prep --preset nano-demo",
+    ],
+)
+@pytest.mark.parametrize("name", ["p.txt", "one.mp4"])
+def test_a_file_where_a_folder_should_be_is_refused_alike(fpsgen, command, name):
+    write("a cat")
+    Path("one.mp4").write_text("x")
+    if (command[:5], name) != ("batch", "one.mp4"):  # which names one video
+        fpsgen(*command.split(), "-o", name)
+        fpsgen.refused(7, f"{name} is not a folder", "another place with -o")
+        assert sorted(path.name for path in Path().iterdir()) == ["one.mp4", "p.txt"]
+
+
 def test_one_failure_stops_nobody_else(fpsgen, tiny, monkeypatch):
     from fpsgen.pipeline import run as generate
 
@@ -200,6 +223,7 @@ def test_two_runs_do_not_share_a_folder(fpsgen, tiny):
         fcntl.flock(file, fcntl.LOCK_EX)
         tiny(write("a cat"))
         fpsgen.refused(11, "outputs", "-o")
+        assert "goes on" not in fpsgen.err
     assert tiny("p.txt") == 0
 
 
@@ -225,6 +249,9 @@ def test_generate_takes_a_file_too(fpsgen, tiny_dir):
     assert fpsgen("batch", "p.txt", "-m", tiny_dir, *SMALL) == 0 and "1 done before" in fpsgen.err
     fpsgen("generate", "a cat", "--prompts", "p.txt")
     fpsgen.refused(2, "--prompts")
+    for option, value in (("--capture", "caught"), ("--capture-layers", "0"), ("--capture-steps", "0")):
+        fpsgen("generate", "--prompts", "p.txt", "-m", tiny_dir, *SMALL, option, value)
+        fpsgen.refused(2, f"{option} ", "--prompts")  # not left out in silence
 
 
 def test_dry_run_makes_nothing(fpsgen, tiny):
@@ -232,6 +259,35 @@ def test_dry_run_makes_nothing(fpsgen, tiny):
     assert len(fpsgen.lines) == 2 and all("to make" in line for line in fpsgen.lines)
     assert not Path("outputs").exists()
     assert tiny("p.txt", "--dry-run", "--json") == 0 and fpsgen.json["results"][1]["line"] == 2
+
+
+def test_dry_run_says_what_the_run_would(fpsgen, tiny):
+    file = write('{"prompt": "a cat", "output": "cat.mp4"}', '{"prompt": "a dog"}', name="p.jsonl")
+    assert tiny(file) == 0
+    ledger = Path("outputs/.fpsgen-batch.jsonl")
+    ledger.write_text("".join(row for row in ledger.read_text().splitlines(True) if '"bytes"' not in row))
+    state = sorted((path, path.stat().st_mtime_ns) for path in Path("outputs").iterdir())
+    assert tiny(file, "--dry-run") == 0 and [line.split()[1] for line in fpsgen.lines] == ["done", "done"]
+    assert state == sorted((path, path.stat().st_mtime_ns) for path in Path("outputs").iterdir())
+    assert tiny(file) == 0 and "2 done before" in fpsgen.err
+    write('{"prompt": "a bird", "output": "cat.mp4"}', name="p.jsonl")
+    for more in ([], ["--dry-run"]):
+        assert tiny(file, *more) == 7
+        fpsgen.refused(7, "line 1", "cat.mp4", "--overwrite")
+        assert not fpsgen.out and "goes on" not in fpsgen.err  # it never does
+    assert tiny(file, "--device", "cuda", "--overwrite", "--dry-run") == 0 and "no CUDA device" in fpsgen.err
+
+
+def test_what_stops_a_batch_midway_has_to_be_mended(fpsgen, tiny, monkeypatch):
+    from fpsgen.pipeline import run as generate
+
+    def run(*given):
+        raise FpsgenError("the disk is full", "free space", 7)
+
+    monkeypatch.setattr(generate, "run", run)
+    tiny(write("a cat"))
+    fpsgen.refused(7, "disk is full")
+    assert "1 of 1 video to go; the same command goes on, once this is mended" in fpsgen.err
 
 
 @pytest.mark.parametrize("text", ["a cat\n# no\n", '\n{"prompt": "a cat"}\n'])

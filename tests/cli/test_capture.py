@@ -90,6 +90,20 @@ def test_usage(fpsgen, generate, tiny_dir):
     fpsgen.refused(4, broken.name)
 
 
+def test_what_cannot_be_captured_is_said_before_anything_is_loaded(fpsgen, generate, monkeypatch):
+    def load(*given):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("fpsgen.pipeline.run.load_model", load)
+    Path("one.mp4").write_text("x")
+    generate("--capture", "one.mp4")
+    fpsgen.refused(7, "one.mp4 is not a folder", "another place with --capture")
+    generate("--capture", "caught", "--capture-layers", "1,2")
+    fpsgen.refused(2, "--capture-layers", "layer 2", "0 to 1")
+    generate("--capture", "caught", "--capture-steps", "3")
+    fpsgen.refused(2, "--capture-steps", "step 3", "0 to 2")
+
+
 def test_every_method_is_measured_on_captured_inputs(fpsgen, generate, made_up_method):
     assert generate("--capture", "caught", "--capture-layers", "1", "--capture-steps", "1") == 0, fpsgen.err
     assert fpsgen(*KERNEL, "--tile", "1x2x2") == 0, fpsgen.err

@@ -40,5 +40,8 @@ def test_bench_page_and_report_know_a_new_method(fpsgen, tiny_dir, made_up_metho
     rows = [json.loads(line) for line in Path("outputs/bench/bench.jsonl").read_text().splitlines()]
     assert [row["method"] for row in rows] == ["bf16", made_up_method.name, "fps"] and rows[1]["density"] is not None
     assert made_up_method.colour in Path(fpsgen.lines[-1]).read_text()
+    for more in ([], ["--overwrite"]):
+        fpsgen("report", "outputs/bench/bench.jsonl", "-o", "outputs", *more)
+        fpsgen.refused(7, "outputs is a folder", "another name")
     assert fpsgen("report", "outputs/bench/bench.jsonl", "-o", "both.html") == 0, fpsgen.err
     assert made_up_method.name in fpsgen.out and made_up_method.colour in Path("both.html").read_text()

@@ -136,7 +136,7 @@ def test_pull_verify_path_generate_rm(fpsgen, hub):
     assert folder.is_dir()
     assert fpsgen("models", "rm", NAME, "--yes").returncode == 0 and not folder.exists()
     refused(fpsgen("models", "path", NAME), 5)
-    refused(fpsgen("models", "rm", NAME, "--yes"), 5)
+    refused(fpsgen("models", "rm", NAME, "--yes"), 5, "not on this machine", "nothing to do")
 
 
 def test_a_broken_transfer_goes_on_where_it_stopped(fpsgen, hub):
@@ -195,6 +195,19 @@ def test_a_full_disk_is_seen_before_the_transfer(fpsgen, hub, tmp_path):
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     refused(fpsgen("models", "pull", NAME, PYTHONPATH=path), 7, "left", "HF_HOME")
     assert not files_sent(hub)
+
+
+def test_a_users_own_row_whose_folder_is_not_there(fpsgen):
+    config = fpsgen.home / "config" / "fpsgen"
+    config.mkdir(parents=True)
+    (config / "models.toml").write_text('[[model]]\nname = "mine"\nsource = "/models/no"\nlike = "nano"\n')
+    for more in ([], ["--dry-run"], ["--pull"]):
+        refused(fpsgen("generate", "a cat", "-m", "mine", *more), 5, "no folder /models/no", "models.toml")
+    for command in ("pull", "path", "verify", "rm"):
+        refused(fpsgen("models", command, "mine"), 5, "no folder /models/no")
+    assert "models.toml" in fpsgen("doctor", "-m", "mine").stdout
+    made = fpsgen("generate", "a cat", "--dry-run")  # nor is it offered where any will do
+    assert made.returncode == 0 and "mine" not in made.stderr
 
 
 def test_a_users_own_row(fpsgen):

@@ -35,6 +35,25 @@ def test_the_remedy_repeats_what_was_typed(fpsgen, typed, wanted):
     assert remedy.endswith(wanted) if wanted.startswith("--") else f"did you mean {wanted}?" in remedy, remedy
 
 
+@pytest.mark.parametrize(
+    ("typed", "place", "remedy"),
+    [
+        ("--debug generate cat", "fpsgen", "fpsgen generate --debug"),
+        ("--no-metadata batch p.txt", "fpsgen", "fpsgen batch --no-metadata"),
+        ("--json models list", "fpsgen", "fpsgen models list --json"),
+        ("models --json list", "fpsgen models", "fpsgen models list --json"),
+        ("bench --shape 480p kernel", "fpsgen bench", "fpsgen bench kernel --shape"),
+        ("--sede 3 generate cat", "fpsgen", "--seed 3, behind the command?"),
+        ("generate cat --sede 3", "fpsgen generate", "--seed 3?"),
+    ],
+)
+def test_an_option_before_its_command_is_told_where_to_stand(fpsgen, typed, place, remedy):
+    fpsgen(*typed.split())
+    fpsgen.refused(2)
+    message, fix = fpsgen.err.splitlines()[-2:]
+    assert message.startswith(f"error: {place} has no option") and fix.endswith(remedy), fpsgen.err
+
+
 def test_help_shows_no_types_and_wraps_paragraphs_to_the_terminal(fpsgen, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     for command in ("generate", "batch", "info", "models rm"):

@@ -49,6 +49,10 @@ def test_a_machine_that_cannot_is_told(outlook):
     assert "24 GB" in small.estimate.refusal and small.estimate.short_gb == 8.0
     assert "does not fit: 8 GB short" in {name: text for name, text, _ in small.rows()}["this machine"]
     assert outlook(80.0, model="wan2.1-1.3b").estimate.short_gb == 0.0
+    for device, gpu in (("cuda", None), ("cuda:1", 80.0)):
+        found = outlook(gpu, model="nano", device=device)
+        assert device in found.estimate.refusal
+        assert device in {name: text for name, text, _ in found.rows()}["this machine"]
 
 
 def test_a_disk_that_is_too_small_is_told(outlook, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from refusal import refuses
 
 from fpsgen.errors import BAD_INPUT, USAGE, FpsgenError
-from fpsgen.settings.gather import Settings, gather
+from fpsgen.settings.gather import Settings, gather, gather_lines
 from fpsgen.settings.table import SETTINGS
 
 
@@ -45,6 +45,26 @@ def test_the_origin_is_told(layers):
         "./fpsgen.toml",
         "default",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "example"),
+    [("seed", "x", "42"), ("metadata", "perhaps", "true"), ("schedule", "", '"balanced"'), ("method", "fsp", '"fps"')],
+)
+def test_the_remedy_is_written_as_its_layer_is(layers, name, wrong, example):
+    entry, plain = SETTINGS[name], example.strip('"')
+    with refuses(USAGE, entry.option, remedy=f"for example {entry.option} {plain}"):
+        layers({name: wrong})
+    if wrong:
+        with refuses(USAGE, entry.variable, remedy=f"for example {entry.variable}={plain}"):
+            layers({}, {entry.variable: wrong})
+    for value in (f'"{wrong}"', "[1]"):
+        with refuses(BAD_INPUT, name, "./fpsgen.toml", remedy=f"for example {name} = ") as caught:
+            layers({}, {}, f"{name} = {value}")
+    assert caught.value.remedy.endswith(f" {example}") or name == "method"
+    with refuses(BAD_INPUT, "p.jsonl line 1") as caught:
+        gather_lines({}, {}, Path("nowhere"))(("p.jsonl line 1", {name: wrong}))
+    assert caught.value.remedy == f"for example {plain}"  # a line may be JSON or text
 
 
 def test_a_length_set_higher_up_replaces_its_rival_below(layers):

@@ -33,8 +33,9 @@ def prep(*words: object) -> int:
 @pytest.mark.parametrize(
     ("words", "culprit"),
     [
-        ([], "DATA"),
-        (["clips", "--preset", "nano-demo"], "DATA"),
+        ([], "neither DATA"),
+        (["clips", "--preset", "nano-demo"], "DATA and --preset were given"),
+        (["--teacher", "a.toml", "--preset", "nano-demo"], "--teacher and --preset were given"),
         (["--preset", "nano-demo", "--fps", "8"], "--fps"),
         (["--preset", "nano-demos"], "nano-demos"),
         (["clips", "--clips", "0"], "--clips"),

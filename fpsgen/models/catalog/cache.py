@@ -212,22 +212,30 @@ def on_disk(spec: ModelSpec) -> Path | None:
     local = os.path.expanduser(spec.source)
     if os.path.isdir(local):
         return Path(local).resolve()
-    return cached(spec.source, spec.revision) if HUB_ID.fullmatch(spec.source) else None
+    return cached(spec.source, spec.revision) if fetchable(spec) else None
+
+
+def fetchable(spec: ModelSpec) -> bool:
+    """Whether it comes from a hub repository, and neither with fpsgen nor from a folder of this machine."""
+    return not spec.embedded and HUB_ID.fullmatch(spec.source) is not None
 
 
 def bytes_to_fetch(spec: ModelSpec) -> int:
     """What a pull would still bring, by the registry's figure and what the cache holds of it."""
-    if on_disk(spec) is not None or not HUB_ID.fullmatch(spec.source):
+    if on_disk(spec) is not None or not fetchable(spec):
         return 0
     here = RepositoryCache(hub_settings().cache, spec.source).size()
     return max(0, round(spec.download_gb * 1e9) - here)
 
 
 def missing(name: str, spec: ModelSpec | None) -> FpsgenError:
-    """The error for a model that is not on this machine, with the command that fetches it."""
+    """The error for a model that is not on this machine, with the command that fetches it where one can."""
     if spec is not None and spec.embedded:
         return FpsgenError(
             f"model {name} is not in {weights_dir() / spec.source}", "install fpsgen again: it comes with it", MODEL
         )
+    if spec is not None and not fetchable(spec):
+        what = f"model {name}: there is no folder {show(spec.source)}"
+        return FpsgenError(what, "put the model there, or change source in its row of models.toml", MODEL)
     size = f" ({spec.download_gb:g} GB)" if spec is not None and spec.download_gb else ""
     return FpsgenError(f"model {name} is not on this machine{size}", f"fetch it: fpsgen models pull {name}", MODEL)

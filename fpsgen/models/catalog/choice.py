@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fpsgen.errors import MODEL, FpsgenError
-from fpsgen.models.catalog.cache import HUB_ID, cached, missing, on_disk
+from fpsgen.models.catalog.cache import HUB_ID, cached, fetchable, missing, on_disk
 from fpsgen.models.catalog.folder import SCHEDULE, PipelineFolder, check_folder
 from fpsgen.models.catalog.geometry import Geometry, Size, geometry_of
 from fpsgen.models.catalog.machine import Machine, lacks, this_machine
@@ -121,7 +121,7 @@ def _best(res: str | Size | None, device: str, machine: Machine | None) -> Model
             passed.append(Passed(spec, f"is not usable ({error.message})"))
             continue
         if pipeline is None:
-            passed.append(Passed(spec, "is not on disk", fetchable=not spec.embedded))
+            passed.append(Passed(spec, "is not on disk", fetchable=fetchable(spec)))
             continue
         reason = "; ".join(["the best model that is on disk and fits", *(f"{p.spec.name} {p.why}" for p in passed)])
         return ModelChoice(spec, pipeline, reason, tuple(passed))

@@ -13,6 +13,7 @@ from fpsgen.attention.presets import PRESETS, preset
 from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.models.catalog.folder import INDEX, SCHEDULE
+from fpsgen.text import show
 
 DEFAULT = "safe"
 
@@ -101,5 +102,7 @@ def _checked(make: Any) -> Schedule:
     except (ValueError, KeyError, TypeError) as error:
         what, _, remedy = str(error).partition("\n")
         raise FpsgenError(
-            f"the schedule cannot be used: {what}", remedy or f"presets: {', '.join(PRESETS)}", BAD_INPUT
+            f"the schedule cannot be used: {show(what, 300)}",
+            show(remedy, 300) or f"presets: {', '.join(PRESETS)}",
+            BAD_INPUT,
         ) from error
