@@ -36,3 +36,13 @@ class FpsgenError(Exception):
 
     def __reduce__(self) -> tuple[type[FpsgenError], tuple[str, str, int]]:
         return type(self), (self.message, self.remedy, self.code)
+
+
+def may_not_be_read(what: str, code: int) -> FpsgenError:
+    """The error for what this user has no permission to read."""
+    return FpsgenError(f"{what} may not be read", "check its permissions", code)
+
+
+def lacks_permission(error: Exception) -> bool:
+    """Whether an error, or what caused it, is that this user has no permission."""
+    return isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError)

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fpsgen.errors import BAD_INPUT, DISK, LOCKED, FpsgenError
+from fpsgen.errors import BAD_INPUT, DISK, LOCKED, FpsgenError, may_not_be_read
 from fpsgen.fields import parse_json, parse_toml
 from fpsgen.text import show
 
@@ -291,15 +291,18 @@ def read_toml(path: str | Path, limit: int, what: str, code: int = BAD_INPUT) ->
 
 
 @contextmanager
-def open_tensors(path: str | Path) -> Iterator[Any]:
+def open_tensors(path: str | Path, code: int = BAD_INPUT) -> Iterator[Any]:
     """A safetensors file as safetensors.safe_open gives it, for torch.
 
-    Raises SafetensorError, and OSError for what is no regular file: safe_open would wait for a pipe.
+    Raises SafetensorError; OSError for what is no regular file: safe_open would wait for a pipe; FpsgenError `code`
+    for one that may not be read: safe_open would say that it is not there.
     """
     from safetensors import safe_open
 
     if not os.path.isfile(path):
         raise OSError("it is no file")
+    if not os.access(path, os.R_OK):
+        raise may_not_be_read(show(path), code)
     with safe_open(path, framework="pt") as file:
         yield file
 
@@ -374,7 +377,7 @@ def _cannot_read(what: str, error: Exception, code: int) -> FpsgenError:
     if number == errno.ENOENT:
         return FpsgenError(f"{what} is not there", _folder_removed() or "check the name", code)
     if number in (errno.EACCES, errno.EPERM):
-        return FpsgenError(f"{what} may not be read", "check its permissions", code)
+        return may_not_be_read(what, code)
     if number == errno.ENAMETOOLONG or isinstance(error, ValueError):
         return FpsgenError(f"{what} is no name that a file can have", "check the name", code)
     why = getattr(error, "strerror", None) or error

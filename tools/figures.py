@@ -6,7 +6,8 @@
 
     {"columns": {"shape": "Tokens", "median_ms": "Median, ms"}, "rows": [{"shape": "...", "median_ms": 1.2, ...}]}
 
-Every row names where it comes from: "commit", "device" and "versions". These stand in one line under the table.
+Every row names where it comes from: "commit" (a list of those that it is made of), "device" and "versions". These stand
+in one line under the table.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def _origins(rows: list[dict[str, Any]]) -> list[str]:
     commits: dict[str, dict[str, None]] = {}
     for row in rows:
         versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
-        commits.setdefault(f"{row['device']}, {versions}", {})[_commit(str(row["commit"]))] = None
+        names = row["commit"] if isinstance(row["commit"], list) else [str(row["commit"])]
+        commits.setdefault(f"{row['device']}, {versions}", {}).update(dict.fromkeys(map(_commit, names)))
     return [f"{machine}, commit{'s' * (len(names) > 1)} {', '.join(names)}" for machine, names in commits.items()]
 
 

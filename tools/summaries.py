@@ -93,13 +93,16 @@ def paper(kernel: Rows, bench: Rows) -> dict[str, Any]:
         nearest = min(own, key=lambda row: abs(row["density"] - DENSITY))
         line: dict[str, Any] = {"method": method, "paper_kernel": f"{paper_kernel:.2f}x"}
         line |= {"paper_whole": f"{paper_whole:.2f}x", "density": f"{nearest['density']:.1%}"}
+        used = [nearest]
         for name, baseline in BASELINES.items():
             base = next((row for row in rows if row["method"] == baseline), None)
             line[name] = "" if base is None else f"{base['median_ms'] / nearest['median_ms']:.2f}x"
         for model in SHAPES:
             row = whole.get((model, method))
+            used += [row] if row else []
             line[model] = f"{row['speedup_denoise']:.2f}x at {row['density']:.0%}" if row else "not measured"
-        found.append(line | {key: nearest[key] for key in ORIGIN})
+        commits = list(dict.fromkeys(row["commit"] for row in used))
+        found.append(line | {key: nearest[key] for key in ORIGIN} | {"commit": commits})
     return {"columns": COLUMNS, "rows": found}
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fpsgen.batch.prompt_file import Line, parse_line, read_lines
-from fpsgen.errors import BAD_INPUT, MODEL, USAGE, FpsgenError
+from fpsgen.errors import BAD_INPUT, MODEL, NUMERIC, USAGE, FpsgenError
 from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.pipeline import output as out
 from fpsgen.pipeline.plan import check_prompt, plan
@@ -94,7 +94,7 @@ def read_batch(
     flags: the command line, the default of every line; its output is a folder, or a name with fields ({n} is the
     line's number). choose_model: asked once for each model and size. A line without a seed gets one from its prompt
     and from how often that prompt came before, so that equal prompts differ and runs repeat.
-    Raises FpsgenError: BAD_INPUT naming the line, USAGE for the command line, MODEL, DISK.
+    Raises FpsgenError: BAD_INPUT and NUMERIC (strict) naming the line, USAGE for the command line, MODEL, DISK.
     """
     reader = _Reader(flags, overwrite, choose_model)
     first, wrong = None, 0
@@ -103,6 +103,8 @@ def read_batch(
         try:
             jobs.append(reader.job(line))
         except FpsgenError as error:
+            if error.code == NUMERIC:  # strict
+                raise FpsgenError(f"{line.where}: {error.message}", error.remedy, NUMERIC) from None
             if error.code not in (USAGE, BAD_INPUT):
                 raise
             text = error.message if line.where in error.message else f"{line.where}: {error.message}"

@@ -17,6 +17,7 @@ from fpsgen.files import read_json, sweep, system_error
 from fpsgen.pipeline.events import Events, Timing
 from fpsgen.pipeline.libraries import import_libraries
 from fpsgen.pipeline.output import free_name, sidecar, taken, write_sidecar
+from fpsgen.pipeline.plan import notes_of
 from fpsgen.signals import check_stop
 from fpsgen.text import show
 from fpsgen.video import is_whole, read_recipe
@@ -83,11 +84,13 @@ def run(batch: Batch, progress: BatchProgress, timing: Timing) -> Iterator[Outco
         for group in _by_model(waiting):
             from fpsgen.pipeline.loaded_model import load_model
 
-            model = load_model(group[0].request, timing)
+            with timing.part(timing.events) as loading:
+                model = load_model(group[0].request, loading)
             for job in group:
                 check_stop()
                 index += 1
-                outcome = _make(job, ledger, model, progress.job_start(job, index, len(waiting)), timing)
+                with timing.part(progress.job_start(job, index, len(waiting))) as own:
+                    outcome = _make(job, ledger, model, own, loading.warnings)
                 if outcome.path is not None:
                     ledger.add(job, outcome.path, outcome.seconds)
                 progress.job_end(outcome)
@@ -142,13 +145,14 @@ def _recipe_beside(path: Path) -> Any:
         return None
 
 
-def _make(job: Job, ledger: Ledger, model: Any, events: Events, shared: Timing) -> Outcome:
+def _make(job: Job, ledger: Ledger, model: Any, timing: Timing, of_model: list[str]) -> Outcome:
+    """of_model: warnings that came up when it was loaded; they concern each of its videos."""
     from fpsgen.pipeline.run import run as generate
 
     start = time.monotonic()
-    timing = Timing(events)
-    timing.warnings += shared.warnings  # each is said once in a run, not once in a job
     request = job.request
+    for text in (*notes_of(request), *of_model):
+        timing.warn(text)
     if not job.named and not request.output.overwrite:
         request = request.replace(output={"path": free_name(request.output.path)})
     ledger.begin(job, request.output.path)
@@ -164,8 +168,6 @@ def _make(job: Job, ledger: Ledger, model: Any, events: Events, shared: Timing) 
         what = f"internal error: {type(error).__name__}: {show(error, 300)}"
         problem = FpsgenError(what, "run that prompt alone with --debug", INTERNAL)
         return Outcome(job, FAILED, None, time.monotonic() - start, problem)
-    finally:
-        shared.warnings += [text for text in timing.warnings if text not in shared.warnings]
     return Outcome(job, MADE, result.path, time.monotonic() - start)
 
 

@@ -14,16 +14,25 @@ from fpsgen.files import write_text
 from fpsgen.models.catalog.choice import ModelChoice
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.report.evaluate import page
+from fpsgen.settings.table import SETTINGS
 
 if TYPE_CHECKING:
     from fpsgen.pipeline.events import Timing
 
+_FOR_ALL = ("schedule", "linear", "exact")
+
 
 def with_seeds(requests: Sequence[GenerateRequest], seeds: int) -> list[GenerateRequest]:
-    """Each request with its own seed and those that follow. Raises FpsgenError USAGE where models differ."""
+    """Each request with its own seed and those that follow. Raises FpsgenError USAGE where models differ, or what a
+    comparison has for all of its videos.
+    """
     folders = {request.model.folder for request in requests}
     if len(folders) > 1:
         raise FpsgenError("the prompt file names several models", "evaluate one at a time", USAGE)
+    for name in _FOR_ALL:
+        if any(request.values()[name] != requests[0].values()[name] for request in requests):
+            what = f"some lines of the prompt file set {name}, which a comparison has for all videos"
+            raise FpsgenError(what, f"give {SETTINGS[name].option} to the command, or evaluate them apart", USAGE)
     return [
         request.replace(sampling={"seed": request.sampling.seed + extra})
         for request in requests

@@ -11,6 +11,7 @@ from fpsgen.attention.methods import BASELINE, OURS
 from fpsgen.errors import USAGE, FpsgenError
 from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.pipeline.plan import Plan, plan
+from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.settings.gather import Settings
 from fpsgen.text import show
 
@@ -44,7 +45,16 @@ def plan_bench(settings: Settings, choose_model: Callable[[Settings], ModelChoic
     choice = _shape_alone(settings) if settings.random_weights else choose_model(settings)
     place = new_folder(Path(settings.bench_output), methods_to_run(settings.compare))
     seed = 0 if settings.seed is None else settings.seed
-    return plan(settings.prompt, settings.replace(output=f"{place}/", seed=seed, overwrite=True), choice)
+    planned = plan(settings.prompt, settings.replace(output=f"{place}/", seed=seed, overwrite=True), choice)
+    check_compiled(planned.request)
+    return planned
+
+
+def check_compiled(request: GenerateRequest) -> None:
+    """Raise FpsgenError USAGE where a GPU would run every method as diffusers does, whatever its row said."""
+    if request.values()["compile"] == "off":
+        what = "compile is off, in the environment or a file: every method would run as diffusers does"
+        raise FpsgenError(what, "set FPSGEN_COMPILE=auto for this command", USAGE)
 
 
 def new_folder(root: Path, methods: list[str]) -> Path:

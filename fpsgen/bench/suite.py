@@ -2,7 +2,7 @@
 
 The reference denoises each prompt densely, in diffusers' own rounding, and its trajectory is kept: so a row has the
 error of single velocities beside that of the finished video. Rows are appended as they come; what stands in the file
-is not made again.
+is not made again, and a video of other settings is not written over.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from fpsgen.bench.progress import Progress
 from fpsgen.bench.provenance import provenance
 from fpsgen.bench.rows import linear_of, setting_of
 from fpsgen.bench.trajectory import Forward, mean_errors, recorded, step_errors
+from fpsgen.errors import DISK, FpsgenError
 from fpsgen.evaluate.nano.prompts import agreement
 from fpsgen.evaluate.quality import QUALITY, quality
 from fpsgen.logs import append_line, read_objects
@@ -31,10 +33,13 @@ from fpsgen.pipeline.loaded_model import LoadedModel, dtype_name, load_model
 from fpsgen.pipeline.output import slug, write_output
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.pipeline.run import mean_density, patched, render
+from fpsgen.text import show
+from fpsgen.video import read_recipe
 
 SCHEMA = "fpsgen.evaluate/1"
 REFERENCE = "dense"  # the name of the videos that all others are measured against
 ROWS = "rows.jsonl"
+KEY = "evaluate_key"  # in a video's recipe: the key of its row
 _LIMIT = 1 << 28  # bytes of a file of rows
 
 
@@ -92,6 +97,9 @@ class _Made(NamedTuple):
     row: dict[str, Any]
 
 
+_Place = tuple[Path, int, str, Progress]  # of a video: folder, number of its request, key, progress
+
+
 def run(
     models: Models,
     requests: Sequence[GenerateRequest],
@@ -106,11 +114,21 @@ def run(
     """A row for the reference and for each variant of each request, in order; also written to rows.jsonl in `folder`.
 
     dense: how the reference is made. every: velocities are compared at each `every`-th step. videos: else only that is
-    done, in a fraction of the time, and rows of variants have no video. Raises FpsgenError as pipeline.run.run does.
+    done, in a fraction of the time, and rows of variants have no video. Raises FpsgenError as pipeline.run.run does,
+    and DISK before any work where a video of other settings has the name of one that is to be made.
     """
     known = _known(folder)
     dense = dataclasses.replace(dense, of_teacher=True)
-    keys = [[_key(models, request, variant, videos) for variant in (dense, *variants)] for request in requests]
+    filmed = [dense, *(variants if videos else ())]  # those that get a video
+    keys = [[_key(models, request, each, each in filmed) for each in (dense, *variants)] for request in requests]
+    _refuse_others(
+        folder,
+        {
+            _video(folder, each, number, request): key
+            for number, request in enumerate(requests)
+            for each, key in zip(filmed, keys[number], strict=False)
+        },
+    )
     missing = [number for number, each in enumerate(keys) if not all(key in known for key in each)]
     steps = sum(requests[n].sampling.steps * (1 + sum(key not in known for key in keys[n][1:])) for n in missing)
     progress = Progress(timing, steps)
@@ -122,14 +140,14 @@ def run(
                 continue
             common = {"schema": SCHEMA, **provenance(student.device), "command": command, "every": every}
             common |= {"dtype": dtype_name(student.dtype), "teacher": models.teacher.model.spec.name}
-            reference = _make(teacher, models.by_teacher(request), dense, folder, number, progress, True)
+            reference = _make(teacher, models.by_teacher(request), dense, (folder, number, each[0], progress), True)
             for key, variant in zip(each, (dense, *variants), strict=True):
                 if key not in known:
                     model, wanted = (teacher, models.by_teacher(request)) if variant.of_teacher else (student, request)
                     row = {**common, "key": key, **setting_of(request), "model": wanted.model.spec.name}
                     values = variant.of(wanted).values()
                     row |= {"cache": values["cache"], "cfg_until": values["cfg_until"], "fused": not values["exact"]}
-                    place = (folder, number, progress) if videos or variant is dense else None
+                    place = (folder, number, key, progress) if variant in filmed else None
                     row |= _measure(model, wanted, variant, reference, place, every)
                     append_line(folder / ROWS, json.dumps(row))
                     known[key] = row
@@ -139,6 +157,24 @@ def run(
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows that stand in a folder; a last line that was cut off does not count."""
     return [row for row in read_objects(folder / ROWS, _LIMIT) if row.get("schema") == SCHEMA]
+
+
+def _refuse_others(folder: Path, keys: dict[Path, str]) -> None:
+    """Raise FpsgenError DISK where a file is not the video of its key, by the folder's rows or by its own recipe (that
+    of a run which was stopped has no row). keys: by path.
+    """
+    owners = {row["video"]: row["key"] for row in read_rows(folder)}
+    for path, key in keys.items():
+        if os.path.lexists(path) and owners.get(str(path)) != key and _key_in(path) != key:
+            what = f"{show(path)} exists already, and was made with other settings"
+            raise FpsgenError(what, "name another folder with -o, or remove this one", DISK)
+
+
+def _key_in(path: Path) -> str | None:
+    try:
+        return (read_recipe(path) or {}).get(KEY)
+    except FpsgenError:
+        return None
 
 
 def _known(folder: Path) -> dict[str, dict[str, Any]]:
@@ -157,7 +193,7 @@ def _measure(
     request: GenerateRequest,
     variant: Variant,
     dense: _Made,
-    place: tuple[Path, int, Progress] | None,
+    place: _Place | None,
     every: int,
 ) -> dict[str, Any]:
     """All figures of one video. The reference has no error, but is read as the others are. place: of the video, None
@@ -170,7 +206,7 @@ def _measure(
         velocity, report = _velocity(model, request, variant, dense.forwards, every)
         row = _of_variant(variant, report) | {"denoise_s": None, "video": ""} | dict.fromkeys(QUALITY)
         return {**row, "velocity": velocity, "shows": None}
-    made = _make(model, request, variant, *place, False)
+    made = _make(model, request, variant, place, False)
     figures = quality(made.frames, dense.frames, made.path, dense.path)
     velocity, _ = _velocity(model, request, variant, dense.forwards, every)
     return {**made.row, **figures, "velocity": velocity, "shows": agreement(request.prompt.text, made.frames)}
@@ -180,12 +216,11 @@ def _make(
     model: LoadedModel,
     request: GenerateRequest,
     variant: Variant,
-    folder: Path,
-    number: int,
-    progress: Progress,
+    place: _Place,
     keep: bool,
 ) -> _Made:
-    path = folder / variant.name / f"{number:03d}-{slug(request.prompt.text)}-{request.sampling.seed}.mp4"
+    folder, number, key, progress = place
+    path = _video(folder, variant, number, request)
     own = Timing(progress.named(variant.name))
     wanted = variant.of(request).replace(output={"path": path, "numbered": False, "overwrite": True})
     with recorded(model.pipe.transformer) as forwards:
@@ -194,8 +229,13 @@ def _make(
             forwards.clear()
     assert made.frames is not None
     row = _of_variant(variant, made.attention) | {"denoise_s": round(own.stages["denoise"], 4)}
-    row["video"] = str(write_output(made.frames, wanted, made.recipe))
+    row["video"] = str(write_output(made.frames, wanted, made.recipe | {KEY: key}))
     return _Made(made.frames, path, forwards, row)
+
+
+def _video(folder: Path, variant: Variant, number: int, request: GenerateRequest) -> Path:
+    """The name of a video."""
+    return folder / variant.name / f"{number:03d}-{slug(request.prompt.text)}-{request.sampling.seed}.mp4"
 
 
 def _of_variant(variant: Variant, attention: dict[str, Any]) -> dict[str, Any]:

@@ -206,7 +206,7 @@ def library_warnings(warn: Callable[[str], None], debug: bool) -> Iterator[None]
             print(py_warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
 
     with py_warnings.catch_warnings():
-        py_warnings.simplefilter("always" if debug else "default")
+        py_warnings.simplefilter("always")  # `warn` says each once
         py_warnings.showwarning = receive
         yield
 

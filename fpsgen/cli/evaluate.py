@@ -47,6 +47,7 @@ def evaluate(given: dict[str, Any], which: Which = None, prompts: Prompts = None
 
     from fpsgen.batch.jobs import read_batch
     from fpsgen.bench.evaluate import run, save, with_seeds
+    from fpsgen.bench.plan import check_compiled
     from fpsgen.cli import progress
     from fpsgen.cli.batch import sample_or
     from fpsgen.cli.bench import command_line
@@ -59,6 +60,8 @@ def evaluate(given: dict[str, Any], which: Which = None, prompts: Prompts = None
     source = sample_or(prompts or (SAMPLES if choice.vocabulary is None else HELD_OUT))
     jobs = read_batch(source, given | {"output": f"{folder}/", "overwrite": True}, True, lambda _: choice)
     requests = with_seeds([job.request for job in jobs.jobs], settings.seeds)
+    for request in requests:
+        check_compiled(request)
     check_machine(requests[0])
     alone = used_alone(make_folder(folder))
     with alone, progress.working(settings.quiet, settings.debug, jobs.warnings) as (events, timing):

@@ -84,7 +84,7 @@ def replay(file: File, given: dict[str, Any]) -> None:
 
     from fpsgen.cli.one_video import make_video
 
-    make_video(request, settings, tuple(differ), "replay", str(recipe.get("device")))
+    make_video(request, settings, tuple(differ), "replay", recipe)
 
 
 def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
@@ -149,12 +149,24 @@ def report_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     memory = table(report, "peak_memory")
     known = {"RAM": number(memory, "rss_bytes"), "GPU": number(memory, "cuda_bytes")}
     rows.append(("peak memory", ", ".join(f"{size / 1e9:.1f} GB {where}" for where, size in known.items() if size)))
-    kernels = table(table(report, "attention"), "kernels")
-    ran = ", ".join(f"{name} {calls} calls" for name, calls in kernels.items())
-    density = number(report, "density")
+    attention, density = table(report, "attention"), number(report, "density")
+    ran = _calls(table(attention, "kernels"))
     rows.append(("attention", f"{ran}; density {density:.2f}" if density else ran))
+    components = table(attention, "components")
+    rows += [(f"{name}s", _calls(table(components, name))) for name in components if name != "attention"]
+    skipped, fallbacks = number(attention, "skipped_by_cache"), attention.get("fallbacks")
+    rows += [("step cache", f"{skipped:.0f} calls of layers skipped")] if skipped else []
+    rows += [("not as asked", _detail(row)) for row in (fallbacks if isinstance(fallbacks, list) else [])]
     warnings = report.get("warnings")
     return rows + [("warning", str(text)) for text in (warnings if isinstance(warnings, list) else [])]
+
+
+def _calls(kernels: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {calls} calls" for name, calls in kernels.items())
+
+
+def _detail(row: Any) -> str:
+    return str(row.get("detail") if isinstance(row, dict) else row)
 
 
 def table(values: dict[str, Any], name: str) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fpsgen.cli import console, progress
 from fpsgen.errors import USAGE, FpsgenError
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
 
 
 def make_video(
-    request: GenerateRequest, settings: Settings, notes: tuple[str, ...], command: str, made_on: str | None = None
+    request: GenerateRequest,
+    settings: Settings,
+    notes: tuple[str, ...],
+    command: str,
+    before: dict[str, Any] | None = None,
 ) -> None:
     """Make the video and print its path, or the JSON object. Raises as pipeline.run.run.
 
-    notes: warnings that came up before. made_on: the device that a replayed video was made on.
+    notes: warnings that came up before. before: the recipe of a video that is replayed.
     """
     capture = capture_of(settings)
     if capture is not None and request.model.pipeline is not None:  # before anything is loaded
@@ -37,8 +42,8 @@ def make_video(
         from fpsgen.pipeline.run import run
 
         result = run(request, timing, capture=capture)
-        if made_on not in (None, result.recipe["device"]):
-            timing.warn(f"it was made on {show(made_on)}, and now on {result.recipe['device']}")
+        for text in () if before is None else _other_machine(before, result.recipe):
+            timing.warn(text)
         events.note("saved", summary(result.report))
     if settings.json:
         console.print_json(command, [result.as_json()], timing.warnings)
@@ -46,12 +51,25 @@ def make_video(
         print(result.path, flush=True)
 
 
+def _other_machine(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """What the machine did another way than when the video was made, and that may show."""
+    if before.get("device") != now["device"]:
+        yield f"it was made on {show(before.get('device'))}, and now on {now['device']}"
+    tiled = [bool(recipe.get("vae_tiles")) for recipe in (before, now)]
+    if tiled[0] != tiled[1]:
+        was, new = ("in blended tiles" if tiles else "whole" for tiles in tiled)
+        yield f"its frames were decoded {was}, and now {new}: other memory was free"
+
+
 def capture_of(settings: Settings) -> Capture | None:
-    """What --capture asks for. Raises FpsgenError USAGE for its options alone."""
+    """What --capture asks for. Raises FpsgenError USAGE for its options alone, and where a step cache is on."""
     if settings.capture is None:
         if settings.capture_layers or settings.capture_steps:
             raise FpsgenError("--capture-layers and --capture-steps need --capture", "add --capture FOLDER", USAGE)
         return None
+    if settings.cache != "none":
+        what = f"--capture saves chosen steps, and --cache {settings.cache} may skip them"
+        raise FpsgenError(what, "leave one of them out", USAGE)
     from fpsgen.pipeline.capture import Capture
 
     return Capture(Path(settings.capture), settings.capture_layers, settings.capture_steps, settings.overwrite)

@@ -44,7 +44,7 @@ def report(
     run = read_log(Path(files[0])) if len(files) == 1 else []
     if run:
         folder = Path(files[0]).resolve().parent
-        html = training.page(run, folder.name, training.validation_videos(folder))
+        html = training.page(run, folder.name, training.validation_videos(folder), training.errors_before(folder))
         write_text(html, path, overwrite=bool(overwrite))
         _show(path, len(run), "\n".join(training.table(run)), as_json, quiet)
         return

@@ -32,7 +32,22 @@ class Timing:
         self.steps: list[float] = []
         self.warnings: list[str] = []
         self.running = ""  # the stage at work
+        self._said = self.warnings  # with those of other parts of the same work
+        self._part: Timing | None = None
         self._start = self._last = time.monotonic()
+
+    @contextmanager
+    def part(self, events: Events) -> Iterator[Timing]:
+        """A Timing of one part of the work, such as a video of a batch. Warnings of the block are its own, whoever
+        gives them; what was said before is not shown again.
+        """
+        part = Timing(events)
+        part._said = self._said
+        self._part = part
+        try:
+            yield part
+        finally:
+            self._part = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -57,8 +72,14 @@ class Timing:
 
     def warn(self, text: str) -> None:
         """Something that a person should know, said once."""
-        if text not in self.warnings:
-            self.warnings.append(text)
+        if self._part is not None:
+            self._part.warn(text)
+            return
+        new = text not in self._said
+        for texts in (self.warnings, self._said):
+            if text not in texts:
+                texts.append(text)
+        if new:
             self.events.warn(text)
 
     @property

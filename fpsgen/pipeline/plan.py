@@ -66,6 +66,8 @@ def plan(prompt: str, settings: Settings, choice: ModelChoice | None = None) -> 
     values |= {"path": path, "numbered": numbered, "overwrite": settings.overwrite, "metadata": settings.metadata}
     values["device"] = settings.device
     check_cache(settings.cache, spec.mag_ratios)
+    check_cached_order(settings.cache, schedule, settings.method)
+    check_compile(values)
     request = request_from_values(values, choice)
     return Plan(request, origins_of(settings, spec), notes_of(request))
 
@@ -95,6 +97,26 @@ def check_lora(name: str) -> None:
     """Raise FpsgenError BAD_INPUT where there is no such file."""
     if name and not os.path.isfile(name):
         raise FpsgenError(f"there is no LoRA file {show(Path(name))}", "give --lora a .safetensors file", BAD_INPUT)
+
+
+def check_cached_order(cache: str, schedule: str | Schedule | None, method: str | None) -> None:
+    """Raise FpsgenError USAGE for a step cache with a schedule that changes the order of tokens; presets do not."""
+    if cache == "none" or not isinstance(schedule, Schedule):
+        return
+    tiles = (schedule.with_method(method) if method else schedule).tiles
+    if len(tiles) > 1:
+        what = f"--cache {cache} keeps tokens from step to step, and schedule {show(schedule.name)} changes their order"
+        raise FpsgenError(what, "give all its profiles one tile, or leave --cache out", USAGE)
+
+
+def check_compile(values: Mapping[str, Any]) -> None:
+    """Raise FpsgenError USAGE for what was asked for by name and --compile off leaves out."""
+    asked = (values["method"] not in (None, "bf16"), values["linear"] == "fp8", values["method_impl"] == "triton")
+    name = next((name for name, there in zip(("method", "linear", "method_impl"), asked, strict=True) if there), None)
+    if values["compile"] == "off" and name is not None:
+        option = f"{SETTINGS[name].option} {values[name]}"
+        what = f"{option} does not go with --compile off, by which a GPU runs as diffusers does"
+        raise FpsgenError(what, f"leave {SETTINGS[name].option} or --compile off out", USAGE)
 
 
 def check_schedule(name: str | None) -> str | Schedule | None:

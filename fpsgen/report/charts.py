@@ -65,17 +65,32 @@ def lines(
     longest = max((len(values) for _, _, values in series), default=0)
     if longest < 2:
         return ""
-    y_high = max(max(values) for _, _, values in series) * 1.05 or 1.0
-    parts = _axes(x_label, y_label, (1, last or longest), (0.0, y_high), counted=True)
-    for name, colour, values in series:
-        spots = " ".join(
-            f"{_place(i, 1, longest, True):.1f},{_place(value, 0.0, y_high, False):.1f}"
-            for i, value in enumerate(values, 1)
-        )
+    last = last or longest
+    places = [1 + i * (last - 1) / (longest - 1) for i in range(longest)]
+    placed = [(name, colour, list(zip(places, values, strict=False))) for name, colour, values in series]
+    return curves(placed, x_label, y_label, (1, last))
+
+
+def curves(
+    series: Sequence[tuple[str, str, Sequence[tuple[float, float]]]],
+    x_label: str,
+    y_label: str,
+    across: tuple[float, float],
+) -> str:
+    """Curves through points. series: (name, colour, points (x, y)). across: range of x."""
+    if not series:
+        return ""
+    y_high = max(y for _, _, points in series for _, y in points) * 1.05 or 1.0
+    parts = _axes(x_label, y_label, across, (0.0, y_high), counted=True)
+    for name, colour, points in series:
+        spots = [(f"{_place(x, *across, True):.1f}", f"{_place(y, 0.0, y_high, False):.1f}") for x, y in points]
+        drawn = " ".join(map(",".join, spots))
         parts.append(
-            f'<polyline points="{spots}" fill="none" stroke="{colour}" stroke-width="2">'
+            f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2">'
             f"<title>{html.escape(name)}</title></polyline>"
         )
+        if len(spots) == 1:  # no line shows it
+            parts += [f'<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}"/>' for x, y in spots]
     return _svg(parts, f"{y_label} by {x_label}")
 
 

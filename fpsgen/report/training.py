@@ -5,13 +5,15 @@ fetches nothing: charts and validation videos are inside.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fpsgen.errors import FpsgenError
 from fpsgen.fields import Field, Spec, fields, mapping, or_null, real, text, whole
+from fpsgen.files import read_json
 from fpsgen.logs import read_objects
 from fpsgen.report import charts
 from fpsgen.report.lines import columns, duration
@@ -22,6 +24,8 @@ LIMIT = 1 << 30  # bytes of a log
 POINTS = 150  # of a curve
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
 DENSE = "#888888"
+HELD_OUT = "held-out error of the averaged weights, relative"  # title of its chart
+BEFORE = "before.json"  # in a run's folder: held-out errors before training
 Row = dict[str, Any]
 
 
@@ -56,9 +60,19 @@ _ROW: Spec = {
 }
 
 
-def page(rows: Sequence[Row], name: str, videos: Sequence[Path] = ()) -> str:
-    """rows: of log.jsonl, in order. videos: MP4s to show."""
-    drawn = [(title, _chart(rows, title, curves)) for title, curves in _curves(rows).items()]
+def errors_before(folder: Path) -> dict[str, float]:
+    """Held-out errors before training, by profile; none where they cannot be read. folder: of the run."""
+    with suppress(FpsgenError):
+        table = read_json(folder / BEFORE, 1 << 20, BEFORE)
+        return fields({"held_out": table}, {"held_out": mapping(real(0, 1e30))}, BEFORE)["held_out"]
+    return {}
+
+
+def page(
+    rows: Sequence[Row], name: str, videos: Sequence[Path] = (), before: Mapping[str, float] = MappingProxyType({})
+) -> str:
+    """rows: of log.jsonl, in order. videos: MP4s to show. before: held-out errors before training, by profile."""
+    drawn = [(title, _chart(rows, title, curves, before)) for title, curves in _curves(rows).items()]
     return fill(
         "training.html",
         name=name,
@@ -112,7 +126,7 @@ def _curves(rows: Sequence[Row]) -> dict[str, list[tuple[str, str, Callable[[Row
         found[title] = [("sparse", COLOURS[0], sparse), ("dense", DENSE, dense)]
     profiles = sorted({name for row in rows for name in row.get("held_out", ())})
     for number, profile in enumerate(profiles):
-        chart = found.setdefault("held-out error of the averaged weights, relative", [])
+        chart = found.setdefault(HELD_OUT, [])
         value = lambda row, profile=profile: row.get("held_out", {}).get(profile)  # noqa: E731
         chart.append((profile, COLOURS[number % len(COLOURS)], value))
     for key in ("grad_norm", "density"):
@@ -139,19 +153,27 @@ def _pairwise(name: str, profile: str) -> tuple[Callable[[Row], float | None], C
     return lambda row: value(row, "loss"), lambda row: value(row, "dense_loss")
 
 
-def _chart(rows: Sequence[Row], title: str, curves: Sequence[Any]) -> tuple[str, list[dict[str, str]]]:
-    drawn = [(name, colour, _means([value(row) for row in rows])) for name, colour, value in curves]
-    drawn = [curve for curve in drawn if curve[2]]
-    last = rows[-1]["step"] if rows else 0
-    return charts.lines(drawn, "step", title, last), [{"name": name, "colour": colour} for name, colour, _ in drawn]
+def _chart(
+    rows: Sequence[Row], title: str, curves: Sequence[Any], before: Mapping[str, float]
+) -> tuple[str, list[dict[str, str]]]:
+    drawn = []
+    for name, colour, value in curves:
+        points = _means([(row["step"], value(row)) for row in rows])
+        if title == HELD_OUT and name in before:
+            points.insert(0, (0, before[name]))
+        if points:
+            drawn.append((name, colour, points))
+    steps = (0, rows[-1]["step"] if rows else 0)
+    return charts.curves(drawn, "step", title, steps), [{"name": name, "colour": colour} for name, colour, _ in drawn]
 
 
-def _means(values: Sequence[float | None]) -> list[float]:
-    """Means over equal parts of five values or more; a part without values has that of the one before."""
+def _means(values: Sequence[tuple[int, float | None]]) -> list[tuple[float, float]]:
+    """Means (step, value) over equal parts of five steps or more; of steps without a value there is no point."""
     count = min(POINTS, max(1, len(values) // 5))
-    found: list[float | None] = []
+    found = []
     for index in range(count):
-        part = [x for x in values[index * len(values) // count : (index + 1) * len(values) // count] if x is not None]
-        found.append(sum(part) / len(part) if part else found[-1] if found else None)
-    first = next((x for x in found if x is not None), None)
-    return [] if first is None else [first if x is None else x for x in found]
+        part = values[index * len(values) // count : (index + 1) * len(values) // count]
+        known = [(step, value) for step, value in part if value is not None]
+        if known:
+            found.append((sum(step for step, _ in known) / len(known), sum(value for _, value in known) / len(known)))
+    return found

@@ -6,16 +6,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from fpsgen.errors import FpsgenError
+from fpsgen.errors import FpsgenError, lacks_permission
 from fpsgen.files import cannot_write, make_folder, read_json, sync, write_text, writing_tensors
 from fpsgen.models.catalog.manifest import sha256
+from fpsgen.train.disk import use_default_modes
 
 STATE = "checkpoint.json"
 SCHEMA = "fpsgen.checkpoint/1"
@@ -43,12 +43,14 @@ def save(
             files.append({"name": file.name, "size": file.stat().st_size, "sha256": sha256(file)})
         row = {"schema": SCHEMA, "step": step, "state": state, "files": files}
         write_text(json.dumps(row, indent=1) + "\n", part / STATE)
+        use_default_modes(part)
         shutil.rmtree(path, ignore_errors=True)
         part.rename(path)
         sync(folder)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     found = _found(folder)
     whole = found[: found.index(path) + 1]
     for old in (*found[len(whole) :], *whole[:-keep]):
@@ -62,8 +64,10 @@ def latest(folder: Path) -> tuple[int, dict[str, dict[str, torch.Tensor]], dict[
 
 
 def read(path: Path) -> tuple[int, dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:
-    """Step, tensors by file and state of one checkpoint; None if it is not whole."""
-    with suppress(FpsgenError, OSError, KeyError, TypeError):
+    """Step, tensors by file and state of one checkpoint; None if it is not whole. Raises what says that this user may
+    not read it: FpsgenError BAD_INPUT, PermissionError.
+    """
+    try:
         row = read_json(path / STATE, 1 << 24, str(path / STATE))
         whole = row["schema"] == SCHEMA and all(
             (path / file["name"]).stat().st_size == file["size"] and sha256(path / file["name"]) == file["sha256"]
@@ -72,6 +76,9 @@ def read(path: Path) -> tuple[int, dict[str, dict[str, torch.Tensor]], dict[str,
         if whole and type(row["step"]) is int and isinstance(row["state"], dict):
             names = [Path(file["name"]).stem for file in row["files"]]
             return row["step"], {name: load_file(path / f"{name}.safetensors") for name in names}, row["state"]
+    except (FpsgenError, OSError, KeyError, TypeError) as error:
+        if lacks_permission(error):
+            raise
     return None
 
 

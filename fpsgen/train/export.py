@@ -29,7 +29,7 @@ from fpsgen.models.wan.lora_file import KEY, SCHEMA
 from fpsgen.text import show
 from fpsgen.train import checkpoint
 from fpsgen.train.config import TrainConfig
-from fpsgen.train.disk import check_space
+from fpsgen.train.disk import check_space, use_default_modes
 from fpsgen.train.lora import add_lora, merge_lora
 
 CARD, RUN = "README.md", "run.json"
@@ -55,10 +55,12 @@ def export_folder(
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        shutil.copytree(source, part, ignore=lambda folder, names: _left_out(str(folder), names, source))
         in_bf16(transformer)
         with writing_tensors():
             transformer.save_pretrained(part / "transformer")
+        ignore = lambda folder, names: _left_out(str(folder), names, source)  # noqa: E731
+        shutil.copytree(source, part, ignore=ignore, dirs_exist_ok=True)
+        use_default_modes(part)
         write_text(trained_schedule(config).to_toml(), part / SCHEDULE, overwrite=True)
         write_text(_card(choice, config, errors), part / CARD, overwrite=True)
         check_folder(part)

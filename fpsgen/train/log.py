@@ -9,7 +9,7 @@ from typing import Any
 from fpsgen.errors import NUMERIC, FpsgenError
 from fpsgen.files import write_text
 from fpsgen.logs import append_line
-from fpsgen.report.training import page, read_log, validation_videos
+from fpsgen.report.training import errors_before, page, read_log, validation_videos
 
 LOG, PAGE, BOARD = "log.jsonl", "page.html", "tensorboard"
 WINDOW = 20  # losses of a profile in a mean
@@ -52,7 +52,7 @@ class Log:
 
     def show(self, name: str) -> Path:
         """Write the page."""
-        html = page(self._rows, name, validation_videos(self.folder))
+        html = page(self._rows, name, validation_videos(self.folder), errors_before(self.folder))
         return write_text(html, self.folder / PAGE, overwrite=True)
 
     def close(self) -> None:

@@ -33,7 +33,15 @@ from fpsgen.train.ramp import ramp_stage, ramped
 from fpsgen.train.weights import Weights, learning_rate
 
 LOST = 10.0  # an error of so many mean squares of the velocity: what was learnt before is gone (predicting 0 has 1)
-FEW = 4  # held-out samples of a profile that are measured at each checkpoint
+
+
+def samples_each(config: TrainConfig, processes: int) -> int:
+    """Samples of a batch that one process computes. Raises FpsgenError USAGE where the batch cannot be shared."""
+    each = config.batch // processes
+    if config.batch % processes or (config.micro_batch and each % config.micro_batch):
+        what = f"batch {config.batch} cannot be shared by {processes} processes"
+        raise FpsgenError(what, "change batch or micro_batch, or the number of processes", USAGE)
+    return each
 
 
 class Trainer:
@@ -43,10 +51,7 @@ class Trainer:
 
     def __init__(self, transformer: Any, config: TrainConfig, folder: Path, grid: Size3, processes: Processes) -> None:
         """grid: tokens (T, H, W) of the run's videos. Raises FpsgenError USAGE where the batch cannot be shared."""
-        self._count = config.batch // processes.count  # samples of a batch that one process computes
-        if config.batch % processes.count or (config.micro_batch and self._count % config.micro_batch):
-            what = f"batch {config.batch} cannot be shared by {processes.count} processes"
-            raise FpsgenError(what, "change batch or micro_batch, or the number of processes", USAGE)
+        self._count = samples_each(config, processes.count)
         self.config, self.folder, self.transformer = config, folder, transformer
         self.grid, self.processes, self.log = grid, processes, Log(folder, config.density_ramp)
         self.device, self.dtype = transformer.device, transformer.dtype
@@ -96,7 +101,7 @@ class Trainer:
             ended = self.step == config.steps
             to_save = self.step % config.save_every == 0 or ended
             if to_save:
-                row["held_out"] = self.error(objectives[0].held_out, FEW)
+                row["held_out"] = self.error(objectives[0].held_out)
             if self.processes.first:
                 self.log.add(row)
             events.step(self.step - 1, config.steps, f"loss {row['loss']:.4g}, {row['profile']}")

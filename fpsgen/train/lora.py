@@ -11,16 +11,23 @@ from fpsgen.errors import ENVIRONMENT, FpsgenError
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 
 
-def add_lora(transformer: Any, rank: int, seed: int) -> None:
-    """Add an adapter of this rank, scale 1, in the model's dtype; all other weights are frozen. Raises FpsgenError
-    ENVIRONMENT without peft.
-    """
+def check_peft() -> None:
+    """Raises FpsgenError ENVIRONMENT without peft."""
     try:
-        from peft import LoraConfig
+        import peft  # noqa: F401 - it is there
     except ModuleNotFoundError as error:
         raise FpsgenError(
             "LoRA needs peft, which is not installed", "pip install 'fpsgen[train]'", ENVIRONMENT
         ) from error
+
+
+def add_lora(transformer: Any, rank: int, seed: int) -> None:
+    """Add an adapter of this rank, scale 1, in the model's dtype; all other weights are frozen. Raises FpsgenError
+    ENVIRONMENT without peft.
+    """
+    check_peft()
+    from peft import LoraConfig
+
     transformer.requires_grad_(False)
     dtype = transformer.dtype
     with torch.random.fork_rng(devices=[]):

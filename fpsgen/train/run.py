@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from fpsgen.fields import fields, real
 from fpsgen.files import make_folder, read_json, used_alone, write_text
 from fpsgen.models.catalog.choice import ModelChoice
 from fpsgen.models.wan.load import load
+from fpsgen.report.training import BEFORE
 from fpsgen.text import show
 from fpsgen.train.clips import TrajectoryEnds, open_folder
 from fpsgen.train.config import LIVE, TrainConfig
@@ -24,7 +25,8 @@ from fpsgen.train.estimate import MeasuredCost, cost, estimate
 from fpsgen.train.events import Events, Silent
 from fpsgen.train.export import RUN, export_folder
 from fpsgen.train.inputs import check_inputs, choose_model
-from fpsgen.train.loop import Trainer
+from fpsgen.train.loop import Trainer, samples_each
+from fpsgen.train.lora import check_peft
 from fpsgen.train.objective import DISTILL, FLOW, Objective, Source
 from fpsgen.train.parallel import Processes, processes
 from fpsgen.train.teacher import dense_copy, live_pairs, make_pairs
@@ -55,10 +57,10 @@ def train(
     prepared, stepped: get prompts and steps that are done. note: gets figures in one line, by name. sample: makes
     a validation video: (pipe, model, path, whether this process writes it). Raises FpsgenError.
     """
-    make_folder(folder)
-    with processes(device) as shared, used_alone(folder) if shared.first else nullcontext():
-        choice = choose_model(config)
-        assert choice.folder is not None
+    choice = choose_model(config)
+    if config.lora_rank:
+        check_peft()
+    with processes(device) as shared, _own_folder(config, folder, shared):
         for name, text in estimate(config, choice, shared):
             note(name, text)
         _remember(config, choice, folder, shared)
@@ -102,6 +104,15 @@ def train(
             write_text(json.dumps(report, indent=1) + "\n", folder / "report.json", overwrite=True)
         shared.wait()
     return TrainResult(model, report)
+
+
+@contextmanager
+def _own_folder(config: TrainConfig, folder: Path, shared: Processes) -> Iterator[None]:
+    """The run's folder, made and held by the first process; not where these processes cannot share the batch."""
+    samples_each(config, shared.count)
+    make_folder(folder)
+    with used_alone(folder) if shared.first else nullcontext():
+        yield
 
 
 def _move(pipe: Any, device: torch.device) -> None:
@@ -164,7 +175,7 @@ def _pairs(
 
 def _before(trainer: Trainer, main: Objective, folder: Path) -> dict[str, float]:
     """The error without training, measured once."""
-    path = folder / "before.json"
+    path = folder / BEFORE
     if not path.exists():
         measured = trainer.error(main.held_out)
         if trainer.processes.first:

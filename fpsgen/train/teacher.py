@@ -72,9 +72,9 @@ def prepare_pairs(
     """The pairs of a run in its folder, as the run itself would make them where `together` is 1. Raises FpsgenError as
     `make_pairs`, and MODEL, ENVIRONMENT, LOCKED.
     """
+    choice = choose_model(config)
     make_folder(folder)
     with used_alone(folder):
-        choice = choose_model(config)
         check_inputs(folder, choice, config.data)
         pipe = load(choice, device=device)
         return make_pairs(pipe, config, choice.spec.max_sequence_length, folder / "pairs", events, together)

@@ -46,7 +46,7 @@ def modules(log: Path | None) -> dict[str, ModuleType]:
         recipe = {"schema": "fpsgen.recipe/1"} | {name: values[name] for name in names}
         path = write_output(frames_of(request), request, recipe)
         if request.output.metadata:
-            write_sidecar(path, recipe, {"total_s": 0.1}, request.output.overwrite)
+            write_sidecar(path, recipe, {"total_s": 0.1, "warnings": timing.warnings}, request.output.overwrite)
         return SimpleNamespace(path=path)
 
     made, loaded = ModuleType("fpsgen.pipeline.run"), ModuleType("fpsgen.pipeline.loaded_model")

@@ -12,7 +12,7 @@ import pytest
 from refusal import refused
 
 from fpsgen.batch.jobs import Batch, job_key, read_batch
-from fpsgen.errors import BAD_INPUT, DISK, MODEL, USAGE
+from fpsgen.errors import BAD_INPUT, DISK, MODEL, NUMERIC, USAGE
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -45,6 +45,12 @@ def test_whatever_decides_the_video_is_in_its_key(name, value):
 @pytest.mark.parametrize(("name", "value"), [("device", "cpu"), ("output", "there"), ("strict", "true")])
 def test_what_does_not_decide_it_is_not(name, value):
     assert jobs("a cat").jobs[0].key == jobs("a cat", **{name: value}).jobs[0].key
+
+
+def test_strict_names_the_line_that_would_be_scaled():
+    lines = ({"prompt": "a cat"}, {"prompt": "a dog", "res": "64x64"})
+    assert len(jobs(*lines).jobs) == 2
+    refused(lambda: jobs(*lines, strict="true"), NUMERIC, "p.jsonl line 2", "64x64")
 
 
 def test_a_line_wins_over_the_command_line():

@@ -343,3 +343,27 @@ def test_a_signal_that_a_library_swallowed_ends_the_batch_all_the_same(batch, ge
     before = signal.getsignal(signal.SIGINT)
     assert batch(write("a cat", "a dog")) == 130
     assert len(batch.begun()) == 1 and signal.getsignal(signal.SIGINT) is before
+
+
+def warnings_beside(out: str) -> list[list[str]]:
+    return [json.loads(Path(line).with_suffix(".json").read_text())["report"]["warnings"] for line in out.splitlines()]
+
+
+def test_a_sidecar_holds_the_warnings_of_its_own_video(batch):
+    """On stderr each is said once."""
+    write({"prompt": "a cat", "res": "128x128"}, {"prompt": "a ball"}, {"prompt": "a star", "res": "128x128"})
+    assert batch("p.jsonl") == 0
+    first, second, third = warnings_beside(batch.out)
+    assert any("scaled" in text for text in first) and not any("scaled" in text for text in second)
+    assert third == first and all("5 frames" in text for text in second) and second
+    assert batch.err.count("scaled to") == 1 and batch.err.count("5 frames may") == 1
+
+
+def test_warnings_of_a_schedule_are_those_of_its_videos(tiny_dir, capsys, own_folder):
+    """The real generator: what apply warns of goes to the video that it was said of, each time."""
+    write("a cat", "a cat --schedule paper", "a dog", "a dog --schedule paper")
+    assert command(["batch", "p.txt", "-m", str(tiny_dir), *SMALL[2:], "--res", "64x48", "--seed", "1"]) == 0
+    out, err = capsys.readouterr()
+    plain, sparse, again, last = warnings_beside(out)
+    assert plain == again == [] and len(sparse) == 1 and "'paper'" in sparse[0] and last == sparse
+    assert err.count("'paper'") == 1

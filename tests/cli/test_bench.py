@@ -13,6 +13,7 @@ import pytest
 from fpsgen.attention.methods import METHODS
 from fpsgen.bench import kernel as kernel_bench
 from fpsgen.bench.plan import methods_to_run
+from fpsgen.errors import USAGE
 from fpsgen.evaluate.metrics import psnr
 from fpsgen.files import make_folder, used_alone
 from fpsgen.pipeline import run as generate
@@ -159,3 +160,13 @@ def test_methods_to_run():
 def test_the_baseline_is_diffusers_as_it_comes(bench):
     rows = bench("--compare", "bf16", "--linear", "bf16")
     assert [(row["method"], row["fused"]) for row in rows] == [("bf16", False), ("fps", True)]
+
+
+@pytest.mark.parametrize("what", ["bench", "bench steps", "bench waterfall", "evaluate"])
+def test_nothing_is_measured_where_every_method_would_be_diffusers(fpsgen, tiny_dir, monkeypatch, what):
+    """A GPU with compile off runs bf16 attention whatever the method; its rows would say otherwise."""
+    monkeypatch.setenv("FPSGEN_COMPILE", "off")
+    Path("two.txt").write_text("a cat\n")
+    size = SMALL[:-2] if what != "evaluate" else ("--prompts", "two.txt", *SMALL[:-2])
+    assert fpsgen(*what.split(), "-m", tiny_dir, *size) == USAGE
+    assert "compile" in fpsgen.err and not list(Path().rglob("*.jsonl"))

@@ -57,6 +57,12 @@ def test_the_same_inputs_whatever_order_the_tokens_lie_in(fpsgen, generate):
     assert 0 < float(metadata["sigma"]) < 1
 
 
+def test_steps_that_a_cache_may_skip_cannot_be_saved(fpsgen, generate):
+    generate("--capture", "caught", "--cache", "taylorseer")
+    fpsgen.refused(2, "--cache taylorseer")
+    assert not Path("caught").exists() and not Path("a.mp4").exists()
+
+
 def test_chosen_layers_and_steps(fpsgen, generate):
     assert generate("--capture", "caught", "--capture-layers", "1", "--capture-steps", "0,2") == 0, fpsgen.err
     assert [path.name[:12] for path in sorted(Path("caught").iterdir())] == ["step0000-lay", "step0002-lay"]

@@ -59,6 +59,14 @@ def test_rows_table_page_and_layout(fpsgen, evaluate):
     assert set(prompts) == names and sorted(prompts.values()) == ["a cat", "a cat", "a/dog", "a/dog"]
 
 
+@pytest.mark.parametrize("option", ["--linear fp8", "--exact", "--schedule safe"])
+def test_what_a_line_sets_and_a_comparison_would_pass_over_is_refused(fpsgen, tiny_dir, option):
+    Path("two.txt").write_text(f"a cat\na dog {option}\n")
+    fpsgen("evaluate", tiny_dir, *SMALL[:-2], "--prompts", "two.txt")
+    fpsgen.refused(2, option.split()[0][2:])
+    assert not suite.read_rows(FOLDER)
+
+
 def test_a_suite_that_was_stopped_goes_on(fpsgen, evaluate, monkeypatch):
     rows = evaluate("--compare", "bf16")
     lines = (FOLDER / "rows.jsonl").read_text().splitlines(keepends=True)
@@ -76,18 +84,22 @@ def test_a_suite_that_was_stopped_goes_on(fpsgen, evaluate, monkeypatch):
     made.clear()
     evaluate("--compare", "bf16")
     assert not made
-    evaluate("--compare", "bf16", "--guidance", "2")  # another video
-    assert len(made) == 4
+    (FOLDER / "rows.jsonl").write_text("".join(lines[:1]))  # killed before the row of a video was written
+    evaluate("--compare", "bf16")
+    assert len(made) == 4  # the reference of the first prompt is needed once more
 
 
-def test_a_row_whose_video_was_written_over_does_not_count(fpsgen, evaluate):
-    """Other settings write the same files: their pictures are not those that the row's figures are of."""
-    first = evaluate()
-    evaluate("--guidance", "2")
-    again = evaluate()
-    assert len(again) == len({row["key"] for row in first}) * 3
-    for row in again[-4:]:
-        assert read_recipe(row["video"])["guidance"] == row["guidance"] == first[0]["guidance"]
+@pytest.mark.parametrize("left", ["rows and videos", "videos"])
+def test_videos_of_other_settings_are_not_written_over(fpsgen, evaluate, tiny_dir, monkeypatch, left):
+    """Nor those of a run that was stopped before it wrote their rows."""
+    evaluate()
+    if left == "videos":
+        (FOLDER / "rows.jsonl").unlink()
+    before = {path: path.read_bytes() for path in FOLDER.rglob("*") if path.is_file()}
+    monkeypatch.setattr(suite, "load_model", None)  # it is said before the work
+    fpsgen("evaluate", tiny_dir, *SMALL, "--prompts", "two.txt", "--guidance", "2")
+    fpsgen.refused(7, "dense/000-a-cat-")
+    assert {path: path.read_bytes() for path in FOLDER.rglob("*") if path.is_file()} == before
 
 
 def test_a_row_says_what_it_was_made_with(fpsgen, evaluate):

@@ -132,6 +132,28 @@ def test_info_shows_any_recipe(fpsgen):
             assert fpsgen("info", "a.json") == 0, (part, odd, fpsgen.err)
 
 
+def test_info_tells_what_ran_of_all_components(fpsgen, tiny_dir):
+    options = ("--linear", "fp8", "--cache", "taylorseer", "--steps", "6", "--guidance", "1", "-o", "cat.mp4")
+    assert fpsgen("generate", "a cat", "-m", tiny_dir, *SMALL, *options) == 0
+    assert fpsgen("info", "cat.mp4") == 0
+    (shown,) = [line for line in fpsgen.lines if line.startswith("linears")]
+    assert "fp8_emulated 64 calls" in shown  # 2 layers of 8 each in 4 steps
+    assert any(line.startswith("step cache") and "4 calls" in line for line in fpsgen.lines)
+    sidecar = Path("cat.json")
+    whole = json.loads(sidecar.read_text())
+    attention = whole["report"]["attention"]
+    attention["fallbacks"] = [{"detail": "attention of layers [1] did not run in a forward"}]
+    sidecar.write_text(json.dumps(whole))
+    assert fpsgen("info", "cat.json") == 0 and "[1] did not run" in fpsgen.out
+    for odd in ODD:
+        for key in ("components", "kernels", "fallbacks", "skipped_by_cache"):
+            other = {"linear": odd} if key == "components" else odd
+            report = whole["report"] | {"attention": attention | {key: other}}
+            sidecar.write_text(json.dumps(whole | {"report": report}))
+            assert fpsgen("info", "cat.json") == 0, (key, odd, fpsgen.err)
+            assert "\x1b" not in fpsgen.out
+
+
 @pytest.mark.parametrize("method", [None, "bf16", "sta", "fp8"])
 def test_replay_gives_the_same_bytes(fpsgen, tiny_dir, method):
     options = ("--method", method) if method else ()
@@ -156,7 +178,9 @@ def test_replay_says_what_differs(fpsgen, made, tiny_dir):
     assert recipe is not None
     other = recipe["versions"] | {"diffusers": "0.1"}
     assert fpsgen("replay", edit(made, versions=other), "-o", "b.mp4") == 0
-    assert "diffusers was 0.1" in fpsgen.err
+    assert "diffusers was 0.1" in fpsgen.err and "tiles" not in fpsgen.err and "made on" not in fpsgen.err
+    assert fpsgen("replay", edit(made, vae_tiles=True, device="a GPU"), "--device", "cpu", "-o", "t.mp4") == 0
+    assert "tiles" in fpsgen.err and "made on a GPU" in fpsgen.err
     seed = edit(made, seed=4)
     assert fpsgen("replay", seed, "-o", "c.mp4") == 0 and Path("c.mp4").read_bytes() != made.read_bytes()
     fpsgen("replay", edit(made, model={"name": "x", "source": str(tiny_dir / "gone"), "revision": "local"}))

@@ -7,7 +7,7 @@ import torch
 from refusal import refuses
 
 from fpsgen.cli.progress import Quiet
-from fpsgen.errors import ENVIRONMENT
+from fpsgen.errors import ENVIRONMENT, USAGE
 from fpsgen.pipeline import compiler
 from fpsgen.pipeline.compiler import as_compiled
 from fpsgen.pipeline.events import Timing
@@ -56,6 +56,13 @@ def test_strict_is_an_error_instead(request_for, bare):
 def test_off_needs_no_compiler_and_warns_of_nothing(request_for, bare):
     made, texts = run(request_for(compile="off", schedule="paper", strict=True), CUDA)
     assert is_plain(made) and not texts
+
+
+@pytest.mark.parametrize("asked", [{"method": "fps"}, {"linear": "fp8"}, {"method_impl": "triton"}])
+def test_off_does_not_take_the_place_of_what_was_asked_for(request_for, asked):
+    with refuses(USAGE, *map(str, asked.values())):
+        request_for(compile="off", **asked)
+    run(request_for(compile="off", method="bf16", linear="bf16"), CUDA)
 
 
 def test_with_a_compiler_nothing_changes(request_for, monkeypatch):

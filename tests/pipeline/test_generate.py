@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from refusal import refuses
 
-from fpsgen.attention import METHODS
+from fpsgen.attention import METHODS, Profile, Schedule
 from fpsgen.cli.progress import Quiet
 from fpsgen.errors import ENVIRONMENT, INTERRUPTED, NUMERIC, TERMINATED, USAGE
 from fpsgen.pipeline import decode
@@ -164,6 +165,16 @@ def test_a_step_cache_skips_and_says_so(request_for, cache):
 def test_a_cache_that_does_not_know_the_model_is_refused(request_for):
     with refuses(USAGE):
         request_for(cache="magcache")
+
+
+def test_a_cache_with_a_schedule_of_two_orders_is_refused_before_the_model_is_loaded(request_for, tmp_path):
+    tiled = Profile("a", "fps", (1, 2, 2), (1, 1, 1))
+    schedule = Schedule("two", (tiled, replace(tiled, name="b", tile=(2, 2, 1))), ((0.0, 0.9, "a"), (0.9, 1.0, "b")))
+    (tmp_path / "two.toml").write_text(schedule.to_toml())
+    with refuses(USAGE, "first-block", "two"):
+        request_for(cache="first-block", schedule="two.toml")
+    request_for(schedule="two.toml")
+    request_for(cache="first-block", schedule="two.toml", method="bf16")  # has no order
 
 
 def test_without_guidance_the_negative_prompt_is_not_read(request_for):

@@ -36,6 +36,7 @@ def test_ratios_are_of_the_same_shape_and_the_nearest_density():
         "baseline": "bf16",
         "schedule": "paper",
         "density": 0.22,
+        "commit": "w",
     }
     small = whole | {"model": "wan2.1-1.3b", "speedup_denoise": 5.5, "bf16_backend": "cudnn"}
     others = [{"height": 480}, {"schedule": "safe"}, {"bf16_backend": "fa3"}]  # after it, so they would win
@@ -47,6 +48,8 @@ def test_ratios_are_of_the_same_shape_and_the_nearest_density():
         "sta": ["not measured", "3.50x at 22%"],
         "fps": ["4.50x at 22%", "5.50x at 22%"],
     }
+    commits = {line["method"]: line["commit"] for line in paper(ROWS, rows)["rows"]}
+    assert commits == {"fp8": ["c"], "sta": ["c", "w"], "fps": ["c", "w"]}
     without = [row for row in ROWS if row["method"] != "fa3-bf16"]
     assert {line["fa3"] for line in paper(without, [])["rows"]} == {""}
 

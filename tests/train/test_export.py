@@ -80,6 +80,13 @@ def test_what_others_get_says_nothing_of_this_machine(lora_run, lora_file, tiny_
         assert str(tiny_dir.parent) not in text and str(lora_run.parent) not in text
 
 
+def test_others_may_read_what_a_run_leaves(lora_run, lora_file):
+    """By the umask, as all new files: safetensors writes for the owner alone, and the source's modes are copied."""
+    for path in lora_run.rglob("*"):
+        usual = lora_run / "run.json" if path.is_file() else lora_run
+        assert path.name == ".lock" or path.stat().st_mode == usual.stat().st_mode, path
+
+
 @pytest.mark.parametrize(("source", "base"), [("Wan-AI/Some-Model", True), ("nano", False)])
 def test_a_card_begins_with_what_the_hub_reads(make_config, tiny_dir, source, base):
     import yaml

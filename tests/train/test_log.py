@@ -9,6 +9,7 @@ from refusal import refuses
 
 from fpsgen.errors import NUMERIC, FpsgenError
 from fpsgen.report import training
+from fpsgen.report.charts import BOTTOM, HEIGHT, LEFT, WIDTH
 from fpsgen.report.training import read_log
 from fpsgen.train.log import LOG, PAGE, WINDOW, Log
 
@@ -99,6 +100,31 @@ def test_the_page_has_a_curve_for_each_profile_and_fetches_nothing(tmp_path):
     heights = [{spot.split(",")[1] for spot in spots.split()} for spots, name in curves if name == "dense"]
     assert [len(each) for each in heights] == [1, 1]  # of one profile each
     assert "early<b>" not in text and not re.findall(r"(?:src|href)=\"(?!data:)", text)
+
+
+def test_a_curve_has_points_where_something_was_measured_alone(tmp_path, capsys):
+    """Held-out errors begin with those before training; `fpsgen report` draws the same page."""
+    from fpsgen.cli.app import run
+
+    (tmp_path / "before.json").write_text('{"late": 0.8, "early": 0.5}')
+    log = Log(tmp_path)
+    log.begin(0)
+    for step in range(1, 201):
+        dense = {"dense_loss": 0.5} if step % 20 == 0 else {}
+        held_out = {"held_out": {"late": 0.4, "early": 0.25}} if step % 50 == 0 else {}
+        log.add(row(step, 1.0, **dense) | held_out)
+    assert run(["report", str(tmp_path / LOG), "-o", str(tmp_path / "again.html"), "-q"]) == 0
+    for text in (log.show("run").read_text(), (tmp_path / "again.html").read_text()):
+        curves = re.findall(r"<polyline points=\"([^\"]*)\"[^>]*><title>([^<]*)</title>", text)
+        points = {name: [tuple(map(float, spot.split(","))) for spot in spots.split()] for spots, name in curves}
+        assert len(points["dense"]) == 10
+        for profile in ("late", "early"):
+            across, heights = zip(*points[profile], strict=True)
+            assert len(heights) == 5 and heights[0] < heights[1] == heights[-1], profile  # y goes down the page
+            base = HEIGHT - BOTTOM
+            assert (base - heights[1]) / (base - heights[0]) == pytest.approx(0.5, abs=0.01)
+            assert across[0] == LEFT and across[-1] == WIDTH - 8
+            assert across[2] == pytest.approx((across[0] + across[-1]) / 2, abs=0.1)  # step 100 of 200
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):

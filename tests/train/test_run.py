@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,13 @@ from refusal import refuses
 from safetensors.torch import load_file
 from stop import Stop
 
-from fpsgen.errors import BAD_INPUT, DISK, NUMERIC, FpsgenError
+from fpsgen.errors import BAD_INPUT, DISK, ENVIRONMENT, MODEL, NUMERIC, USAGE, FpsgenError
 from fpsgen.train import checkpoint, loop
+from fpsgen.train import run as runs
 from fpsgen.train.events import Silent
+from fpsgen.train.parallel import Processes
 from fpsgen.train.run import train
+from fpsgen.train.teacher import prepare_pairs
 
 CPU = torch.device("cpu")
 
@@ -79,6 +84,28 @@ def test_a_torn_checkpoint_is_skipped(unbroken, make_config, tmp_path):
     assert losses(tmp_path) == losses(unbroken[0])
 
 
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        (ENVIRONMENT, {"lora_rank": 4, "checkpointing": False}),
+        (USAGE, {"batch": 2}),
+        (MODEL, {"model": "no/such-model"}),
+    ],
+)
+def test_what_a_run_cannot_do_is_said_before_its_folder_is_made(make_config, tmp_path, monkeypatch, code, changes):
+    monkeypatch.setitem(sys.modules, "peft", None)  # not installed
+    monkeypatch.setattr(runs, "processes", lambda device: nullcontext(Processes(0, 3, device)))
+    with refuses(code):
+        run(make_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_pairs_of_a_model_that_is_missing_leave_no_folder(make_config, tmp_path):
+    with refuses(MODEL):
+        prepare_pairs(make_config(model="no/such-model"), tmp_path / "run", CPU, Silent())
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_last_checkpoints_are_kept(unbroken):
     assert [path.name for path in sorted(unbroken[0].glob("step-*"))] == ["step-0000004", "step-0000006"]
 
@@ -103,8 +130,6 @@ def test_another_run_does_not_go_on_here(unbroken, make_config):
 
 def test_a_run_does_not_go_on_with_another_model(make_config, tiny_dir, tmp_path):
     """Pairs that were made beforehand count as its beginning."""
-    from fpsgen.train.teacher import prepare_pairs
-
     shutil.copytree(tiny_dir, tmp_path / "model")
     config = make_config(model=str(tmp_path / "model"), steps=2)
     prepare_pairs(config, tmp_path / "run", CPU, Silent())
@@ -233,7 +258,6 @@ def test_a_model_in_bf16_is_trained(make_config, tiny_dir, tmp_path):
     from fpsgen.train.data import Pairs
     from fpsgen.train.loop import Trainer
     from fpsgen.train.objective import Objective
-    from fpsgen.train.parallel import Processes
     from fpsgen.train.teacher import make_pairs
 
     config = make_config(steps=3, lr=1e-2, warmup=0)

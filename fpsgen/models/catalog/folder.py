@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fpsgen.errors import MODEL, FpsgenError
+from fpsgen.errors import MODEL, FpsgenError, lacks_permission, may_not_be_read
 from fpsgen.fields import fields
 from fpsgen.files import read_json as read_json_file
 from fpsgen.models.catalog.configs import CONFIGS, KEPT_SCHEDULERS, PARTS, check_fit, refuse_code
@@ -180,6 +180,8 @@ def model_files(folder: Path) -> list[Path]:
             found += sorted((folder / part).iterdir())
         except (FileNotFoundError, NotADirectoryError):
             continue
+        except PermissionError as error:
+            raise may_not_be_read(f"{part} of {show(folder)}", MODEL) from error
         except OSError as error:
             raise broken(folder, f"{part} cannot be read: {error.strerror}") from error
     return [path for path in found if os.path.isfile(path) or path.is_symlink()]
@@ -195,6 +197,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         return read_json_file(path, _LIMIT, what, MODEL)
     except FpsgenError as error:
+        if lacks_permission(error):
+            raise
         raise FpsgenError(error.message, _REMEDY, MODEL) from error
 
 

@@ -7,13 +7,15 @@ check costs a second per 2 GB, so it is done once and a stamp is kept (stamp.py)
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
-from fpsgen.errors import FpsgenError
+from fpsgen.errors import MODEL, FpsgenError, lacks_permission, may_not_be_read
 from fpsgen.models.catalog.folder import MANIFEST, broken, check_folder, folder_size, model_files, wanted
 from fpsgen.models.catalog.manifest import read_manifest
 from fpsgen.models.catalog.stamp import FileStats, file_stats, is_stamped, write_stamp
+from fpsgen.text import show
 
 Progress = Callable[[str, int, int], None]
 
@@ -77,10 +79,14 @@ def mismatch(path: Path, digest: str, source: str = "") -> str:
 
 
 def _compare(folder: Path, progress: Progress = lambda name, done, total: None) -> list[str]:
-    """What is wrong, file by file, by the digests that are known."""
+    """What is wrong, file by file, by the digests that are known. Raises FpsgenError MODEL for a file that this user
+    may not read: nothing is known of it.
+    """
     try:
         digests, manifest = _digests(folder), read_manifest(folder) or {}
     except FpsgenError as error:
+        if lacks_permission(error):
+            raise
         return [error.message]
     files = {path.relative_to(folder).as_posix(): path for path in model_files(folder)}
     total = folder_size(folder)
@@ -93,8 +99,12 @@ def _compare(folder: Path, progress: Progress = lambda name, done, total: None) 
             wrong.append(f"{name}: its blob is missing")
             continue
         except OSError as error:
+            if lacks_permission(error):
+                raise may_not_be_read(f"{name} of {show(folder)}", MODEL) from error
             wrong.append(f"{name}: it cannot be read: {error.strerror}")
             continue
+        if not os.access(path, os.R_OK):
+            raise may_not_be_read(f"{name} of {show(folder)}", MODEL)
         progress(name, done, total)
         problem = ""
         if name in manifest and size != manifest[name][0]:

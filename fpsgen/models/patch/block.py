@@ -70,6 +70,12 @@ class FusedBlock(WanTransformerBlock):
 
     fused: Fused
 
+    def apply(self, fn: Callable[[torch.nn.Module], Any]) -> FusedBlock:
+        """See FP8Linear.apply."""
+        if isinstance(self.attn2.processor, TextAttnProcessor):
+            self.attn2.processor.forget()
+        return super().apply(fn)
+
     def forward(
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, temb: torch.Tensor, rotary_emb: Any
     ) -> torch.Tensor:
@@ -105,7 +111,9 @@ class FusedBlock(WanTransformerBlock):
     ) -> torch.Tensor:
         """x + gate * y, with the next block's first norm where that is there to be computed."""
         after = self.fused.following
-        if is_compiling() or after is None or x.is_inference() or after.scale_shift_table.device != x.device:
+        if is_compiling() or after is None or x.is_inference():
+            return residual_rows(x, y, gate)
+        if after.fused.reason or after.scale_shift_table.device != x.device:
             return residual_rows(x, y, gate)
         after.fused.note_fp8(after)
         parts = modulation(after, temb)
@@ -202,10 +210,10 @@ class FusedPatch:
 
 class _InstalledBlocks:
     def __init__(self, patch: FusedPatch, transformer: Any, run: Run) -> None:
-        self._patch = patch
-        self._reasons: dict[int, str | None] = {}  # of layers that stay as they are
+        self._patch, self._run = patch, run
+        self._blocks: dict[int, Any] = {}  # those that were made into FusedBlock, by layer
         self._undos: list[Callable[[], None]] = []
-        self._runs: dict[str | None, tuple[LayerRun, ...]] = {}
+        self._runs: dict[tuple[str | None, ...], tuple[LayerRun, ...]] = {}
         metadata = replace(TransformerBlockRegistry.get(WanTransformerBlock))
         TransformerBlockRegistry.register(FusedBlock, metadata)  # diffusers' step caches look blocks up by class
         blocks = list(transformer.blocks)
@@ -213,10 +221,11 @@ class _InstalledBlocks:
             undo = install_block(block, None, patch.anywhere, run, layer)
             if undo is not None:
                 self._undos.append(undo)
-                self._reasons[layer] = block.fused.reason
-        for layer, reason in self._reasons.items():
-            if reason is None and self._reasons.get(layer + 1, "") is None:
-                blocks[layer].fused.following = blocks[layer + 1]
+                self._blocks[layer] = block
+        for layer, block in self._blocks.items():
+            block.fused.following = self._blocks.get(layer + 1)
+        self._reasons = [block.fused.reason for block in self._blocks.values()]
+        self._others = [layer for layer in range(len(blocks)) if layer not in self._blocks]
         others = [install_projection(transformer.condition_embedder.text_embedder)]
         others += [install_embedding(transformer.patch_embedding), install_head(transformer, patch.anywhere)]
         self._undos += [undo for undo in others if undo is not None]
@@ -228,10 +237,17 @@ class _InstalledBlocks:
     def layer_runs(self, forward: ForwardState) -> tuple[LayerRun, ...]:
         if not (self._patch.anywhere or forward.device.type == "cuda"):
             return ()
+        if self._others:
+            what = f"nothing is fused in blocks {self._others}, whose forward is not diffusers'"
+            self._run.deviation(BLOCK, "forward_replaced", self._others, what, in_loop=False)
+            self._others = []  # said once
+        for block, reason in zip(self._blocks.values(), self._reasons, strict=True):
+            block.fused.reason = reason or unfit(block)  # offloading may have put hooks on it since
         reason = not_fusable(forward.device)
-        if reason not in self._runs:
-            reasons = {layer: own or reason for layer, own in self._reasons.items()}
-            self._runs[reason] = tuple(
-                LayerRun(layer, "diffusers" if why else "fused", why) for layer, why in reasons.items()
+        reasons = tuple(block.fused.reason or reason for block in self._blocks.values())
+        if reasons not in self._runs:
+            self._runs[reasons] = tuple(
+                LayerRun(layer, "diffusers" if why else "fused", why)
+                for layer, why in zip(self._blocks, reasons, strict=True)
             )
-        return self._runs[reason]
+        return self._runs[reasons]

@@ -54,7 +54,8 @@ class FP8Linear(torch.nn.Linear):
     [..., N].
 
     The weight is quantized at the first call, and again when the parameter was replaced, moved or written to. What
-    shows in neither (writing through .data, as merging a LoRA does) is shown by forget(). place: whom to tell of calls.
+    shows in neither (writing through .data, as merging a LoRA does) is shown by forget(), or comes by way of apply().
+    place: whom to tell of calls.
     """
 
     fp8: FP8Weight | None = None
@@ -64,6 +65,11 @@ class FP8Linear(torch.nn.Linear):
     def forget(self) -> None:
         """Quantize anew at the next call."""
         self.fp8 = self.fp8_of = None
+
+    def apply(self, fn: Callable[[torch.nn.Module], Any]) -> FP8Linear:
+        """What goes through all modules may write to weights unseen: a model's fuse_lora does."""
+        self.forget()
+        return super().apply(fn)
 
     def quantized(self) -> FP8Weight:
         weight = self.weight
@@ -142,7 +148,7 @@ def unfit(module: torch.nn.Module) -> str | None:
         return f"is a {type(module).__name__}"
     if module.in_features % 16 or module.out_features % 16:
         return f"is {module.in_features} x {module.out_features}, not multiples of 16"
-    return "has its weight offloaded" if module.weight.is_meta else None
+    return None
 
 
 def install_linears(

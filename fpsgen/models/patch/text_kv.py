@@ -23,7 +23,7 @@ from fpsgen.attention.quantize import output_scale
 from fpsgen.fused import FP8Channels, cross_attention, rms_norm_rows
 from fpsgen.models.patch.attention import chosen_backend
 from fpsgen.models.patch.fusable import not_fusable
-from fpsgen.models.patch.swap_class import swap_class
+from fpsgen.models.patch.swap_class import has_hooks, swap_class
 
 
 class Kept:
@@ -31,6 +31,10 @@ class Kept:
 
     def __init__(self) -> None:
         self._results: Any = WeakTensorKeyDictionary()
+
+    def forget(self) -> None:
+        """Compute anew at the next call: weights may have been written to unseen."""
+        self._results.clear()
 
     def get(self, text: torch.Tensor, compute: Callable[[], Any], *layers: torch.nn.Module) -> Any:
         """compute(), or what it gave for this tensor at the same version, also of the weights of `layers`. Layers with
@@ -61,6 +65,11 @@ class TextAttnProcessor(WanAttnProcessor):
         self._attention_backend = backend
         self.kept, self.kept_short = Kept(), Kept()  # of all rows of a text; of its own and one of padding
 
+    def forget(self) -> None:
+        """Compute keys and values anew."""
+        self.kept.forget()
+        self.kept_short.forget()
+
     def __call__(
         self,
         attn: Any,
@@ -76,11 +85,11 @@ class TextAttnProcessor(WanAttnProcessor):
         if attn.add_k_proj is not None or encoder_hidden_states is None or rotary_emb is not None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         query, text = attn.to_q(hidden_states), encoder_hidden_states
-        fusable = not_fusable(query.device) is None
+        norm_q = attn.norm_q
+        fusable = not_fusable(query.device) is None and not has_hooks(norm_q)
         plain = attention_mask is None and (self._attention_backend or chosen_backend()) is None
         padding = getattr(text, _PADDING, 0) if fusable and plain and kept(text) else 0
-        layers = (attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)
-        norm_q = attn.norm_q
+        layers = (attn.norm_k, *((attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)))
         if padding:
             own = text[:, : text.shape[1] - padding + 1]
             key, value, scale = self.kept_short.get(text, lambda: _project_short(attn, own), *layers, norm_q)
@@ -128,6 +137,11 @@ class KeptTextProjection(PixArtAlphaTextProjection):
 
     kept: Kept
     padding: Kept
+
+    def apply(self, fn: Callable[[torch.nn.Module], Any]) -> KeptTextProjection:
+        """See FP8Linear.apply."""
+        self.kept.forget()
+        return super().apply(fn)
 
     def forward(self, caption: torch.Tensor) -> torch.Tensor:
         text = self.kept.get(caption, lambda: PixArtAlphaTextProjection.forward(self, caption), self)

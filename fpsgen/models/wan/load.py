@@ -19,7 +19,7 @@ from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from safetensors import SafetensorError
 from transformers import UMT5Config, UMT5EncoderModel
 
-from fpsgen.errors import ENVIRONMENT, FpsgenError
+from fpsgen.errors import ENVIRONMENT, MODEL, FpsgenError
 from fpsgen.files import open_tensors
 from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.folder import WEIGHTED, PipelineFolder, broken, check_folder
@@ -129,7 +129,7 @@ def _tensors(pipeline: PipelineFolder, part: str) -> set[str]:
     found: dict[str, str] = {}
     for path in pipeline.weights[part]:
         try:
-            with open_tensors(path) as file:
+            with open_tensors(path, MODEL) as file:
                 for name in file.keys():  # noqa: SIM118 - not a dictionary
                     if name in found:
                         raise broken(pipeline.folder, f"{part} has the tensor {show(name, 80)} in two files")

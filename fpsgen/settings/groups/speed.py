@@ -97,7 +97,7 @@ ENTRIES = (
     _decides(
         "compile",
         parse.choice(lambda: COMPILES),
-        "auto, or off: compile no GPU kernel and run as diffusers does.",
+        "auto, or off: on a GPU, compile no kernel and run as diffusers does.",
         example="off",
         metavar="NAME",
         default="auto",

@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hub import NAME
-from refusal import refuses
+from limits import no_permission
+from refusal import refused, refuses
 from safetensors.torch import load_file, save_file
 
 from fpsgen.assets import weights_dir
@@ -19,6 +21,7 @@ from fpsgen.models.catalog.folder import MANIFEST, model_files
 from fpsgen.models.catalog.manifest import read_manifest, write_manifest
 from fpsgen.models.catalog.pull import pull
 from fpsgen.models.catalog.verify import check_intact, has_digests, verify_folder
+from fpsgen.models.wan.load import load
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -183,6 +186,24 @@ def test_what_may_not_be_read_is_named(folder, name):
         wrong = verify_folder(folder)
         assert name in wrong[0]
         check_intact(folder)
+
+
+@pytest.mark.parametrize("digests", [True, False])
+@pytest.mark.parametrize("name", ["vae/diffusion_pytorch_model.safetensors", "vae/config.json", "vae", "manifest.json"])
+def test_what_this_user_may_not_read_is_not_said_to_be_broken(tiny_dir, name, digests):
+    with TemporaryDirectory() as place:  # a folder that other users may enter
+        os.chmod(place, 0o755)
+        folder = Path(shutil.copytree(tiny_dir, Path(place) / "model", copy_function=shutil.copyfile))
+        write_manifest(folder)
+        if not digests and name != MANIFEST:
+            (folder / MANIFEST).unlink()
+        with no_permission(folder / name):
+            for check in (verify_folder, check_intact):
+                refused(
+                    lambda check=check: check(folder), MODEL, name, "may not be read", remedy="check its permissions"
+                )
+            if name != MANIFEST:
+                refused(lambda: load(folder), MODEL, name, "may not be read", remedy="check its permissions")
 
 
 def test_a_digest_that_was_changed_is_told_from_a_file_that_was(folder):

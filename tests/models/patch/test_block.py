@@ -4,8 +4,10 @@ import accelerated as case
 import pytest
 import torch
 from diffusers.models.attention_dispatch import attention_backend
+from refusal import refuses
 
 from fpsgen import apply
+from fpsgen.errors import NUMERIC
 from fpsgen.fused import FP8Rows
 from fpsgen.models.patch import block as fused_block
 from fpsgen.models.patch import linear, text_kv
@@ -147,6 +149,61 @@ def test_a_norm_with_a_hook_stays_and_is_named(transformer):
     assert groups == {"fused": ([0, 2], None), "diffusers": ([1], "norms_hooked")}
 
 
+def test_a_block_with_a_forward_of_its_own_is_named(transformer):
+    plain = transformer.blocks[1].forward
+    transformer.blocks[1].forward = lambda *args, **named: plain(*args, **named)
+    before = case.forward(transformer)
+    with apply(transformer, case.DENSE, exact=True, patches=[FUSED]) as handle:
+        assert error(case.forward(transformer), before) < BOUND and error(case.forward(transformer), before) < BOUND
+        (row,) = handle.report()["fallbacks"]
+    assert (row["component"], row["layers"], row["count"]) == (fused_block.BLOCK, [1], 1)
+    with refuses(NUMERIC, "[1]"):
+        fused(transformer)
+    with apply(transformer, case.DENSE, strict=True):  # on a CPU nothing is fused anyway
+        assert torch.equal(case.forward(transformer), before)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("first", ["apply", "offload"])
+def test_weights_that_are_offloaded_one_by_one(transformer, first, padded):
+    """As enable_sequential_cpu_offload does: a weight is there only while its own module is called."""
+    from accelerate import cpu_offload
+    from accelerate.hooks import remove_hook_from_submodules
+
+    given = case.inputs()
+    given["encoder_hidden_states"][:, 4:] *= not padded
+    before, (plain, _) = case.forward(transformer, given), fused(transformer, [FP8], given)
+    for patches, wanted, bound in (([FUSED], before, BOUND), ([FP8, FUSED], plain, 0.05)):
+        if first == "offload":
+            cpu_offload(transformer, torch.device("cpu"))
+        handle = apply(transformer, case.DENSE, exact=True, strict=True, patches=patches)
+        if first == "apply":
+            cpu_offload(transformer, torch.device("cpu"))
+        assert error(case.forward(transformer, given), wanted) < bound
+        components = handle.report()["components"]
+        assert components["block"] == {"diffusers": case.LAYERS}
+        assert len(patches) == 1 or components["linear"] == {linear.EMULATED: 8 * case.LAYERS}
+        handle.remove()
+        assert torch.equal(case.forward(transformer, given), before)
+        remove_hook_from_submodules(transformer)
+
+
+def test_a_hook_on_a_norm_counts_while_it_is_there(transformer):
+    """Also on that of cross-attention's queries, whose weight is kept with the keys."""
+    given = case.inputs()
+    given["encoder_hidden_states"][:, 4:] = 0
+    with apply(transformer, case.DENSE, exact=True, patches=[FUSED]) as handle:
+        before = case.forward(transformer, given)
+        for norm in (transformer.blocks[1].norm3, transformer.blocks[1].attn2.norm_q):
+            hook = norm.register_forward_hook(lambda _, args, output: 2 * output)
+            hooked = case.forward(transformer, given)
+            assert error(hooked, before) > 1e-2
+            hook.remove()
+        handle.clear_report()
+        assert torch.equal(case.forward(transformer, given), before)
+        assert handle.report()["components"]["block"] == {"fused": case.LAYERS}
+
+
 def test_gradients_take_diffusers_way(transformer):
     given = case.inputs()
     given["hidden_states"].requires_grad_(True)
@@ -226,15 +283,37 @@ def test_padding_of_a_prompt_is_one_key_that_counts_many_times(transformer, monk
     assert error(fused(transformer, given=given)[0], case.forward(transformer, given)) < BOUND and not seen
 
 
-def test_the_weight_of_the_queries_norm_is_kept_with_the_keys_while_it_is_the_same(transformer):
+@pytest.mark.parametrize("norm", ["norm_q", "norm_k"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_weights_of_norms_are_kept_with_the_keys_while_they_are_the_same(transformer, norm, padded):
     given = case.inputs(2)
-    given["encoder_hidden_states"][:, 4:] = 0
+    given["encoder_hidden_states"][:, 4:] *= not padded
     with apply(transformer, case.DENSE, exact=True, patches=[FUSED]):
         before = case.forward(transformer, given)
         for block in transformer.blocks:
-            block.attn2.norm_q.weight.data = block.attn2.norm_q.weight.flip(0)
+            weight = getattr(block.attn2, norm).weight
+            weight.data = weight.flip(0)
         after = case.forward(transformer, given)
     assert error(after, case.forward(transformer, given)) < BOUND < 1e-3 < error(after, before)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_lora_that_was_merged_and_taken_off_between_two_forwards_counts(transformer, padded):
+    """With the same text: nothing of the adapter is left to see, and the merge wrote through .data."""
+    peft = pytest.importorskip("peft")
+    given = case.inputs(2)
+    given["encoder_hidden_states"][:, 4:] *= not padded
+    with apply(transformer, case.DENSE, exact=True, patches=[FUSED]):
+        before = case.forward(transformer, given)
+        layers = ["attn2.to_k", "attn2.to_v", "text_embedder.linear_2"]
+        for layer in layers:
+            transformer.add_adapter(peft.LoraConfig(r=4, target_modules=[layer], init_lora_weights=False))
+            transformer.fuse_lora()
+            transformer.unload_lora()
+            after = case.forward(transformer, given)
+            assert error(after, before) > 1e-3, layer
+            before = after
+    assert error(before, case.forward(transformer, given)) < BOUND
 
 
 def test_keys_without_padding_are_not_taken_for_all_of_them(transformer):

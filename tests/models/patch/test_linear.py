@@ -209,6 +209,21 @@ def test_lora(transformer, first):
     handle.remove()
 
 
+def test_a_lora_that_was_merged_and_taken_off_between_two_forwards_counts(transformer):
+    """Nothing of the adapter is left to see: the layers are plain ones again, and the merge wrote through .data."""
+    peft = pytest.importorskip("peft")
+    with apply(transformer, case.DENSE, exact=True, strict=True, patches=[FP8]):
+        before = case.forward(transformer)
+        torch.manual_seed(1)
+        transformer.add_adapter(peft.LoraConfig(r=4, target_modules=["to_q", "ffn.net.2"], init_lora_weights=False))
+        transformer.fuse_lora()
+        transformer.unload_lora()
+        merged = case.forward(transformer)
+    assert error(merged, before) > 0.05
+    with apply(transformer, case.DENSE, exact=True, patches=[FP8]):
+        assert torch.equal(case.forward(transformer), merged)
+
+
 def test_regions_compile_once_for_all_layers(transformer):
     from torch._dynamo.utils import counters
 
