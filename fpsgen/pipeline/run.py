@@ -151,6 +151,7 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
         head_dim = pipe.transformer.config.attention_head_dim
         chosen = dense_backend(values["bf16_backend"], model.device, model.dtype, head_dim)
         with chosen as backend, patched(pipe, request, step_cache(request)) as handle:
+            _say_deviations(handle, timing)
             with timing.stage("text"):
                 embeds = _random_embeds(model, request) if model.random else encode(pipe, request, timing)
             observer = None
@@ -161,6 +162,7 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
             with timing.stage("denoise"), handle.timer() as timer, handle.observing(observer):
                 latents = denoise(pipe, handle, request, embeds, timing)
                 attention_s = timer.seconds()
+            _say_deviations(handle, timing)
             if observer is not None:
                 observer.check_complete()
             shape = None if model.random else frame_shape(pipe, latents)
@@ -179,6 +181,12 @@ def patched(pipe: Any, request: GenerateRequest, cache: Any = None) -> Handle:
     attention, values = request.attention, request.values()
     more = {"linear": values["linear"], "exact": values["exact"], "impl": attention.method_impl, "cache": cache}
     return apply(pipe, attention.schedule, attention.method, attention.strict, **more)
+
+
+def _say_deviations(handle: Handle, timing: Timing) -> None:
+    """Warn of what does not run as asked for, see Handle.report."""
+    for row in handle.report()["fallbacks"]:
+        timing.warn(row["detail"])
 
 
 def step_cache(request: GenerateRequest) -> Any:
