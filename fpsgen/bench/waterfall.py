@@ -79,6 +79,8 @@ def run(
     """
     model = load_model(base, timing, random_weights)
     stages = stages_on(model.device)
+    if FP8_LINEAR not in [stage.name for stage in stages]:
+        timing.warn(f"stage {FP8_LINEAR!r} is left out: no GPU of compute capability 8.9 or later runs it here")
     warm = [warm_steps(stage.method or OURS, base.sampling.steps, model.device.type) for stage in stages]
     found: dict[str, list[_Run]] = {stage.name: [] for stage in stages}
     progress = Progress(timing, sum(warm) + len(stages) * repeats * base.sampling.steps)

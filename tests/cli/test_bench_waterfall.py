@@ -19,6 +19,7 @@ def test_rows_add_up_and_name_their_errors(fpsgen, tiny_dir):
     assert fpsgen("bench", "waterfall", "-m", tiny_dir, *SMALL, "--repeats", "2") == 0, fpsgen.err
     rows = [json.loads(line) for line in Path("outputs/bench/waterfall.jsonl").read_text().splitlines()]
     assert [row["stage"] for row in rows] == [*NAMES, waterfall.DECODER]  # no FP8 linear layers on a CPU
+    assert [line for line in fpsgen.err.splitlines() if "warning" in line and waterfall.FP8_LINEAR in line]
     assert rows[0]["faster_denoise"] == 1 == rows[0]["faster_total"] and rows[0]["error"] is None
     for row in rows:
         ratio = rows[0]["denoise_s"]["median"] / row["denoise_s"]["median"]
