@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from diffusers import AutoencoderKLWan
 
 from fpsgen.bench.provenance import provenance
 from fpsgen.models.wan.vae import decode_chunks
+from tools.command_line import parse_on_gpu, parser_of
 from tools.density_table import SIZES
 
 COLUMNS = {
@@ -91,5 +92,10 @@ def psnr(video: torch.Tensor, exact: torch.Tensor) -> float:
     return 10 * math.log10(4 / statistics.mean(float(error.square().mean()) for error in errors))
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
+    parse_on_gpu(parser_of("decoder", __doc__), arguments)
     print(json.dumps({"columns": COLUMNS, "rows": run(torch.device("cuda"))}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from fpsgen.bench.provenance import provenance
 from fpsgen.models.catalog.registry import find_spec
 from fpsgen.models.patch.apply import apply
 from fpsgen.models.wan.random_weights import random_embeds, random_pipeline
+from tools.command_line import parse_on_gpu, parser_of
 from tools.density_table import SIZES
 from tools.power import repeat
 
@@ -119,6 +119,13 @@ def profiles(schedule: Schedule) -> list[tuple[str, float]]:
     return [(name, (low + high) / 2) for low, high, name in sorted(schedule.windows, reverse=True)]
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of("forward_profile", __doc__)
+    parser.add_argument("model", nargs="?", default="wan2.1-14b")
+    parser.add_argument("res", nargs="?", default="720p", choices=SIZES)
+    found = parse_on_gpu(parser, arguments)
+    print(json.dumps(run(found.model, found.res, torch.device("cuda")), indent=1))
+
+
 if __name__ == "__main__":
-    chosen = sys.argv[1:3] or ["wan2.1-14b", "720p"]
-    print(json.dumps(run(*chosen, torch.device("cuda")), indent=1))
+    main()

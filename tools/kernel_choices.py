@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from fpsgen.bench.kernel_error import error_to_lists
 from fpsgen.bench.provenance import provenance
 from fpsgen.bench.shapes import Shape, plan_for
 from fpsgen.bench.timing import measure
+from tools.command_line import parser_of
 
 COLUMNS = {"choice": "Choice", "data": "Data", "density": "Density", "error": "Relative error", "ms": "ms, median"}
 LAUNCHES: dict[str, dict[str, bool]] = {
@@ -96,7 +98,12 @@ def _row(choice: str, data: str, plan: AttentionPlan, error: float, ms: float) -
     return {"schema": "fpsgen.bench.choices/1"} | row
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser_of("kernel_choices", __doc__).parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = (21, 45, 80) if device.type == "cuda" else (5, 12, 16)
     print(json.dumps({"columns": COLUMNS, "rows": run(size, 12 if device.type == "cuda" else 2, device)}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

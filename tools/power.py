@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from fpsgen.bench.kernel import attend_alone, density_of, norm_rope, operations
 from fpsgen.bench.provenance import provenance
 from fpsgen.bench.shapes import Shape, plan_for
 from fpsgen.bench.timing import captured, measure
+from tools.command_line import parse_on_gpu, parser_of
 
 CLOCK = {
     "what": "Attention",
@@ -152,9 +152,16 @@ def _row(name: str, samples: list[dict[str, float]], cores: int) -> dict[str, An
     return row | {"per_clock": f"{statistics.mean(s['sustained'] / s['mhz'] for s in samples) * 1e6 / cores:.0f}"}
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of("power", __doc__)
+    parser.add_argument("folder", type=Path, help="where clock.json and host.json go")
+    folder = parse_on_gpu(parser, arguments).folder
     where = torch.device("cuda")
     tables = {"clock": (CLOCK, clock((21, 45, 80), 12, where)), "host": (HOST, host(where))}
     for name, (columns, rows) in tables.items():
         text = json.dumps({"columns": columns, "rows": rows}, indent=1)
-        (Path(sys.argv[1]) / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +23,7 @@ from fpsgen.bench.kernel import attend_alone, norm_rope
 from fpsgen.bench.provenance import provenance
 from fpsgen.bench.shapes import Shape
 from fpsgen.bench.timing import measure
+from tools.command_line import parse_on_gpu, parser_of
 
 GRIDS = {"480p": (21, 30, 52), "720p": (21, 45, 80)}
 HEADS = 12
@@ -72,13 +72,10 @@ def alternately(calls: dict[str, Any], seconds: float, device: torch.device) -> 
     return {name: statistics.median(times) for name, times in found.items()}
 
 
-def main() -> int:
-    if not torch.cuda.is_available():
-        print("there is no CUDA GPU\nrun this where there is one", file=sys.stderr)
-        return 6
+def main(arguments: Sequence[str] | None = None) -> None:
+    parse_on_gpu(parser_of("precision_speed", __doc__), arguments)
     print(json.dumps({"columns": COLUMNS, "rows": list(rows(torch.device("cuda"), 0.1))}, indent=1))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

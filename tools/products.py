@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from fpsgen.bench.provenance import provenance
 from fpsgen.fused import fp8_linear, fp8_product, quantize_rows, quantize_weight
+from tools.command_line import parse_on_gpu, parser_of
 from tools.power import repeat
 
 COLUMNS = {
@@ -73,5 +74,10 @@ def products(tokens: int, outputs: int, inputs: int, device: torch.device) -> di
     }
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
+    parse_on_gpu(parser_of("products", __doc__), arguments)
     print(json.dumps({"columns": COLUMNS, "rows": run(75_600, torch.device("cuda"))}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -22,6 +22,7 @@ from fpsgen.bench.progress import Progress
 from fpsgen.bench.provenance import provenance, spread
 from fpsgen.bench.rows import setting_of
 from fpsgen.bench.trajectory import mean_errors, recorded, step_errors
+from fpsgen.models.patch.schedule_choice import no_schedule_warning
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.loaded_model import LoadedModel, dtype_name, load_model
 from fpsgen.pipeline.request import GenerateRequest
@@ -79,6 +80,8 @@ def run(
     """
     model = load_model(base, timing, random_weights)
     stages = stages_on(model.device)
+    if FP8_LINEAR not in [stage.name for stage in stages]:
+        timing.warn(f"stage {FP8_LINEAR!r} is left out: no GPU of compute capability 8.9 or later runs it here")
     warm = [warm_steps(stage.method or OURS, base.sampling.steps, model.device.type) for stage in stages]
     found: dict[str, list[_Run]] = {stage.name: [] for stage in stages}
     progress = Progress(timing, sum(warm) + len(stages) * repeats * base.sampling.steps)
@@ -112,7 +115,8 @@ class _Run:
 
 def _measure(model: LoadedModel, stage: Stage, base: GenerateRequest, progress: Progress) -> _Run:
     timing = Timing(progress.named(stage.name))
-    made = render(model, stage.of(base), timing)
+    with no_schedule_warning(stage.ordered):
+        made = render(model, stage.of(base), timing)
     times: dict[str, list[float]] = {}
     for step, seconds in zip(made.attention["steps"], timing.steps, strict=True):
         times.setdefault(step["profile"], []).append(seconds)
@@ -124,7 +128,7 @@ def _measure(model: LoadedModel, stage: Stage, base: GenerateRequest, progress: 
 def _error(model: LoadedModel, stage: Stage, base: GenerateRequest, forwards: Sequence[Any]) -> dict[str, float] | None:
     if stage.name == STOCK.name:
         return None
-    with patched(model.pipe, stage.of(base)) as handle:
+    with no_schedule_warning(stage.ordered), patched(model.pipe, stage.of(base)) as handle:
         steps = step_errors(model.pipe.transformer, handle, forwards, base.sampling.steps)
         return mean_errors([step.error for step in steps])
 

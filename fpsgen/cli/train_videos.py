@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from fpsgen.bench.suite import Models, Variant
 from fpsgen.bench.suite import run as run_suite
 from fpsgen.cli.progress import Quiet
 from fpsgen.models.catalog.choice import ModelChoice, choose
-from fpsgen.models.patch.schedule_choice import ScheduleWarning
+from fpsgen.models.patch.schedule_choice import no_schedule_warning
 from fpsgen.pipeline.events import Timing
 from fpsgen.pipeline.loaded_model import LoadedModel
 from fpsgen.pipeline.plan import plan
@@ -59,8 +58,7 @@ class Validation:
         transformer = pipe.transformer
         model = LoadedModel(pipe, transformer.device, transformer.dtype)
         timing = Timing(Quiet())
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore", ScheduleWarning)
+        with no_schedule_warning(), torch.no_grad():
             if writes:
                 run(request, timing, model)
             else:
@@ -77,8 +75,7 @@ def evaluate_run(
     requests = [request_of(config, student, prompt, out / "a.mp4", device) for prompt in prompts]
     teacher = request_of(config, base, prompts[0], out / "a.mp4", device)
     untrained = Variant("untrained", config.parsed_schedule(), linear=None, of_teacher=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ScheduleWarning)  # that it was not trained is the point of one
+    with no_schedule_warning():  # that it was not trained is the point of one
         variants = [untrained, Variant("trained", linear=None)]
         rows = list(run_suite(Models(requests[0], teacher), requests, variants, out, timing, every=EVERY))
     return rows, save(rows, out)

@@ -21,6 +21,7 @@ from fpsgen.ffmpeg import check_ffmpeg
 from fpsgen.models.patch.apply import Handle, apply
 from fpsgen.models.patch.backend import dense_backend
 from fpsgen.models.patch.guidance import MOST_TOKENS, guidance_in_one_batch
+from fpsgen.models.patch.schedule_choice import no_schedule_warning
 from fpsgen.models.patch.step_cache import cache_config
 from fpsgen.models.wan.random_weights import random_embeds
 from fpsgen.models.wan.scheduler import coefficients_on_host, noise_from, with_shift
@@ -150,7 +151,8 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
         pipe.scheduler = with_shift(pipe.scheduler, request.sampling.shift)
         head_dim = pipe.transformer.config.attention_head_dim
         chosen = dense_backend(values["bf16_backend"], model.device, model.dtype, head_dim)
-        with chosen as backend, patched(pipe, request, step_cache(request)) as handle:
+        with chosen as backend, _patched_for_video(model, request) as handle:
+            _say_deviations(handle, timing)
             with timing.stage("text"):
                 embeds = _random_embeds(model, request) if model.random else encode(pipe, request, timing)
             observer = None
@@ -161,6 +163,7 @@ def _denoised(model: LoadedModel, request: GenerateRequest, timing: Timing, capt
             with timing.stage("denoise"), handle.timer() as timer, handle.observing(observer):
                 latents = denoise(pipe, handle, request, embeds, timing)
                 attention_s = timer.seconds()
+            _say_deviations(handle, timing)
             if observer is not None:
                 observer.check_complete()
             shape = None if model.random else frame_shape(pipe, latents)
@@ -179,6 +182,17 @@ def patched(pipe: Any, request: GenerateRequest, cache: Any = None) -> Handle:
     attention, values = request.attention, request.values()
     more = {"linear": values["linear"], "exact": values["exact"], "impl": attention.method_impl, "cache": cache}
     return apply(pipe, attention.schedule, attention.method, attention.strict, **more)
+
+
+def _patched_for_video(model: LoadedModel, request: GenerateRequest) -> Handle:
+    with no_schedule_warning(model.random):  # random weights were trained for none
+        return patched(model.pipe, request, step_cache(request))
+
+
+def _say_deviations(handle: Handle, timing: Timing) -> None:
+    """Warn of what does not run as asked for, see Handle.report."""
+    for row in handle.report()["fallbacks"]:
+        timing.warn(row["detail"])
 
 
 def step_cache(request: GenerateRequest) -> Any:

@@ -8,11 +8,10 @@ what was measured, the bench says what was missing.
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 from fpsgen.report.lines import columns
+from fpsgen.report.rows import rows_of_command_line
 
 COLUMNS = {
     "what": "Shape",
@@ -113,5 +112,4 @@ def _number(row: dict[str, Any], key: str, digits: int) -> str:
 
 
 if __name__ == "__main__":
-    texts = [line for name in sys.argv[1:] for line in Path(name).read_text(encoding="utf-8").splitlines()]
-    print(json.dumps(table([json.loads(text) for text in texts]), indent=1))
+    print(json.dumps(table(rows_of_command_line("kernel", __doc__)), indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,25 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of one file, in order, each value checked. Raises FpsgenError BAD_INPUT naming file and line."""
     lines = read_text(path, LIMIT, show(path)).split("\n")
     return [_row(line, f"{show(path)} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def rows_of_command_line(name: str, doc: str | None) -> list[dict[str, Any]]:
+    """What `python -m fpsgen.report.NAME FILE ...` was given: rows of any kind, in order. Ends the process where a file
+    has none.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m fpsgen.report.{name}", description=(doc or "").split("\n")[0].rstrip(":")
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="rows as JSON lines, as fpsgen bench writes them")
+    try:
+        return [
+            parse_json(line, f"{show(path)} line {number}", example=_REMEDY)
+            for path in parser.parse_args().files
+            for number, line in enumerate(read_text(path, LIMIT, show(path)).split("\n"), 1)
+            if line.strip()
+        ]
+    except FpsgenError as error:
+        parser.exit(error.code, f"error: {error.message}\nfix: {error.remedy}\n")
 
 
 def _row(line: str, place: str) -> dict[str, Any]:

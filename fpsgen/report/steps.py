@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 from fpsgen.attention.methods import METHODS
 from fpsgen.report import charts
 from fpsgen.report.lines import columns
+from fpsgen.report.rows import rows_of_command_line
 
 COLUMNS = {
     "method": "Method",
@@ -59,5 +58,4 @@ def chart(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
-    print(json.dumps(figure([json.loads(line) for line in lines]), indent=1))
+    print(json.dumps(figure(rows_of_command_line("steps", __doc__)), indent=1))

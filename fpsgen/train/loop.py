@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from fpsgen.attention.windows import Size3
 from fpsgen.errors import BAD_INPUT, NUMERIC, USAGE, FpsgenError
 from fpsgen.models.patch.apply import Handle, apply
 from fpsgen.models.patch.linear import FP8Linear
-from fpsgen.models.patch.schedule_choice import ScheduleWarning
+from fpsgen.models.patch.schedule_choice import no_schedule_warning
 from fpsgen.signals import check_stop
 from fpsgen.train import checkpoint
 from fpsgen.train.config import TrainConfig
@@ -232,8 +231,7 @@ class Trainer:
             return
         self._unpatch()
         schedule = ramped(self.config.parsed_schedule(), stage, self.grid)
-        with warnings.catch_warnings():  # these weights are about to be trained for this schedule
-            warnings.simplefilter("ignore", ScheduleWarning)
+        with no_schedule_warning():  # these weights are about to be trained for this schedule
             self._handle = apply(self.transformer, schedule=schedule, exact=True)
         self._stage = stage
 

@@ -19,6 +19,7 @@ def test_rows_add_up_and_name_their_errors(fpsgen, tiny_dir):
     assert fpsgen("bench", "waterfall", "-m", tiny_dir, *SMALL, "--repeats", "2") == 0, fpsgen.err
     rows = [json.loads(line) for line in Path("outputs/bench/waterfall.jsonl").read_text().splitlines()]
     assert [row["stage"] for row in rows] == [*NAMES, waterfall.DECODER]  # no FP8 linear layers on a CPU
+    assert [line for line in fpsgen.err.splitlines() if "warning" in line and waterfall.FP8_LINEAR in line]
     assert rows[0]["faster_denoise"] == 1 == rows[0]["faster_total"] and rows[0]["error"] is None
     for row in rows:
         ratio = rows[0]["denoise_s"]["median"] / row["denoise_s"]["median"]
@@ -43,9 +44,19 @@ def test_options_that_would_change_nothing_are_refused(fpsgen, option):
 def test_random_weights_have_no_error(fpsgen):
     options = ("--random-weights", "-m", "nano", "--res", "32x32", "--frames", "5", "--steps", "1", "--json")
     assert fpsgen("bench", "waterfall", *options) == 0, fpsgen.err
+    assert not [text for text in fpsgen.json["warnings"] if "schedule" in text]  # they were trained for none
     rows = fpsgen.json["results"]
     assert [row["stage"] for row in rows] == NAMES
     assert all(row["error"] is None and row["vae_s"] is None and row["random_weights"] for row in rows)
+
+
+def test_nobody_is_warned_of_a_schedule_that_the_stages_chose(fpsgen):
+    """nano was trained with a schedule, and the tile order's is another; one that was named still is."""
+    options = ("-m", "nano", "--frames", "5", "--steps", "1", "--repeats", "1", "--json")
+    for more, warned in (((), False), (("--schedule", "balanced"), True)):
+        assert fpsgen("bench", "waterfall", *options, *more) == 0, fpsgen.err
+        about = [text for text in fpsgen.json["warnings"] if "trained with schedule" in text]
+        assert bool(about) == warned and not any("tile order" in text for text in about), about
 
 
 def test_tile_order_runs_dense_and_moves_tokens(tiny_dir):

@@ -230,6 +230,25 @@ def test_a_prompt_longer_than_the_model_reads_is_said(request_for):
     assert any("prompt has" in text and "tokens" in text for text in events.warnings)
 
 
+def test_what_does_not_run_as_asked_is_said(request_for, tmp_path, monkeypatch):
+    """Once, and before the first step where it is known then."""
+    schedule = Schedule("s", (Profile("all", "fps"),), ((0.0, 1.0, "all"),), dense_layers=(1, 99))
+    (tmp_path / "s.toml").write_text(schedule.to_toml())
+    denoise = generate.denoise
+    before = []
+
+    def skips_a_layer(pipe, handle, request, embeds, timing):
+        before.extend(timing.warnings)
+        handle._run.record.fallback("block", "made_up", [0], "a layer stays as it is")
+        return denoise(pipe, handle, request, embeds, timing)
+
+    monkeypatch.setattr(generate, "denoise", skips_a_layer)
+    result, events = make(request_for(schedule="s.toml"))
+    beyond, skipped = [text for text in events.warnings if "99" in text or "stays" in text]
+    assert "2 layers" in beyond and beyond in before and skipped == "a layer stays as it is"
+    assert {beyond, skipped} <= set(result.report["warnings"])
+
+
 @pytest.mark.parametrize("name", ["cat.mp4", "cat.png", "cat.gif"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
 def test_a_bad_picture_is_never_written(request_for, monkeypatch, value, name):

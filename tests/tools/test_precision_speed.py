@@ -1,6 +1,5 @@
 """tools/precision_speed on a CPU, on a small grid: the same rows, without the kernel that no CPU has."""
 
-import pytest
 import torch
 
 from tools import precision_speed
@@ -24,9 +23,3 @@ def test_all_take_turns():
     assert found.keys() == calls.keys() and all(time >= 0 for time in found.values())
     turns = [name for name, before in zip(order, [None, *order], strict=False) if name != before]
     assert turns == list("ab" * precision_speed.ROUNDS)
-
-
-def test_without_a_gpu_it_says_so(capsys):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    assert precision_speed.main() == 6 and "GPU" in capsys.readouterr().err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,15 @@ DEFAULT = "safe"
 
 class ScheduleWarning(UserWarning):
     """The schedule is not the one that the weights were trained with."""
+
+
+@contextmanager
+def no_schedule_warning(when: bool = True) -> Iterator[None]:
+    """Within it nobody is warned so: no person chose the schedule for these weights."""
+    with warnings.catch_warnings():
+        if when:
+            warnings.simplefilter("ignore", ScheduleWarning)
+        yield
 
 
 def resolve_schedule(wanted: Schedule | str | Path | None, method: str | None, own: Schedule | None) -> Schedule:
