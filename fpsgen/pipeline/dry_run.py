@@ -145,8 +145,7 @@ def _estimate_rows(found: Estimate) -> list[tuple[str, str, str]]:
 def planned_schedule(request: GenerateRequest) -> tuple[Schedule, str]:
     """The schedule that `fpsgen.apply` will choose, and why where nobody asked for one. Warns as that does."""
     asked, folder = request.attention.schedule, request.model.folder
-    carried = folder is not None and os.path.lexists(folder / SCHEDULE)
-    own = read_schedule(folder / SCHEDULE) if carried else None
+    own = read_schedule(folder / SCHEDULE) if folder is not None and os.path.lexists(folder / SCHEDULE) else None
     schedule = resolve_schedule(asked, request.attention.method, own)
     if asked is not None:
         return schedule, ""
