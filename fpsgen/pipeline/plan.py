@@ -16,6 +16,7 @@ from fpsgen.models.catalog.choice import ModelChoice, choose
 from fpsgen.models.catalog.registry import ModelSpec, models, shipped
 from fpsgen.models.patch.schedule_choice import read_schedule
 from fpsgen.models.patch.step_cache import check_cache
+from fpsgen.models.peft import check_peft
 from fpsgen.pictures import picture_size
 from fpsgen.pipeline.output import resolve_output
 from fpsgen.pipeline.request import GenerateRequest, request_from_values
@@ -94,9 +95,12 @@ def check_prompt(prompt: str) -> str:
 
 
 def check_lora(name: str) -> None:
-    """Raise FpsgenError BAD_INPUT where there is no such file."""
-    if name and not os.path.isfile(name):
+    """Raise FpsgenError BAD_INPUT where there is no such file, ENVIRONMENT without peft."""
+    if not name:
+        return
+    if not os.path.isfile(name):
         raise FpsgenError(f"there is no LoRA file {show(Path(name))}", "give --lora a .safetensors file", BAD_INPUT)
+    check_peft()
 
 
 def check_cached_order(cache: str, schedule: str | Schedule | None, method: str | None) -> None:

@@ -6,19 +6,9 @@ from typing import Any
 
 import torch
 
-from fpsgen.errors import ENVIRONMENT, FpsgenError
+from fpsgen.models.peft import check_peft
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
-
-
-def check_peft() -> None:
-    """Raises FpsgenError ENVIRONMENT without peft."""
-    try:
-        import peft  # noqa: F401 - it is there
-    except ModuleNotFoundError as error:
-        raise FpsgenError(
-            "LoRA needs peft, which is not installed", "pip install 'fpsgen[train]'", ENVIRONMENT
-        ) from error
 
 
 def add_lora(transformer: Any, rank: int, seed: int) -> None:

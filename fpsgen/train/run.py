@@ -15,6 +15,7 @@ from fpsgen.errors import BAD_INPUT, FpsgenError
 from fpsgen.fields import fields, real
 from fpsgen.files import make_folder, read_json, used_alone, write_text
 from fpsgen.models.catalog.choice import ModelChoice
+from fpsgen.models.peft import check_peft
 from fpsgen.models.wan.load import load
 from fpsgen.report.training import BEFORE
 from fpsgen.text import show
@@ -26,7 +27,6 @@ from fpsgen.train.events import Events, Silent
 from fpsgen.train.export import RUN, export_folder
 from fpsgen.train.inputs import check_inputs, choose_model
 from fpsgen.train.loop import Trainer, samples_each
-from fpsgen.train.lora import check_peft
 from fpsgen.train.objective import DISTILL, FLOW, Objective, Source
 from fpsgen.train.parallel import Processes, processes
 from fpsgen.train.teacher import dense_copy, live_pairs, make_pairs

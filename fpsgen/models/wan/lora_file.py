@@ -16,6 +16,7 @@ from fpsgen.attention.schedule import Schedule
 from fpsgen.errors import BAD_INPUT, ENVIRONMENT, FpsgenError
 from fpsgen.fields import Field, choice, fields, many, mapping, or_null, parse_json, raw, real, text, whole
 from fpsgen.files import open_tensors
+from fpsgen.models.peft import check_peft
 from fpsgen.text import show
 
 KEY, SCHEMA = "fpsgen", "fpsgen.lora/1"
@@ -53,8 +54,10 @@ def _schedule(path: Path, metadata: dict[str, str]) -> Schedule | None:
 
 def add_lora_file(pipe: Any, path: Path) -> None:
     """Merge an adapter into the transformer of a WanPipeline, and attach its schedule, which fpsgen.apply then takes as
-    the checkpoint's own. Raises FpsgenError: BAD_INPUT for a file that does not fit, ENVIRONMENT without peft.
+    the checkpoint's own. Raises FpsgenError: BAD_INPUT for a file that does not fit, ENVIRONMENT without peft
+    or with an old one.
     """
+    check_peft()
     metadata = _metadata(path)
     schedule = _schedule(path, metadata)
     _check_settings(path, metadata)
@@ -67,9 +70,7 @@ def add_lora_file(pipe: Any, path: Path) -> None:
                 pipe.load_lora_weights(folder, **place)
     except Exception as error:  # whatever the libraries raise for a file that they cannot use
         if "PEFT" in str(error):
-            raise FpsgenError(
-                "LoRA needs peft, which is not installed", "pip install 'fpsgen[train]'", ENVIRONMENT
-            ) from error
+            raise FpsgenError("LoRA needs a newer peft", "pip install -U peft", ENVIRONMENT) from error
         raise _unfit(path, show(error, 200) or type(error).__name__) from error
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 import torch
 from refusal import refuses
 from safetensors.torch import save_file
 
-from fpsgen.errors import BAD_INPUT
+from fpsgen.errors import BAD_INPUT, ENVIRONMENT
 from fpsgen.models.wan.load import load
 from fpsgen.models.wan.lora_file import add_lora_file
+from fpsgen.pipeline.plan import plan
+from fpsgen.settings.gather import Settings
 
 pytest.importorskip("peft")
 LAYER = "blocks.0.attn1.to_q"
@@ -95,3 +98,13 @@ def test_one_that_fits_is_merged(tiny_dir, tmp_path):
     weight = f"{LAYER}.weight"
     added = tensors[KEY % "B"] @ tensors[KEY % "A"]
     assert torch.allclose(state(pipe)[weight], before[weight] + added, atol=1e-4)
+
+
+def test_without_peft_it_is_refused_before_anything_is_loaded(pipe, tmp_path, monkeypatch):
+    file = tmp_path / "a.safetensors"
+    save_file(adapter(pipe), file)
+    monkeypatch.setitem(sys.modules, "peft", None)  # not installed
+    with refuses(ENVIRONMENT, "peft"):
+        plan("a cat", Settings({"lora": str(file), "model": "nano"}))
+    with refuses(ENVIRONMENT, "peft"):
+        add_lora_file(pipe, file)
