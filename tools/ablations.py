@@ -36,6 +36,7 @@ from fpsgen.pipeline.plan import plan
 from fpsgen.pipeline.request import GenerateRequest
 from fpsgen.report.evaluate import summarize
 from fpsgen.settings.gather import Settings
+from tools.command_line import parser_of
 from tools.figures import render
 
 GRID: Size3 = (9, 10, 16)
@@ -179,7 +180,7 @@ class _Quiet:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.ablations", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("ablations", __doc__)
     parser.add_argument("names", nargs="+", choices=sorted(ABLATIONS), help="which tables")
     parser.add_argument("--model", default="nano")
     parser.add_argument("--prompts", type=int, default=6, help="held-out prompts")

@@ -1,12 +1,10 @@
-"""The command line of a tool that measures: --help, its arguments, and two lines where there is no GPU."""
+"""The command line of a tool: --help, its arguments, and two lines where it needs a GPU and there is none."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-
-import torch
 
 from fpsgen.errors import ENVIRONMENT
 
@@ -18,6 +16,8 @@ def parser_of(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 def parse_on_gpu(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, by default those of this process, where there is a GPU. Else raises SystemExit 6."""
+    import torch
+
     found = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("error: there is no CUDA GPU\nfix: run this where there is one", file=sys.stderr)

@@ -6,7 +6,6 @@ changes nothing and fails where they differ.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import typer
 
 from fpsgen.cli.app import app
+from tools.command_line import parser_of
 
 _BLOCK = re.compile(r"(<!-- commands -->\n)(.*?)(<!-- /commands -->)", re.DOTALL)
 _EVERYWHERE = ("help", "install_completion", "show_completion")
@@ -50,7 +50,7 @@ def fill(text: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Fill or check docs/commands.md of a checkout; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.commands", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("commands", __doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where it is out of date")
     parser.add_argument("--root", type=Path, default=Path(), help="folder of the checkout")
     chosen = parser.parse_args(arguments)

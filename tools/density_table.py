@@ -6,7 +6,6 @@ measured: all of it is counted from the grid (fpsgen/attention/windows.py).
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from fpsgen.attention.presets import PRESETS
 from fpsgen.attention.windows import Size3, count, density_window, filled, fit_blocks, window_density
 from fpsgen.models.catalog.registry import find_spec
 from fpsgen.pipeline.size import fit_aspect
+from tools.command_line import parser_of
 
 PATH = Path("docs/windows.md")
 SIZES = {"480p": (832, 480), "720p": (1280, 720)}
@@ -74,7 +74,7 @@ def _size(size: Size3) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write or check the document of a checkout; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.density_table", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("density_table", __doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where the document is out of date")
     parser.add_argument("--root", type=Path, default=Path(), help="folder of the checkout")
     options = parser.parse_args(arguments)

@@ -12,12 +12,13 @@ in one line under the table.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from tools.command_line import parser_of
 
 PROVENANCE = ("commit", "device", "versions")
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,7 @@ def fill(text: str, folder: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Fill or check the documents of a checkout; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.figures", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("figures", __doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a table is out of date")
     parser.add_argument("--root", type=Path, default=Path(), help="folder of the checkout")
     options = parser.parse_args(arguments)

@@ -5,12 +5,12 @@ python -m tools.manifest weights/nano
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from fpsgen.models.catalog.manifest import write_manifest
+from tools.command_line import parser_of
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m tools.manifest", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("manifest", __doc__)
     parser.add_argument("folder", type=Path, help="a model folder")
     print(write_manifest(parser.parse_args().folder))

@@ -11,7 +11,6 @@ and values have been found to have: a bias of channels, and a few channels that 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -26,6 +25,7 @@ from fpsgen.attention.profile import Profile
 from fpsgen.attention.reference import attention_reference
 from fpsgen.bench.provenance import provenance
 from fpsgen.pipeline.capture import captured_files, read_capture
+from tools.command_line import parser_of
 
 DENSITY = 0.35  # of schedule `balanced`, middle steps
 GRID = (9, 10, 16)
@@ -102,7 +102,7 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.precision", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("precision", __doc__)
     parser.add_argument("captures", type=Path, help="folder of fpsgen generate --capture")
     folder = parser.parse_args().captures
     if not captured_files(folder):

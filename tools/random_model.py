@@ -9,7 +9,6 @@ takes what it takes. The tokenizer alone is small: one token a character. Weight
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from fpsgen.models.catalog.registry import ModelSpec, find_spec
+from tools.command_line import parser_of
 
 TEXT_ENCODER = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
 
@@ -72,7 +72,7 @@ def character_tokenizer() -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.random_model", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("random_model", __doc__)
     parser.add_argument("name", help="wan2.1-1.3b or wan2.1-14b")
     parser.add_argument("folder", type=Path, help="where the model goes")
     chosen = parser.parse_args()

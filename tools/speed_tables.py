@@ -11,7 +11,6 @@ places of those of the same model, size, schedule, number of steps and baseline;
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from fpsgen.bench.plan import BASELINE
 from fpsgen.files import write_text
 from fpsgen.report.bench import keys_seen
 from fpsgen.report.rows import SCHEMAS
+from tools.command_line import parser_of
 
 SHARES = {"early": 0.2, "middle": 0.6, "late": 0.2}  # of the steps at shift 5 (schedule "paper")
 NAMES = {"nano": "nano", "wan2.1-1.3b": "Wan2.1-1.3B shape", "wan2.1-14b": "Wan2.1-14B shape"}
@@ -172,7 +172,7 @@ def _share(value: float | None) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the tables; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.speed_tables", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("speed_tables", __doc__)
     parser.add_argument("kind", choices=("bench", "waterfall", "whole"))
     parser.add_argument("files", nargs="+", help="of rows; for whole: WHAT=FILE")
     parser.add_argument("--commit", default="", help="of the code that ran, for whole")

@@ -6,12 +6,13 @@ where they differ.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tools.command_line import parser_of
 
 # kernel and end to end, over BF16: arXiv 2506.04648, table 1 (14B, 720p, one H20)
 PAPER = {"fp8": (1.84, 1.26), "sta": (5.15, 3.60), "fps": (7.09, 4.96)}
@@ -30,6 +31,7 @@ COLUMNS = {
 SHAPES = ("wan2.1-14b", "wan2.1-1.3b")
 ORIGIN = ("commit", "device", "versions")
 SIZE = {"width": 1280, "height": 720}
+ATTENTION = {"shape": "720p", "heads": 12, "batch": 1, "tiles": "fit"}
 
 Rows = list[dict[str, Any]]
 
@@ -49,14 +51,13 @@ def headline(kernel: Rows, bench: Rows, whole: Rows, backward: Rows) -> dict[str
     text = f"**{float(row['total']):.0f} s** in a fresh process, {float(row['loading']):.0f} of them import and load"
     what = "A whole video of Wan2.1-14B, 720p, 50 steps, prompt to MP4"
     found.append({"what": what, "fpsgen": text} | _origin(row))
-    shape = {"shape": "720p", "heads": 12, "batch": 1, "tiles": "fit"}
-    dense = _last(kernel, shape, method="fa3-fp8")
-    row = min((r for r in kernel if _is(r, shape, method="fps")), key=lambda r: r["density"])
+    dense = _last(kernel, ATTENTION, method="fa3-fp8")
+    row = min((r for r in kernel if _is(r, ATTENTION, method="fps")), key=lambda r: r["density"])
     text = (
         f"**{row['attend_tflops']:.0f} TFLOP/s**; FlashAttention-3's dense FP8 kernel has {dense['attend_tflops']:.0f}"
     )
     found.append({"what": f"Attention kernel in FP8, 720p, at {row['density']:.1%}", "fpsgen": text} | _origin(row))
-    row = min((r for r in backward if _is(r, {}, shape="720p", precision="FP8")), key=lambda r: r["density"])
+    row = min((r for r in backward if _is(r, shape="720p", precision="FP8")), key=lambda r: r["density"])
     text = f"**{row['times_cudnn']:.1f} times** as fast as dense cuDNN"
     found.append({"what": f"Attention with its gradient, 720p, at {row['kept']}", "fpsgen": text} | _origin(row))
     return {"columns": {"what": "What", "fpsgen": "fpsgen"}, "rows": found}
@@ -85,7 +86,7 @@ def paper(kernel: Rows, bench: Rows) -> dict[str, Any]:
     the same process; end to end is denoising of both shapes with random weights and the schedule "paper", over
     diffusers with PyTorch's attention (cuDNN).
     """
-    rows = [row for row in kernel if (row["shape"], row["heads"], row["batch"], row["tiles"]) == ("720p", 12, 1, "fit")]
+    rows = [row for row in kernel if _is(row, ATTENTION)]
     whole = {(row["model"], row["method"]): row for row in bench if _as_the_paper(row)}
     found = []
     for method, (paper_kernel, paper_whole) in PAPER.items():
@@ -118,7 +119,7 @@ def _as_the_paper(row: dict[str, Any]) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write or check the tables of a checkout; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.summaries", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("summaries", __doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a file is out of date")
     parser.add_argument("--figures", type=Path, default=Path("figures"), help="folder of the rows")
     options = parser.parse_args(arguments)

@@ -10,7 +10,6 @@ makes the file that docs/training.md and the estimate before a run read.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import statistics
@@ -33,6 +32,7 @@ from fpsgen.train.data import Batch
 from fpsgen.train.loop import Trainer
 from fpsgen.train.objective import Objective
 from fpsgen.train.parallel import Processes
+from tools.command_line import parser_of
 from tools.speed_tables import SHARES
 
 COLUMNS = {  # what docs/training.md shows of a row
@@ -191,7 +191,7 @@ def cost_row(name: str, case: Case, device: torch.device, steps: int, folder: Pa
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure the cases that have no row yet; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.train_costs", description=(__doc__ or "").split("\n")[0])
+    parser = parser_of("train_costs", __doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cases", default=",".join(name for name in CASES if name != "nano"))
     parser.add_argument("--steps", type=int, default=2)

@@ -117,12 +117,13 @@ def run(
     done, in a fraction of the time, and rows of variants have no video. Raises FpsgenError as pipeline.run.run does,
     and DISK before any work where a video of other settings has the name of one that is to be made.
     """
-    known = _known(folder)
+    rows = read_rows(folder)
+    known = _known(rows)
     dense = dataclasses.replace(dense, of_teacher=True)
     filmed = [dense, *(variants if videos else ())]  # those that get a video
     keys = [[_key(models, request, each, each in filmed) for each in (dense, *variants)] for request in requests]
     _refuse_others(
-        folder,
+        rows,
         {
             _video(folder, each, number, request): key
             for number, request in enumerate(requests)
@@ -159,11 +160,11 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return [row for row in read_objects(folder / ROWS, _LIMIT) if row.get("schema") == SCHEMA]
 
 
-def _refuse_others(folder: Path, keys: dict[Path, str]) -> None:
+def _refuse_others(rows: list[dict[str, Any]], keys: dict[Path, str]) -> None:
     """Raise FpsgenError DISK where a file is not the video of its key, by the folder's rows or by its own recipe (that
     of a run which was stopped has no row). keys: by path.
     """
-    owners = {row["video"]: row["key"] for row in read_rows(folder)}
+    owners = {row["video"]: row["key"] for row in rows}
     for path, key in keys.items():
         if os.path.lexists(path) and owners.get(str(path)) != key and _key_in(path) != key:
             what = f"{show(path)} exists already, and was made with other settings"
@@ -177,9 +178,8 @@ def _key_in(path: Path) -> str | None:
         return None
 
 
-def _known(folder: Path) -> dict[str, dict[str, Any]]:
+def _known(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Rows that need not be made again, by key: their video is there, and no other row's was written over it."""
-    rows = read_rows(folder)
     latest = {row["video"]: row["key"] for row in rows}
     return {
         row["key"]: row

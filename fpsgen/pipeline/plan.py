@@ -115,8 +115,9 @@ def check_cached_order(cache: str, schedule: str | Schedule | None, method: str 
 
 def check_compile(values: Mapping[str, Any]) -> None:
     """Raise FpsgenError USAGE for what was asked for by name and --compile off leaves out."""
-    asked = (values["method"] not in (None, "bf16"), values["linear"] == "fp8", values["method_impl"] == "triton")
-    name = next((name for name, there in zip(("method", "linear", "method_impl"), asked, strict=True) if there), None)
+    asked = {"method": values["method"] not in (None, "bf16")}
+    asked |= {"linear": values["linear"] == "fp8", "method_impl": values["method_impl"] == "triton"}
+    name = next((name for name, there in asked.items() if there), None)
     if values["compile"] == "off" and name is not None:
         option = f"{SETTINGS[name].option} {values[name]}"
         what = f"{option} does not go with --compile off, by which a GPU runs as diffusers does"

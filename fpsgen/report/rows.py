@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,7 @@ _ROW: Spec = {
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of one file, in order, each value checked. Raises FpsgenError BAD_INPUT naming file and line."""
-    lines = read_text(path, LIMIT, show(path)).split("\n")
-    return [_row(line, f"{show(path)} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    return [_row(line, place) for line, place in _lines(path)]
 
 
 def rows_of_command_line(name: str, doc: str | None) -> list[dict[str, Any]]:
@@ -84,13 +84,19 @@ def rows_of_command_line(name: str, doc: str | None) -> list[dict[str, Any]]:
     parser.add_argument("files", nargs="+", metavar="FILE", help="rows as JSON lines, as fpsgen bench writes them")
     try:
         return [
-            parse_json(line, f"{show(path)} line {number}", example=_REMEDY)
+            parse_json(line, place, example=_REMEDY)
             for path in parser.parse_args().files
-            for number, line in enumerate(read_text(path, LIMIT, show(path)).split("\n"), 1)
-            if line.strip()
+            for line, place in _lines(path)
         ]
     except FpsgenError as error:
         parser.exit(error.code, f"error: {error.message}\nfix: {error.remedy}\n")
+
+
+def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
+    """Lines of a file, and what to call each of them; empty ones are left out. Raises FpsgenError BAD_INPUT."""
+    for number, line in enumerate(read_text(path, LIMIT, show(path)).split("\n"), 1):
+        if line.strip():
+            yield line, f"{show(path)} line {number}"
 
 
 def _row(line: str, place: str) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class FP8Linear(torch.nn.Linear):
         return self.fp8
 
     def count(self) -> None:
-        """Tell whom it concerns of a call."""
+        """Count a call for the report."""
         if self.place is not None and not is_compiling():
             self.place.run.count(LINEAR, self.place.layer, self.place.part)
 
